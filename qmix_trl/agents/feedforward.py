@@ -1,0 +1,121 @@
+"""An agent network without a memory, for tasks that one observation tells all about."""
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrl.data import Composite, Unbounded
+
+from qmix_trl.agents.layers import AgentInput, agent_linear, per_agent
+from qmix_trl.functional import keep_where
+from qmix_trl.keys import ACTION_VALUE, IS_INIT, LAST_ACTION, OBSERVATION
+
+
+class FeedforwardAgent(TensorDictModuleBase):
+    """A perceptron with ReLUs for each agent, called like ``RecurrentAgent``.
+
+    Args:
+        n_agents: N.
+        observation_dim: O.
+        n_actions: A.
+        hidden_dims: the width of each hidden layer.
+        share_parameters: one network for all agents; else each its own, stacked in dimension 0.
+        use_last_action: the one-hot last action is part of the input.
+        use_agent_id: the one-hot agent id is part of the input.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: if a size is below 1.
+    """
+
+    out_keys = [ACTION_VALUE]
+
+    def __init__(
+        self,
+        n_agents: int,
+        observation_dim: int,
+        n_actions: int,
+        *,
+        hidden_dims: Sequence[int] = (64, 64),
+        share_parameters: bool = True,
+        use_last_action: bool = False,
+        use_agent_id: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if min(hidden_dims, default=1) < 1:
+            raise ValueError(
+                f"FeedforwardAgent: expected hidden_dims of at least 1, got {tuple(hidden_dims)}"
+            )
+        self.inputs = AgentInput(
+            n_agents,
+            observation_dim,
+            n_actions,
+            use_last_action=use_last_action,
+            use_agent_id=use_agent_id,
+        )
+        self.n_actions = n_actions
+        widths = [self.inputs.dim, *hidden_dims, n_actions]
+        self.layers = nn.ModuleList(
+            per_agent(
+                lambda n_in=n_in, n_out=n_out: nn.Linear(n_in, n_out, device=device, dtype=dtype),
+                None if share_parameters else n_agents,
+            )
+            for n_in, n_out in zip(widths, widths[1:], strict=False)
+        )
+        self.memory_spec = Composite()
+        self.in_keys = [OBSERVATION, IS_INIT]
+        if use_last_action:
+            last_action = Unbounded((n_agents, n_actions), dtype=dtype)
+            self.memory_spec = Composite(
+                agents=Composite(last_action=last_action, shape=(n_agents,))
+            )
+            self.in_keys = [OBSERVATION, LAST_ACTION, IS_INIT]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the action values [*B, N, A] of one step."""
+        last_action = None
+        if self.inputs.use_last_action:
+            going_on = ~tensordict.get(IS_INIT)[..., 0]  # [*B]
+            last_action = keep_where(going_on, tensordict.get(LAST_ACTION))
+        values, _ = self.step(tensordict.get(OBSERVATION), last_action, None)
+        return tensordict.set(ACTION_VALUE, values)
+
+    def step(
+        self, observation: Tensor, last_action: Tensor | None, hidden: None
+    ) -> tuple[Tensor, None]:
+        """Return action values, and None as there is no hidden state.
+
+        Args:
+            observation: float [*B, N, O].
+            last_action: float [*B, N, A], one-hot; not used without ``use_last_action``.
+            hidden: None.
+
+        Returns:
+            float [*B, N, A] and None.
+        """
+        x = self.inputs(observation, last_action)
+        for i, layer in enumerate(self.layers):
+            x = agent_linear(F.relu(x) if i else x, layer.weight, layer.bias)
+        return x, None
+
+    def unroll(
+        self, observation: Tensor, last_action: Tensor, is_init: Tensor, hidden: None
+    ) -> tuple[Tensor, None]:
+        """Return action values of a sequence: those of each step, whatever was before.
+
+        Args:
+            observation: float [B, T, N, O].
+            last_action: float [B, T, N, A], one-hot; zeros after a reset.
+            is_init: bool [B, T, 1]; not used.
+            hidden: None.
+
+        Returns:
+            float [B, T, N, A] and None.
+        """
+        return self.step(observation, last_action, hidden)

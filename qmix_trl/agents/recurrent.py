@@ -1,0 +1,146 @@
+"""DRQN: an agent network with a memory."""
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrl.data import Composite, Unbounded
+
+from qmix_trl.agents.layers import AgentInput, agent_linear, per_agent
+from qmix_trl.functional import keep_where
+from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, OBSERVATION, next_key
+
+
+class RecurrentAgent(TensorDictModuleBase):
+    """``Linear -> ReLU -> GRU cell -> Linear`` for each agent (Hausknecht and Stone 2015; QMIX,
+    section 6 and appendix C).
+
+    Called on a TensorDict it takes one step, for acting: it reads the observation, the last
+    action, the hidden state and ``is_init``, and writes the action values and the next hidden
+    state. ``unroll`` takes a whole sequence, for training, and gives the same numbers. Parameters
+    are named as in the authors' code: ``fc1``, ``rnn`` and ``fc2``.
+
+    Args:
+        n_agents: N.
+        observation_dim: O.
+        n_actions: A.
+        hidden_dim: H.
+        share_parameters: one network for all agents; else each its own, stacked in dimension 0.
+        use_last_action: the one-hot last action is part of the input.
+        use_agent_id: the one-hot agent id is part of the input.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: if a size is below 1.
+    """
+
+    out_keys = [ACTION_VALUE, next_key(HIDDEN)]
+
+    def __init__(
+        self,
+        n_agents: int,
+        observation_dim: int,
+        n_actions: int,
+        *,
+        hidden_dim: int = 64,
+        share_parameters: bool = True,
+        use_last_action: bool = True,
+        use_agent_id: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if hidden_dim < 1:
+            raise ValueError(f"RecurrentAgent: expected hidden_dim of at least 1, got {hidden_dim}")
+        self.inputs = AgentInput(
+            n_agents,
+            observation_dim,
+            n_actions,
+            use_last_action=use_last_action,
+            use_agent_id=use_agent_id,
+        )
+        self.n_actions = n_actions
+        self.hidden_dim = hidden_dim
+        to = {"device": device, "dtype": dtype}
+        copies = None if share_parameters else n_agents
+        self.fc1 = per_agent(lambda: nn.Linear(self.inputs.dim, hidden_dim, **to), copies)
+        self.rnn = per_agent(lambda: nn.GRUCell(hidden_dim, hidden_dim, **to), copies)
+        self.fc2 = per_agent(lambda: nn.Linear(hidden_dim, n_actions, **to), copies)
+        self.memory_spec = Composite(
+            agents=Composite(
+                hidden=Unbounded((n_agents, hidden_dim), dtype=dtype),
+                last_action=Unbounded((n_agents, n_actions), dtype=dtype),
+                shape=(n_agents,),
+            )
+        )
+        self.in_keys = [OBSERVATION, LAST_ACTION, HIDDEN, IS_INIT]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Take one step: write action values [*B, N, A] and the next hidden state [*B, N, H]."""
+        going_on = ~tensordict.get(IS_INIT)[..., 0]  # [*B]
+        values, hidden = self.step(
+            tensordict.get(OBSERVATION),
+            keep_where(going_on, tensordict.get(LAST_ACTION)),
+            keep_where(going_on, tensordict.get(HIDDEN)),
+        )
+        tensordict.set(ACTION_VALUE, values)
+        return tensordict.set(next_key(HIDDEN), hidden)
+
+    def step(
+        self, observation: Tensor, last_action: Tensor, hidden: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return action values and the next hidden state of one step.
+
+        Args:
+            observation: float [*B, N, O].
+            last_action: float [*B, N, A], one-hot.
+            hidden: float [*B, N, H].
+
+        Returns:
+            float [*B, N, A] and float [*B, N, H].
+        """
+        hidden = self._cell(self._gates(observation, last_action), hidden)
+        return agent_linear(hidden, self.fc2.weight, self.fc2.bias), hidden
+
+    def unroll(
+        self, observation: Tensor, last_action: Tensor, is_init: Tensor, hidden: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return action values and hidden states of a sequence; a reset zeroes the hidden state.
+
+        Args:
+            observation: float [B, T, N, O].
+            last_action: float [B, T, N, A], one-hot; zeros after a reset.
+            is_init: bool [B, T, 1], the observations that follow a reset.
+            hidden: float [B, N, H], the hidden state before the first observation; None for zeros.
+
+        Returns:
+            float [B, T, N, A] and float [B, T, N, H], the hidden state after each step.
+        """
+        # Only the recurrent half depends on the step before: the rest is one product for all T.
+        gates = self._gates(observation, last_action).unbind(1)  # T times [B, N, 3H]
+        going_on = (~is_init).unsqueeze(-1).unbind(1)  # T times [B, 1, 1]
+        zero = gates[0].new_zeros(*gates[0].shape[:-1], self.hidden_dim)  # [B, N, H]
+        hidden = zero if hidden is None else hidden
+        hiddens = []
+        for gates_t, going_on_t in zip(gates, going_on, strict=True):
+            hidden = self._cell(gates_t, torch.where(going_on_t, hidden, zero))
+            hiddens.append(hidden)
+        stacked = torch.stack(hiddens, 1)  # [B, T, N, H]
+        return agent_linear(stacked, self.fc2.weight, self.fc2.bias), stacked
+
+    def _gates(self, observation: Tensor, last_action: Tensor) -> Tensor:
+        x = F.relu(
+            agent_linear(self.inputs(observation, last_action), self.fc1.weight, self.fc1.bias)
+        )
+        return agent_linear(x, self.rnn.weight_ih, self.rnn.bias_ih)  # [*B, N, 3H]
+
+    def _cell(self, gates: Tensor, hidden: Tensor) -> Tensor:
+        """Return the next hidden state [*B, N, H] (the equations of ``torch.nn.GRUCell``)."""
+        recurrent = agent_linear(hidden, self.rnn.weight_hh, self.rnn.bias_hh)  # [*B, N, 3H]
+        size = hidden.shape[-1]
+        reset_update = torch.sigmoid(gates[..., : 2 * size] + recurrent[..., : 2 * size])
+        reset, update = reset_update.chunk(2, -1)
+        new = torch.tanh(torch.addcmul(gates[..., 2 * size :], reset, recurrent[..., 2 * size :]))
+        return torch.lerp(new, hidden, update)  # (1 - update) new + update hidden

@@ -1,0 +1,58 @@
+"""Collection: TorchRL's collector over a vectorised environment, in rows of T steps."""
+
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
+
+from qmix_trl.functional import first_episode_mask
+from qmix_trl.keys import DONE, MASK, next_key
+
+ROWS = ("episodes", "slices")
+
+
+def make_collector(
+    env: EnvBase,
+    policy: TensorDictModuleBase,
+    *,
+    rows: str,
+    steps: int,
+    n_batches: int,
+) -> Collector:
+    """Return an iterator over batches [E, T] with ``mask``, as TorchRL lays them out.
+
+    Args:
+        env: under the contract, with the policy's memory.
+        policy: what acts.
+        rows: "episodes", all environments are reset together before each batch, and the steps
+            after an episode's end are masked; or "slices", environments are reset on their own,
+            episodes reach across batches, and every step is valid.
+        steps: T.
+        n_batches: how many batches there will be.
+
+    Raises:
+        ValueError: if ``rows`` is neither of the two.
+    """
+    if rows not in ROWS:
+        raise ValueError(f"make_collector: expected rows of {', '.join(ROWS)}, got {rows!r}")
+    frames_per_batch = env.batch_size[0] * steps
+    return Collector(
+        env,
+        policy,
+        frames_per_batch=frames_per_batch,
+        total_frames=frames_per_batch * n_batches,
+        reset_at_each_iter=rows == "episodes",
+        postproc=mask_episodes if rows == "episodes" else mask_nothing,
+        trust_policy=True,
+        auto_register_policy_transforms=False,
+    )
+
+
+def mask_episodes(batch: TensorDictBase) -> TensorDictBase:
+    """Mask all but the episode that each row [E, T] begins with."""
+    return batch.set(MASK, first_episode_mask(batch.get(next_key(DONE))))
+
+
+def mask_nothing(batch: TensorDictBase) -> TensorDictBase:
+    """Mark every step of a batch [E, T] as valid."""
+    return batch.set(MASK, batch.get(next_key(DONE))[..., 0].new_ones(batch.shape))

@@ -1,0 +1,31 @@
+"""Environments under one contract (``contract.py``); each family is imported when it is asked for."""
+
+from importlib import import_module
+
+from torchrl.envs import EnvBase
+
+from qmix_trl.envs.contract import EnvDims, env_dims
+from qmix_trl.errors import ConfigError, nearest
+
+ENVS = {"vmas": "qmix_trl.envs.vmas"}  # family: the module whose make_env makes it
+
+
+def make_env(family: str, **settings) -> EnvBase:
+    """Return an environment of a family: ``make_env("vmas", scenario="balance", ...)``.
+
+    Args:
+        family: a name in ``ENVS``.
+        **settings: the keywords of that family's own ``make_env``.
+
+    Raises:
+        ConfigError: if the family is unknown, or for what its ``make_env`` refuses.
+        ImportError: if the family's package is not installed.
+    """
+    if family not in ENVS:
+        raise ConfigError(
+            f"unknown environment family {family!r}{nearest(family, ENVS)}; known: {', '.join(ENVS)}"
+        )
+    return import_module(ENVS[family]).make_env(**settings)
+
+
+__all__ = ["ENVS", "EnvDims", "env_dims", "make_env"]

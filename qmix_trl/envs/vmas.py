@@ -1,0 +1,363 @@
+"""VMAS scenarios as TorchRL environments under the canonical contract.
+
+TorchRL's own ``VmasEnv`` makes the time limit a termination, has neither state nor team reward,
+and draws from one random stream for all environments of a process; hence an environment here.
+"""
+
+import ast
+import inspect
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import vmas
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+from vmas.scenarios import load
+from vmas.simulator.environment import Environment
+from vmas.simulator.scenario import BaseScenario
+
+from qmix_trl import keys
+from qmix_trl.errors import ConfigError, nearest
+
+SCENARIOS = sorted([*vmas.scenarios, *vmas.debug_scenarios, *vmas.mpe_scenarios])
+STATES = ("world", "observations")
+TEAM_REWARDS = ("mean", "sum", "shared")
+
+
+def make_env(
+    *,
+    scenario: str | BaseScenario,
+    n_envs: int,
+    max_steps: int,
+    state: str,
+    team_reward: str,
+    seed: int,
+    device: torch.device | str = "cpu",
+    group: str | None = None,
+    scenario_kwargs: Mapping[str, Any] | None = None,
+    reset_when_done: bool = True,
+) -> "VmasTeam":
+    """Return ``n_envs`` copies of a VMAS scenario with discrete actions, stepped together.
+
+    Args:
+        scenario: a name in ``SCENARIOS``, or a scenario of one's own.
+        n_envs: E.
+        max_steps: the time limit in steps; reaching it truncates.
+        state: "world", every entity's position, velocity, rotation and angular velocity; or
+            "observations", those of the team side by side.
+        team_reward: "mean" or "sum" of the agents' rewards, or "shared", the first agent's, for
+            a scenario that gives all of them the same.
+        seed: of the environment's random stream, which is its own.
+        device: of the simulation.
+        group: the group of agents that is the team, where there are several; the others then
+            do nothing. None where there is one.
+        scenario_kwargs: the scenario's own keywords.
+        reset_when_done: an environment that is done is reset by itself. If not, it runs on until
+            all are reset together; what it gives in between belongs to no episode.
+
+    Raises:
+        ConfigError: if the scenario, a keyword or the group is unknown, a size is below 1, or
+            an option is none of the above.
+    """
+    for name, size in (("n_envs", n_envs), ("max_steps", max_steps)):
+        if size < 1:
+            raise ConfigError(f"env.{name}: expected at least 1, got {size}")
+    for name, choice, known in (
+        ("state", state, STATES),
+        ("team_reward", team_reward, TEAM_REWARDS),
+    ):
+        if choice not in known:
+            raise ConfigError(f"env.{name}: expected one of {', '.join(known)}, got {choice!r}")
+    name = scenario if isinstance(scenario, str) else type(scenario).__name__
+    scenario = load_scenario(scenario) if isinstance(scenario, str) else scenario
+    scenario_kwargs = dict(scenario_kwargs or {})
+    check_keywords(name, scenario, scenario_kwargs)
+    return VmasTeam(
+        name,
+        scenario,
+        n_envs=n_envs,
+        max_steps=max_steps,
+        state=state,
+        team_reward=team_reward,
+        seed=seed,
+        device=device,
+        group=group,
+        scenario_kwargs=scenario_kwargs,
+        reset_when_done=reset_when_done,
+    )
+
+
+def load_scenario(name: str) -> BaseScenario:
+    """Return a new scenario of that name.
+
+    Raises:
+        ConfigError: if VMAS has none.
+    """
+    if name not in SCENARIOS:
+        raise ConfigError(
+            f"env.scenario: unknown VMAS scenario {name!r}{nearest(name, SCENARIOS)}; "
+            "`python recipes/list.py scenarios` lists them"
+        )
+    return load(f"{name}.py").Scenario()
+
+
+def check_keywords(name: str, scenario: BaseScenario, scenario_kwargs: Mapping[str, Any]) -> None:
+    """Refuse keywords that the scenario does not read; VMAS itself only warns of them.
+
+    Raises:
+        ConfigError: naming the scenario's own keywords.
+    """
+    if not scenario_kwargs:
+        return
+    known = scenario_keywords(scenario)
+    for keyword in scenario_kwargs:
+        if keyword not in known:
+            raise ConfigError(
+                f"env.scenario_kwargs.{keyword}: unknown to VMAS scenario {name!r}"
+                f"{nearest(keyword, known)}; it takes: {', '.join(known) or 'none'}"
+            )
+
+
+def scenario_keywords(scenario: BaseScenario) -> list[str]:
+    """Return the keywords that a scenario reads: ``kwargs.pop("x")`` and ``.get("x")`` in its source."""
+    found = set()
+    for cls in type(scenario).__mro__:
+        if not issubclass(cls, BaseScenario) or cls is BaseScenario:
+            continue
+        tree = ast.parse(Path(inspect.getsourcefile(cls.make_world)).read_text())
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="kwargs"), attr="pop" | "get"),
+                    args=[ast.Constant(value=str(keyword)), *_],
+                ):
+                    found.add(keyword)
+    return sorted(found)
+
+
+def agent_groups(agent_names: list[str]) -> dict[str, list[int]]:
+    """Return the indices of agents by group: "adversary_0" is of group "adversary" (as in TorchRL).
+
+    Agents that are not all named so are one group, "agents", and so is a single group "agent".
+    """
+    groups: dict[str, list[int]] = {}
+    for i, agent_name in enumerate(agent_names):
+        prefix, _, number = agent_name.rpartition("_")
+        if not (prefix and number.isdigit()):
+            return {"agents": list(range(len(agent_names)))}
+        groups.setdefault(prefix, []).append(i)
+    return {"agents": groups["agent"]} if list(groups) == ["agent"] else groups
+
+
+def world_state(env: Environment) -> Tensor:
+    """Return the state of everything that can be seen: float [E, S], 6 numbers for each entity."""
+    parts = []
+    for entity in env.world.entities:
+        body = entity.state
+        parts += [body.pos, body.vel, body.rot, body.ang_vel]  # [E, 2], [E, 2], [E, 1], [E, 1]
+    return torch.cat(parts, -1)
+
+
+def flat_observation(observation: Tensor | dict[str, Tensor]) -> Tensor:
+    """Return one agent's observation as float [E, O]; entries of a dictionary side by side."""
+    if isinstance(observation, dict):
+        return torch.cat([flat_observation(part) for part in observation.values()], -1)
+    return observation.flatten(1)
+
+
+class VmasTeam(EnvBase):
+    """A VMAS scenario whose team of agents acts in discrete steps; made by ``make_env``."""
+
+    batch_locked = True
+
+    def __init__(
+        self,
+        name: str,
+        scenario: BaseScenario,
+        *,
+        n_envs: int,
+        max_steps: int,
+        state: str,
+        team_reward: str,
+        seed: int,
+        device: torch.device | str,
+        group: str | None,
+        scenario_kwargs: Mapping[str, Any],
+        reset_when_done: bool,
+    ) -> None:
+        super().__init__(device=torch.device(device), batch_size=torch.Size([n_envs]))
+        self.name = name
+        self.max_steps = max_steps
+        self.reset_when_done = reset_when_done
+        self._state = state
+        self._team_reward = team_reward
+        self._random_state = self._seeded_state(seed)
+        with self._own_randomness():
+            self.simulator = Environment(
+                scenario,
+                num_envs=n_envs,
+                device=self.device,
+                continuous_actions=False,
+                seed=seed,
+                **scenario_kwargs,
+            )
+        self.team = self._choose_team(group)
+        self._steps = torch.zeros(n_envs, 1, dtype=torch.int64, device=self.device)
+        self._make_specs()
+
+    def _choose_team(self, group: str | None) -> list[int]:
+        groups = agent_groups([agent.name for agent in self.simulator.agents])
+        listed = ", ".join(f"{g} ({len(members)})" for g, members in groups.items())
+        if group is None and len(groups) > 1:
+            raise ConfigError(
+                f"env.group: VMAS scenario {self.name!r} has agents in several groups: {listed}; "
+                f"choose the team, e.g. env.group={next(iter(groups))}; the others do nothing"
+            )
+        if group is not None and group not in groups:
+            raise ConfigError(
+                f"env.group: VMAS scenario {self.name!r} has no group {group!r}"
+                f"{nearest(group, groups)}; it has: {listed}"
+            )
+        return groups[next(iter(groups)) if group is None else group]
+
+    def _make_specs(self) -> None:
+        n_envs, n_agents = self.batch_size[0], len(self.team)
+        to = {"device": self.device}
+        flag = Binary(1, (n_envs, 1), dtype=torch.bool, **to)
+        n_actions = {self.simulator.action_space[i].n for i in self.team}
+        if len(n_actions) > 1:
+            raise ConfigError(
+                f"VMAS scenario {self.name!r}: expected one number of actions for all agents of "
+                f"the team, got {sorted(n_actions)}"
+            )
+        first = self._observe()
+        self.observation_spec = Composite(
+            agents=Composite(
+                observation=Unbounded(first.get(keys.OBSERVATION).shape, **to),
+                shape=(n_envs, n_agents),
+            ),
+            state=Unbounded(first.get(keys.STATE).shape, **to),
+            is_init=flag.clone(),
+            shape=(n_envs,),
+        )
+        action = Categorical(n_actions.pop(), shape=(n_envs, n_agents), **to)
+        self.action_spec = Composite(
+            agents=Composite(action=action, shape=(n_envs, n_agents)), shape=(n_envs,)
+        )
+        self.reward_spec = Composite(
+            reward=Unbounded((n_envs, 1), **to),
+            agents=Composite(
+                reward=Unbounded((n_envs, n_agents, 1), **to), shape=(n_envs, n_agents)
+            ),
+            shape=(n_envs,),
+        )
+        self.done_spec = Composite(
+            done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=(n_envs,)
+        )
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
+        reset = None if tensordict is None else tensordict.get("_reset", None)  # [E, 1]
+        if reset is None or (self.reset_when_done and bool(reset.all())):
+            reset = torch.ones_like(self._steps, dtype=torch.bool)
+            with self._own_randomness():
+                self.simulator.reset(return_observations=False)
+        elif self.reset_when_done:
+            with self._own_randomness():
+                for i in reset[:, 0].nonzero()[:, 0].tolist():
+                    self.simulator.reset_at(i, return_observations=False)
+        else:
+            reset = torch.zeros_like(reset)
+        self._steps.masked_fill_(reset, 0)
+        packed = self._observe().set(keys.IS_INIT, reset)
+        return self._flagged(packed, torch.zeros_like(reset), torch.zeros_like(reset))
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action = tensordict.get(keys.ACTION)  # [E, N]
+        actions = [torch.zeros_like(action[:, :1]) for _ in self.simulator.agents]
+        for column, i in enumerate(self.team):
+            actions[i] = action[:, column, None]
+        with self._own_randomness():
+            observations, rewards, terminated, _ = self.simulator.step(actions)
+        self._steps += 1
+        terminated = terminated.reshape(-1, 1)
+        truncated = self._steps >= self.max_steps
+        reward = torch.stack([rewards[i].reshape(-1, 1) for i in self.team], 1)  # [E, N, 1]
+        packed = self._pack(observations)
+        packed.set(keys.AGENT_REWARD, reward)
+        packed.set(keys.REWARD, self._of_team(reward))
+        packed.set(keys.IS_INIT, torch.zeros_like(terminated))
+        return self._flagged(packed, terminated, truncated)
+
+    @staticmethod
+    def _flagged(packed: TensorDict, terminated: Tensor, truncated: Tensor) -> TensorDict:
+        packed.set(keys.TERMINATED, terminated)
+        packed.set(keys.TRUNCATED, truncated)
+        return packed.set(keys.DONE, terminated | truncated)
+
+    def _of_team(self, reward: Tensor) -> Tensor:
+        """Return the team's reward [E, 1] from the agents' [E, N, 1]."""
+        if self._team_reward == "shared":
+            return reward[:, 0]
+        return reward.mean(1) if self._team_reward == "mean" else reward.sum(1)
+
+    def _observe(self) -> TensorDict:
+        with self._own_randomness():
+            (observations,) = self.simulator.get_from_scenario(
+                get_observations=True, get_rewards=False, get_infos=False, get_dones=False
+            )
+        return self._pack(observations)
+
+    def _pack(self, observations: list[Tensor | dict[str, Tensor]]) -> TensorDict:
+        team = [flat_observation(observations[i]) for i in self.team]
+        if len({part.shape for part in team}) > 1:
+            raise ConfigError(
+                f"VMAS scenario {self.name!r}: expected observations of one size for all agents "
+                f"of the team, got {[part.shape[-1] for part in team]}"
+            )
+        observation = torch.stack(team, 1)  # [E, N, O]
+        state = observation.flatten(1) if self._state == "observations" else None
+        packed = TensorDict(
+            {"agents": TensorDict({}, observation.shape[:2], device=self.device)},
+            self.batch_size,
+            device=self.device,
+        )
+        packed.set(keys.OBSERVATION, observation)
+        return packed.set(keys.STATE, world_state(self.simulator) if state is None else state)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._random_state = self._seeded_state(0 if seed is None else seed)
+
+    def _seeded_state(self, seed: int) -> list:
+        """Return new states of the generators that scenarios draw from."""
+        state = [
+            torch.Generator().manual_seed(seed).get_state(),
+            np.random.RandomState(seed).get_state(),
+            random.Random(seed).getstate(),
+        ]
+        if self.device.type == "cuda":
+            state.append(torch.Generator(self.device).manual_seed(seed).get_state())
+        return state
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Lend VMAS this environment's random stream; its own is one for the whole process."""
+        shared = Environment.vmas_random_state
+        outside, shared[:] = list(shared), self._random_state[:3]
+        on_cuda = self.device.type == "cuda"
+        if on_cuda:
+            outside_cuda = torch.cuda.get_rng_state(self.device)
+            torch.cuda.set_rng_state(self._random_state[3], self.device)
+        try:
+            yield
+        finally:
+            self._random_state[:3], shared[:] = list(shared), outside
+            if on_cuda:
+                self._random_state[3] = torch.cuda.get_rng_state(self.device)
+                torch.cuda.set_rng_state(outside_cuda, self.device)

@@ -1,0 +1,171 @@
+"""The maths of value factorisation as pure functions: tensors in, tensors out.
+
+A suffix names the time of a tensor's entry ``t``: ``_t`` this step, ``_tp1`` the one after it.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def first_episode_mask(done_t: Tensor) -> Tensor:
+    """Return which steps of each row belong to the episode that the row begins with.
+
+    Args:
+        done_t: bool [B, T, 1], whether the step ends an episode.
+
+    Returns:
+        bool [B, T]; True up to and including the first step that ends an episode.
+    """
+    ended = done_t[..., 0].cumsum(1)  # [B, T]
+    return (ended - done_t[..., 0].to(ended.dtype)) == 0
+
+
+def first_steps(done_t: Tensor) -> Tensor:
+    """Return which steps begin an episode in rows that begin with one, a reset after each done.
+
+    Args:
+        done_t: bool [B, T, 1].
+
+    Returns:
+        bool [B, T, 1].
+    """
+    return torch.cat([torch.ones_like(done_t[:, :1]), done_t[:, :-1]], 1)
+
+
+def following(flag_t: Tensor) -> Tensor:
+    """Return the next step's flag: ``flag_{t+1}``, and False after the last step.
+
+    Args:
+        flag_t: bool [B, T, 1].
+
+    Returns:
+        bool [B, T, 1].
+    """
+    return torch.cat([flag_t[:, 1:], torch.zeros_like(flag_t[:, :1])], 1)
+
+
+def joined_observations(observation_t: Tensor, observation_tp1: Tensor, mask: Tensor) -> Tensor:
+    """Return a row's T + 1 observations, each valid step's true last one included.
+
+    Args:
+        observation_t: float [B, T, ...], of this step.
+        observation_tp1: float [B, T, ...], of the next; differs from the one above, a step
+            later, where padding or a reset follows.
+        mask: bool [B, T], the valid steps.
+
+    Returns:
+        float [B, T + 1, ...]; where a reset follows inside the row, the observation after it.
+    """
+    valid = mask[:, 1:].reshape(*mask[:, 1:].shape, *[1] * (observation_t.dim() - 2))
+    inner = torch.where(valid, observation_t[:, 1:], observation_tp1[:, :-1])
+    return torch.cat([observation_t[:, :1], inner, observation_tp1[:, -1:]], 1)
+
+
+def keep_where(valid: Tensor, values: Tensor) -> Tensor:
+    """Return ``values`` with zeros where ``valid`` is False, so that not even NaN gets through.
+
+    Args:
+        valid: bool, the leading dimensions of ``values``.
+        values: any dtype, ``[*valid.shape, ...]``.
+    """
+    valid = valid.reshape(valid.shape + (1,) * (values.dim() - valid.dim()))
+    return torch.where(valid, values, torch.zeros_like(values))
+
+
+def last_actions(action_t: Tensor, first: Tensor, is_init: Tensor) -> Tensor:
+    """Return what each agent did just before each of a row's T + 1 observations.
+
+    Args:
+        action_t: int64 [B, T, N], the actions of the row's steps.
+        first: float [B, N, A], the one-hot action before the row's first observation.
+        is_init: bool [B, T + 1, 1], the observations that follow a reset.
+
+    Returns:
+        float [B, T + 1, N, A], one-hot; zeros after a reset (DRQN input of QMIX, appendix C).
+    """
+    taken = F.one_hot(action_t, first.shape[-1]).to(first.dtype)  # [B, T, N, A]
+    return keep_where(~is_init[..., 0], torch.cat([first.unsqueeze(1), taken], 1))
+
+
+def greedy_action(values: Tensor, action_mask: Tensor | None) -> Tensor:
+    """Return the available action of highest value; action 0 if none is available.
+
+    Args:
+        values: float [.., A].
+        action_mask: bool [.., A], True = available, or None if all are.
+
+    Returns:
+        int64 [..].
+    """
+    if action_mask is not None:
+        values = values.masked_fill(~action_mask, -torch.inf)
+    return values.argmax(-1)
+
+
+def random_action(like: Tensor, action_mask: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Return an action drawn uniformly from the available ones; action 0 if none is available.
+
+    Args:
+        like: float [.., A], whose shape and device the draw takes.
+        action_mask: bool [.., A], True = available, or None if all are.
+        generator: the random stream, on the device of ``like``.
+
+    Returns:
+        int64 [..].
+    """
+    keys = torch.rand(like.shape, generator=generator, device=like.device)
+    return greedy_action(keys, action_mask)
+
+
+def value_of(values: Tensor, action: Tensor) -> Tensor:
+    """Return the value of the action taken.
+
+    Args:
+        values: float [.., N, A].
+        action: int64 [.., N].
+
+    Returns:
+        float [.., N, 1].
+    """
+    return values.gather(-1, action.unsqueeze(-1))
+
+
+def lambda_returns(
+    reward_t: Tensor,
+    value_tp1: Tensor,
+    terminated_t: Tensor,
+    last_t: Tensor,
+    *,
+    gamma: float,
+    td_lambda: float,
+) -> Tensor:
+    """Return TD(lambda) targets; ``td_lambda=0`` gives one-step targets.
+
+    ``G_t = r_t + gamma (1 - terminated_t) [(1 - lambda) V_{t+1} + lambda G_{t+1}]``, and with
+    ``V_{t+1}`` alone in the bracket where the sequence of valid steps ends at t (Sutton and Barto
+    2018, section 12.1), so that neither padding nor another episode reaches a target.
+
+    Args:
+        reward_t: float [B, T, M].
+        value_tp1: float [B, T, M], the value of the true next observation.
+        terminated_t: bool [B, T, 1].
+        last_t: bool [B, T, 1], the last valid step of its episode in this row.
+        gamma: the discount per step.
+        td_lambda: the weight of longer returns, in [0, 1].
+
+    Returns:
+        float [B, T, M].
+    """
+    discount_t = gamma * (~terminated_t).to(reward_t.dtype)  # [B, T, 1]
+    one_step_t = reward_t + discount_t * value_tp1  # [B, T, M]
+    if td_lambda == 0:
+        return one_step_t
+    # G_t = one_step_t + carry_t (G_{t+1} - V_{t+1}), the recursion above rearranged.
+    carry_t = torch.where(last_t, torch.zeros_like(discount_t), td_lambda * discount_t)
+    steps = zip(*(x.unbind(1) for x in (one_step_t, carry_t, value_tp1)), strict=True)
+    returns, return_tp1 = [], torch.zeros_like(one_step_t[:, 0])
+    for one_step, carry, value in reversed(list(steps)):
+        return_tp1 = one_step + carry * (return_tp1 - value)
+        returns.append(return_tp1)
+    return torch.stack(returns[::-1], 1)

@@ -1,0 +1,292 @@
+"""The QMIX loss: a batch in, a scalar out, and target networks kept beside."""
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrl.objectives import LossModule
+
+from qmix_trl import keys
+from qmix_trl.functional import greedy_action, keep_where, lambda_returns, value_of
+from qmix_trl.keys import next_key
+from qmix_trl.rows import Rows, read_rows
+
+REDUCTIONS = ("mean", "sum", "none")
+PRIORITY_ETA = 0.9  # of the largest error against the mean one: R2D2, section 2.3
+
+
+class QMixLoss(LossModule):
+    """The masked squared TD error of a factored joint value (QMIX, section 4, equation 6).
+
+    For every row of a batch ``[B, T]`` in TorchRL's layout, with Q_tot = mixer(Q_1 .. Q_N, s):
+
+    - the online and the target agent are each unrolled once over the row's T + 1 observations;
+    - ``u*_{t+1} = argmax Q_a(tau_{t+1}, .)`` over the available actions, by the online agent
+      with ``double_q`` (van Hasselt et al. 2016), by the target agent without;
+    - ``V_{t+1} = Q_tot(tau_{t+1}, u*_{t+1}, s_{t+1})`` of the target agent and mixer;
+    - ``y_t = r_t + gamma (1 - terminated_t) V_{t+1}``, or its TD(lambda) form
+      (``functional.lambda_returns``);
+    - ``loss = sum(w mask (Q_tot(tau_t, u_t, s_t) - y_t)^2) / sum(mask)``.
+
+    A truncated step bootstraps from ``("next", observation)`` and ``("next", state)``, also where
+    a reset follows inside the row. Padding, NaN included, changes neither loss nor gradient. The
+    batch is not written to.
+
+    A batch holds ``observation``, ``action`` and, if the mixer names it, ``state``; under
+    ``"next"`` the same observation and state, ``reward`` and ``terminated``. It may hold
+    ``action_mask`` and ``done`` under ``"next"``, ``mask`` (the valid steps), ``is_init``,
+    ``priority_weight`` (of each row), and at a row's first step ``hidden`` and ``last_action``.
+    Without the last two a row starts from zeros; without ``is_init`` a row begins with an
+    episode, and another one follows each done.
+
+    Args:
+        agent: as in ``qmix_trl.agents``.
+        mixer: as in ``qmix_trl.mixers``, or a TensorDictModule that writes Q_tot, such as
+            TorchRL's mixers make. None learns every agent's value by itself, from its own
+            reward (independent Q-learning): the agents' rewards take the place of the team's.
+        gamma: the discount per step, in [0, 1].
+        double_q: the online agent chooses the next action.
+        td_lambda: the weight of longer returns, in [0, 1]; 0 is one-step.
+        reward_scale: multiplies rewards before they enter targets.
+        reduction: "mean" over the valid steps, "sum", or "none" for errors [B, T, M].
+        burn_in: so many first steps of every row are unrolled without gradient and left out of
+            the loss (R2D2, Kapturowski et al. 2019, section 3).
+        interior_truncations: how many steps a row may hold at which an episode is truncated and
+            another follows: 0 for whole episodes; None for any number, at the price of one more
+            batched step of both agents at every observation.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        TypeError: if the mixer does not name what it reads.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        observation: NestedKey = keys.OBSERVATION
+        action: NestedKey = keys.ACTION
+        action_mask: NestedKey = keys.ACTION_MASK
+        last_action: NestedKey = keys.LAST_ACTION
+        hidden: NestedKey = keys.HIDDEN
+        chosen_action_value: NestedKey = keys.CHOSEN_ACTION_VALUE
+        state: NestedKey = keys.STATE
+        reward: NestedKey = keys.REWARD
+        agent_reward: NestedKey = keys.AGENT_REWARD
+        terminated: NestedKey = keys.TERMINATED
+        done: NestedKey = keys.DONE
+        is_init: NestedKey = keys.IS_INIT
+        mask: NestedKey = keys.MASK
+        priority_weight: NestedKey = keys.PRIORITY_WEIGHT
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+    out_keys = ["loss", "priority", "td_error", "total_value", "target_value"]
+
+    agent: TensorDictModuleBase
+    agent_params: TensorDictParams
+    target_agent_params: TensorDictParams
+    mixer: TensorDictModuleBase | None
+    mixer_params: TensorDictParams | None
+    target_mixer_params: TensorDictParams | None
+
+    def __init__(
+        self,
+        agent: TensorDictModuleBase,
+        mixer: nn.Module | None,
+        *,
+        gamma: float,
+        double_q: bool = True,
+        td_lambda: float = 0.0,
+        reward_scale: float = 1.0,
+        reduction: str = "mean",
+        burn_in: int = 0,
+        interior_truncations: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("gamma", gamma), ("td_lambda", td_lambda)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"QMixLoss: expected {name} in [0, 1], got {value}")
+        if min(burn_in, interior_truncations or 0) < 0:
+            raise ValueError(
+                "QMixLoss: expected burn_in and interior_truncations of at least 0, got "
+                f"{burn_in} and {interior_truncations}"
+            )
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"QMixLoss: expected reduction of {', '.join(REDUCTIONS)}, got {reduction!r}"
+            )
+        self.gamma = gamma
+        self.double_q = double_q
+        self.td_lambda = td_lambda
+        self.reward_scale = reward_scale
+        self.reduction = reduction
+        self.burn_in = burn_in
+        self.interior_truncations = interior_truncations
+        self.convert_to_functional(agent, "agent", create_target_params=True)
+        if mixer is None:
+            self.mixer = self.mixer_params = self.target_mixer_params = None
+        else:
+            self.convert_to_functional(as_module(mixer), "mixer", create_target_params=True)
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """The entries that every batch must hold."""
+        k = self.tensor_keys
+        state = [k.state, next_key(k.state)] if self._needs_state else []
+        this_step = [k.observation, next_key(k.observation), k.action, *state]
+        return [*this_step, next_key(self._reward_key), next_key(k.terminated)]
+
+    def _forward_value_estimator_keys(self, **kwargs) -> None:
+        """Do nothing: targets are computed here and not by one of TorchRL's estimators."""
+
+    @property
+    def _needs_state(self) -> bool:
+        return self.mixer is not None and self.tensor_keys.state in self.mixer.in_keys
+
+    @property
+    def _reward_key(self) -> NestedKey:
+        k = self.tensor_keys
+        return k.agent_reward if self.mixer is None else k.reward
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return the loss of a batch, and beside it, detached, what one watches.
+
+        Args:
+            tensordict: [B, T], as the class describes it.
+
+        Returns:
+            a TensorDict of ``loss`` (a scalar; [B, T, M] with reduction "none"), ``priority``
+            [B] (R2D2's, of each row), and over the valid steps the mean absolute ``td_error``
+            and the means ``total_value`` and ``target_value``.
+
+        Raises:
+            KeyError: if an entry is missing.
+            ValueError: if the batch is not two-dimensional.
+        """
+        rows = read_rows(
+            tensordict,
+            self.tensor_keys,
+            n_actions=self.agent.n_actions,
+            reward=self._reward_key,
+            needs_state=self._needs_state,
+        )
+        value, hidden = self._unroll(self.agent_params, rows)  # [B, T+1, N, A]
+        chosen = value_of(value[:, :-1], rows.action)  # [B, T, N, 1]
+        total = self._mix(self.mixer_params, chosen, rows.state)  # [B, T, M]
+        with torch.no_grad():
+            target = self._target(rows, value, hidden)  # [B, T, M]
+        trained = rows.mask.clone()  # [B, T]
+        trained[:, : self.burn_in] = False
+        error = keep_where(trained, total - target)  # [B, T, M]
+        loss = error.square()
+        if self.tensor_keys.priority_weight in tensordict.keys(True, True):
+            weight = tensordict.get(self.tensor_keys.priority_weight)  # [B, ..]
+            loss = loss * weight.reshape(len(weight), -1)[:, :1, None]
+        return self._report(loss, error.detach(), total.detach(), target, trained)
+
+    def _unroll(self, params: TensorDictParams, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """Return action values [B, T+1, N, A] and hidden states [B, T+1, N, H]."""
+        sequence = (rows.observation, rows.last_action, rows.is_init)
+        with params.to_module(self.agent):
+            if self.burn_in == 0:
+                return self.agent.unroll(*sequence, rows.hidden)
+            with torch.no_grad():
+                burnt = self.agent.unroll(*(x[:, : self.burn_in] for x in sequence), rows.hidden)
+            hidden = None if burnt[1] is None else burnt[1][:, -1]
+            value, hidden = self.agent.unroll(*(x[:, self.burn_in :] for x in sequence), hidden)
+        hidden = None if hidden is None else torch.cat([burnt[1], hidden], 1)
+        return torch.cat([burnt[0], value], 1), hidden
+
+    def _mix(self, params: TensorDictParams | None, chosen: Tensor, state: Tensor | None) -> Tensor:
+        """Return what is learned: Q_tot [B, T, 1], or every Q_a [B, T, N] without a mixer."""
+        if self.mixer is None:
+            return chosen[..., 0]
+        inputs = TensorDict({self.tensor_keys.chosen_action_value: chosen}, chosen.shape[:2])
+        if state is not None:
+            inputs.set(self.tensor_keys.state, state)
+        with params.to_module(self.mixer):
+            return self.mixer(inputs).get(self.mixer.out_keys[0])
+
+    def _target(self, rows: Rows, online_value: Tensor, online_hidden: Tensor | None) -> Tensor:
+        """Return the targets [B, T, M]."""
+        value, hidden = self._unroll(self.target_agent_params, rows)
+        value_tp1 = self._true_next(self.target_agent_params, rows, value, hidden)  # [B, T, N, A]
+        chooser_tp1 = value_tp1
+        if self.double_q:
+            chooser_tp1 = self._true_next(self.agent_params, rows, online_value, online_hidden)
+        action_tp1 = greedy_action(chooser_tp1, rows.next_action_mask)  # [B, T, N]
+        chosen_tp1 = value_of(value_tp1, action_tp1)
+        return lambda_returns(
+            self.reward_scale * rows.reward,
+            self._mix(self.target_mixer_params, chosen_tp1, rows.next_state),
+            rows.terminated,
+            rows.last,
+            gamma=self.gamma,
+            td_lambda=self.td_lambda,
+        )
+
+    def _true_next(
+        self, params: TensorDictParams, rows: Rows, value: Tensor, hidden: Tensor | None
+    ) -> Tensor:
+        """Return action values [B, T, N, A] of each step's true next observation.
+
+        They are those of the unroll, a step later, but where a reset follows inside the row:
+        there the agent takes one more step, from its hidden state to the observation cut off.
+        """
+        value_tp1 = value[:, 1:]
+        n_steps = value_tp1.shape[1]
+        n_cuts = n_steps if self.interior_truncations is None else self.interior_truncations
+        if n_cuts == 0:
+            return value_tp1
+        # A fixed number of places a row, first those that are cut: no shape depends on the data.
+        place = rows.cut_inside[..., 0].int().topk(min(n_cuts, n_steps), 1).indices  # [B, K]
+        row = torch.arange(len(place), device=place.device).unsqueeze(1)  # [B, 1]
+        observation = rows.next_observation[row, place]  # [B, K, N, O]
+        taken = F.one_hot(rows.action[row, place], self.agent.n_actions).to(observation.dtype)
+        with params.to_module(self.agent):
+            before = None if hidden is None else hidden[row, place]  # [B, K, N, H]
+            apart, _ = self.agent.step(observation, taken, before)  # [B, K, N, A]
+        cut = rows.cut_inside[row, place].unsqueeze(-1)  # [B, K, 1, 1]
+        return value_tp1.index_put((row, place), torch.where(cut, apart, value_tp1[row, place]))
+
+    def _report(
+        self, loss: Tensor, error: Tensor, total: Tensor, target: Tensor, trained: Tensor
+    ) -> TensorDict:
+        """Return the outputs from squared and plain errors, values and targets, all [B, T, M]."""
+        n_steps = trained.sum().clamp(min=1)
+        n_trained = n_steps * error.shape[-1]
+        absolute = error.abs()
+        row_steps = trained.sum(1).clamp(min=1) * error.shape[-1]  # [B]
+        largest, mean = absolute.amax((1, 2)), absolute.sum((1, 2)) / row_steps
+        if self.reduction == "mean":
+            loss = loss.sum() / n_trained
+        elif self.reduction == "sum":
+            loss = loss.sum()
+        return TensorDict(
+            {
+                "loss": loss,
+                "priority": PRIORITY_ETA * largest + (1 - PRIORITY_ETA) * mean,
+                "td_error": absolute.sum() / n_trained,
+                "total_value": keep_where(trained, total).sum() / n_trained,
+                "target_value": keep_where(trained, target).sum() / n_trained,
+            }
+        )
+
+
+def as_module(mixer: nn.Module) -> TensorDictModuleBase:
+    """Return the mixer as a TensorDictModule that reads what it names and writes Q_tot.
+
+    Raises:
+        TypeError: if it is no TensorDictModule and has no ``in_keys``.
+    """
+    if isinstance(mixer, TensorDictModuleBase):
+        return mixer
+    if not hasattr(mixer, "in_keys"):
+        raise TypeError(
+            f"QMixLoss: expected a mixer that names what it reads, got {type(mixer).__name__} "
+            "without in_keys; wrap it: TensorDictModule(mixer, in_keys=[...], out_keys=[...])"
+        )
+    return TensorDictModule(mixer, in_keys=list(mixer.in_keys), out_keys=[keys.TOTAL_VALUE])

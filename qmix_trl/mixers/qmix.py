@@ -1,0 +1,108 @@
+"""QMIX: a monotonic mixing network whose weights come from hypernetworks of the state."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qmix_trl.keys import CHOSEN_ACTION_VALUE, STATE
+
+
+class QMixer(nn.Module):
+    """The mixing network of QMIX (Rashid et al. 2018, arXiv 1803.11485, section 4 and figure 2).
+
+    ``Q_tot = ELU(q |W1(s)| + b1(s)) |w2(s)| + V(s)``. As no weight is negative, Q_tot falls with
+    no utility, and the tuple of greedy actions is the greedy joint action (equations 4 and 5).
+    Keywords, call and parameter names are those of TorchRL's ``QMixer`` and of the authors' code.
+
+    Args:
+        n_agents: N, the number of utilities.
+        state_shape: the shape of one state; an int is a vector of that size.
+        mixing_embed_dim: the width of the mixing network's hidden layer.
+        hypernet_layers: 1, one linear layer for each weight (the paper); 2, a hidden layer with
+            ReLU (the authors on StarCraft).
+        hypernet_embed_dim: the width of that hidden layer; not used with one layer.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Raises:
+        ValueError: if a size is below 1, or ``hypernet_layers`` is neither 1 nor 2.
+    """
+
+    in_keys = (CHOSEN_ACTION_VALUE, STATE)
+
+    def __init__(
+        self,
+        n_agents: int,
+        state_shape: int | Sequence[int],
+        mixing_embed_dim: int = 32,
+        hypernet_layers: int = 1,
+        hypernet_embed_dim: int = 64,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_agents = n_agents
+        self.state_shape = torch.Size(
+            (state_shape,) if isinstance(state_shape, int) else state_shape
+        )
+        self.mixing_embed_dim = mixing_embed_dim
+        state_dim = math.prod(self.state_shape)
+        if min(n_agents, state_dim, mixing_embed_dim, hypernet_embed_dim) < 1:
+            raise ValueError(
+                "QMixer: expected n_agents, state_shape, mixing_embed_dim and hypernet_embed_dim "
+                f"of at least 1, got {n_agents}, {tuple(self.state_shape)}, {mixing_embed_dim} "
+                f"and {hypernet_embed_dim}"
+            )
+        if hypernet_layers not in (1, 2):
+            raise ValueError(f"QMixer: expected hypernet_layers 1 or 2, got {hypernet_layers}")
+
+        def linear(n_in: int, n_out: int) -> nn.Linear:
+            return nn.Linear(n_in, n_out, device=device, dtype=dtype)
+
+        def hypernet(n_out: int) -> nn.Module:
+            if hypernet_layers == 1:
+                return linear(state_dim, n_out)
+            hidden = linear(state_dim, hypernet_embed_dim)
+            return nn.Sequential(hidden, nn.ReLU(), linear(hypernet_embed_dim, n_out))
+
+        self.hyper_w_1 = hypernet(n_agents * mixing_embed_dim)
+        self.hyper_w_final = hypernet(mixing_embed_dim)
+        self.hyper_b_1 = linear(state_dim, mixing_embed_dim)
+        self.V = nn.Sequential(
+            linear(state_dim, mixing_embed_dim), nn.ReLU(), linear(mixing_embed_dim, 1)
+        )
+
+    def forward(self, chosen_action_value: Tensor, state: Tensor) -> Tensor:
+        """Return the joint value.
+
+        Args:
+            chosen_action_value: float [*B, N, 1], the utilities.
+            state: float [*B, *state_shape], contiguous or not.
+
+        Returns:
+            float [*B, 1].
+
+        Raises:
+            ValueError: if a shape is not as above.
+        """
+        batch = chosen_action_value.shape[:-2]
+        self._check(chosen_action_value, state, batch)
+        state = state.reshape(*batch, -1)  # [*B, S]
+        w1 = self.hyper_w_1(state).abs().unflatten(-1, (self.n_agents, self.mixing_embed_dim))
+        b1 = self.hyper_b_1(state)  # [*B, E]
+        # A sum of N products an entry: written out, it costs less than a matrix product of 1 row.
+        hidden = F.elu((chosen_action_value * w1).sum(-2) + b1)  # [*B, E]
+        w2 = self.hyper_w_final(state).abs()  # [*B, E]
+        return (hidden * w2).sum(-1, keepdim=True) + self.V(state)  # [*B, 1]
+
+    def _check(self, chosen_action_value: Tensor, state: Tensor, batch: torch.Size) -> None:
+        expected = ((*batch, self.n_agents, 1), (*batch, *self.state_shape))
+        got = (tuple(chosen_action_value.shape), tuple(state.shape))
+        if got != expected:
+            raise ValueError(
+                "QMixer: expected chosen_action_value and state of shapes "
+                f"{expected[0]} and {expected[1]}, got {got[0]} and {got[1]}"
+            )

@@ -1,0 +1,172 @@
+"""Acting: heads that turn action values into actions, and the policies made of them."""
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torch import Tensor
+from torch.nn import functional as F
+from torchrl.envs import EnvBase, TensorDictPrimer, TransformedEnv
+
+from qmix_trl.functional import greedy_action, random_action
+from qmix_trl.keys import (
+    ACTION,
+    ACTION_MASK,
+    ACTION_VALUE,
+    LAST_ACTION,
+    OBSERVATION,
+    next_key,
+)
+
+
+class GreedyAction(TensorDictModuleBase):
+    """Writes each agent's available action of highest value."""
+
+    in_keys = [ACTION_VALUE]
+    out_keys = [ACTION]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the actions, int64 [*B, N]."""
+        values, mask = tensordict.get(ACTION_VALUE), tensordict.get(ACTION_MASK, None)
+        return tensordict.set(ACTION, greedy_action(values, mask))
+
+
+class EpsilonGreedyAction(TensorDictModuleBase):
+    """Lets each agent by itself explore with probability epsilon, and act greedily else.
+
+    Epsilon falls linearly in frames, and an exploring agent draws uniformly from its available
+    actions (QMIX, appendix C). The value after n frames is computed anew, so that nothing drifts.
+
+    Args:
+        start: epsilon at frame 0, in [0, 1].
+        end: epsilon from ``anneal_frames`` on, in [0, 1].
+        anneal_frames: the frames from one to the other; 0 for ``end`` at once.
+        seed: of the random stream, which is this module's own.
+        device: of the action values.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    in_keys = [ACTION_VALUE]
+    out_keys = [ACTION]
+
+    def __init__(
+        self,
+        start: float,
+        end: float,
+        anneal_frames: int,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        if not (0 <= start <= 1 and 0 <= end <= 1 and anneal_frames >= 0):
+            raise ValueError(
+                "EpsilonGreedyAction: expected start and end in [0, 1] and anneal_frames of at "
+                f"least 0, got {start}, {end} and {anneal_frames}"
+            )
+        self.start = start
+        self.end = end
+        self.anneal_frames = anneal_frames
+        self.frames = 0
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    @property
+    def epsilon(self) -> float:
+        """The probability with which an agent explores."""
+        if self.frames >= self.anneal_frames:
+            return self.end
+        return self.start + (self.end - self.start) * self.frames / self.anneal_frames
+
+    def step(self, frames: int) -> None:
+        """Count frames, each one step of one environment."""
+        self.frames += frames
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the actions, int64 [*B, N]."""
+        values, mask = tensordict.get(ACTION_VALUE), tensordict.get(ACTION_MASK, None)
+        greedy = greedy_action(values, mask)
+        draw = torch.rand(greedy.shape, generator=self.generator, device=values.device)
+        explored = random_action(values, mask, self.generator)
+        return tensordict.set(ACTION, torch.where(draw < self.epsilon, explored, greedy))
+
+
+class RememberAction(TensorDictModuleBase):
+    """Writes the one-hot action where the agent of the next step reads it."""
+
+    in_keys = [ACTION]
+    out_keys = [next_key(LAST_ACTION)]
+
+    def __init__(self, n_actions: int) -> None:
+        super().__init__()
+        self.n_actions = n_actions
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the one-hot actions, float [*B, N, A]."""
+        one_hot = F.one_hot(tensordict.get(ACTION), self.n_actions).float()
+        return tensordict.set(next_key(LAST_ACTION), one_hot)
+
+
+class RandomPolicy(TensorDictModuleBase):
+    """Draws each agent's action uniformly from its available ones.
+
+    Args:
+        n_actions: A.
+        seed: of the random stream, which is this module's own.
+        device: of the observations.
+    """
+
+    in_keys = [OBSERVATION]
+    out_keys = [ACTION]
+
+    def __init__(self, n_actions: int, *, seed: int, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.n_actions = n_actions
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the actions, int64 [*B, N]."""
+        like = action_scores(tensordict, self.n_actions)
+        mask = tensordict.get(ACTION_MASK, None)
+        return tensordict.set(ACTION, random_action(like, mask, self.generator))
+
+
+class NoOpPolicy(TensorDictModuleBase):
+    """Gives each agent action 0, in VMAS "no force", or the first that is available.
+
+    Args:
+        n_actions: A.
+    """
+
+    in_keys = [OBSERVATION]
+    out_keys = [ACTION]
+
+    def __init__(self, n_actions: int) -> None:
+        super().__init__()
+        self.n_actions = n_actions
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the actions, int64 [*B, N]."""
+        like = action_scores(tensordict, self.n_actions)
+        return tensordict.set(ACTION, greedy_action(like, tensordict.get(ACTION_MASK, None)))
+
+
+def action_scores(tensordict: TensorDictBase, n_actions: int) -> Tensor:
+    """Return equal scores [*B, N, A] of all actions of the agents that observe."""
+    observation = tensordict.get(OBSERVATION)
+    return observation.new_zeros(*observation.shape[:-1], n_actions)
+
+
+def make_policy(
+    agent: TensorDictModuleBase, head: GreedyAction | EpsilonGreedyAction
+) -> TensorDictSequential:
+    """Return the agent with a head that chooses, and the memory of what was chosen."""
+    return TensorDictSequential(agent, head, RememberAction(agent.n_actions))
+
+
+def with_memory(env: EnvBase, agent: TensorDictModuleBase) -> EnvBase:
+    """Return the environment with what the agent carries from step to step, zero at a reset."""
+    if agent.memory_spec.is_empty():
+        return env
+    primer = TensorDictPrimer(agent.memory_spec.to(env.device), expand_specs=True)
+    return TransformedEnv(env, primer)

@@ -1,0 +1,114 @@
+"""A batch in TorchRL's layout, read into the tensors that one unroll over T + 1 observations needs."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+
+from qmix_trl.functional import (
+    first_steps,
+    following,
+    joined_observations,
+    keep_where,
+    last_actions,
+)
+from qmix_trl.keys import next_key
+
+
+class RowKeys(Protocol):
+    """The keys by which rows are read; their defaults stand in ``qmix_trl.keys``."""
+
+    observation: NestedKey
+    action: NestedKey
+    action_mask: NestedKey
+    last_action: NestedKey
+    hidden: NestedKey
+    state: NestedKey
+    terminated: NestedKey
+    done: NestedKey
+    is_init: NestedKey
+    mask: NestedKey
+
+
+class Rows(NamedTuple):
+    """Rows as tensors, with zeros in their padding."""
+
+    observation: Tensor  # [B, T+1, N, O]
+    next_observation: Tensor  # [B, T, N, O], the true one where a reset follows
+    last_action: Tensor  # [B, T+1, N, A]
+    hidden: Tensor | None  # [B, N, H], before the first observation; None for zeros
+    is_init: Tensor  # [B, T+1, 1]
+    action: Tensor  # [B, T, N]
+    next_action_mask: Tensor | None  # [B, T, N, A]
+    state: Tensor | None  # [B, T, *S]
+    next_state: Tensor | None  # [B, T, *S], the true one where a reset follows
+    reward: Tensor  # [B, T, M]
+    terminated: Tensor  # [B, T, 1]
+    last: Tensor  # [B, T, 1], the last valid step of its episode in the row
+    cut_inside: Tensor  # [B, T, 1], not terminated, and another episode follows in the row
+    mask: Tensor  # [B, T]
+
+
+def read_rows(
+    batch: TensorDictBase,
+    keys: RowKeys,
+    *,
+    n_actions: int,
+    reward: NestedKey,
+    needs_state: bool,
+) -> Rows:
+    """Read a batch once; nothing of its padding is left in what is returned.
+
+    Args:
+        batch: [B, T]; the entries that may be missing are those that ``QMixLoss`` names.
+        keys: where to read.
+        n_actions: A.
+        reward: the reward's key: the team's [B, T, 1], or the agents' [B, T, N, 1].
+        needs_state: whether to read the state, too.
+
+    Raises:
+        KeyError: if an entry is missing.
+        ValueError: if the batch is not two-dimensional.
+    """
+    if batch.dim() != 2:
+        raise ValueError(f"expected a batch of shape [B, T], got {list(batch.shape)}")
+    present = batch.keys(include_nested=True, leaves_only=True)
+    action = batch.get(keys.action)
+    mask = torch.ones(batch.shape, dtype=torch.bool, device=action.device)
+    if keys.mask in present:
+        mask = batch.get(keys.mask)  # [B, T]
+
+    def now(key: NestedKey) -> Tensor:
+        return keep_where(mask, batch.get(key))
+
+    def after(key: NestedKey) -> Tensor:
+        return now(next_key(key))
+
+    action = now(keys.action)
+    terminated = done = after(keys.terminated)  # [B, T, 1]
+    if next_key(keys.done) in present:
+        done = after(keys.done) | terminated
+    begins = now(keys.is_init) if keys.is_init in present else first_steps(done)  # [B, T, 1]
+    is_init = torch.cat([begins, torch.zeros_like(begins[:, :1])], 1)
+    next_observation = after(keys.observation)
+    first_action = next_observation.new_zeros(*action[:, 0].shape, n_actions)  # [B, N, A]
+    if keys.last_action in present:
+        first_action = now(keys.last_action)[:, 0]
+    next_mask = next_key(keys.action_mask)
+    return Rows(
+        observation=joined_observations(now(keys.observation), next_observation, mask),
+        next_observation=next_observation,
+        last_action=last_actions(action, first_action, is_init),
+        hidden=now(keys.hidden)[:, 0] if keys.hidden in present else None,
+        is_init=is_init,
+        action=action,
+        next_action_mask=batch.get(next_mask) if next_mask in present else None,
+        state=now(keys.state) if needs_state else None,
+        next_state=after(keys.state) if needs_state else None,
+        reward=after(reward).reshape(*batch.shape, -1),
+        terminated=terminated,
+        last=done | following(begins) | ~following(mask.unsqueeze(-1)),
+        cut_inside=following(begins) & ~terminated,
+        mask=mask,
+    )
