@@ -6,7 +6,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
 from qmix_trl.functional import first_episode_mask
-from qmix_trl.keys import DONE, MASK, next_key
+from qmix_trl.keys import DONE, EPISODE_REWARD, MASK, next_key
 
 ROWS = ("episodes", "slices")
 
@@ -56,3 +56,14 @@ def mask_episodes(batch: TensorDictBase) -> TensorDictBase:
 def mask_nothing(batch: TensorDictBase) -> TensorDictBase:
     """Mark every step of a batch [E, T] as valid."""
     return batch.set(MASK, batch.get(next_key(DONE))[..., 0].new_ones(batch.shape))
+
+
+def finished_returns(batch: TensorDictBase) -> float | None:
+    """Return the mean team return of the episodes that ended in a batch [E, T]; None if none did.
+
+    Args:
+        batch: collected with TorchRL's ``RewardSum`` of the team's reward.
+    """
+    ended = batch.get(next_key(DONE))[..., 0] & batch.get(MASK)  # [E, T]
+    returns = batch.get(next_key(EPISODE_REWARD))[ended]
+    return returns.mean().item() if len(returns) else None

@@ -1,7 +1,9 @@
 """The mistakes that get a message instead of a traceback, and the exit code of each."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class ConfigError(ValueError):
@@ -20,3 +22,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+@contextmanager
+def exit_on_mistake() -> Iterator[None]:
+    """Turn a mistake into one line and its exit code, and Ctrl-C into 130; for a recipe's end.
+
+    Raises:
+        SystemExit: with the exit code of the mistake.
+    """
+    try:
+        yield
+    except (ConfigError, MachineError) as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        raise SystemExit(mistake.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -28,6 +28,7 @@ TRUNCATED = "truncated"  # [.., 1] bool, under "next": cut off, the value goes o
 DONE = "done"  # [.., 1] bool, under "next": terminated or truncated
 IS_INIT = "is_init"  # [.., 1] bool, the first step of an episode
 MASK = ("collector", "mask")  # [B, T] bool, False = padding
+EPISODE_REWARD = "episode_reward"  # [.., 1] float, the team's since the reset, under "next"
 PRIORITY_WEIGHT = "priority_weight"  # [B, ..] float, importance weight of a row
 
 

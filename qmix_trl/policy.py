@@ -37,9 +37,9 @@ class EpsilonGreedyAction(TensorDictModuleBase):
     actions (QMIX, appendix C). The value after n frames is computed anew, so that nothing drifts.
 
     Args:
-        start: epsilon at frame 0, in [0, 1].
-        end: epsilon from ``anneal_frames`` on, in [0, 1].
-        anneal_frames: the frames from one to the other; 0 for ``end`` at once.
+        epsilon_start: at frame 0, in [0, 1].
+        epsilon_end: from ``anneal_frames`` on, in [0, 1].
+        anneal_frames: the frames from one to the other; 0 for ``epsilon_end`` at once.
         seed: of the random stream, which is this module's own.
         device: of the action values.
 
@@ -52,21 +52,21 @@ class EpsilonGreedyAction(TensorDictModuleBase):
 
     def __init__(
         self,
-        start: float,
-        end: float,
+        epsilon_start: float,
+        epsilon_end: float,
         anneal_frames: int,
         *,
         seed: int,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        if not (0 <= start <= 1 and 0 <= end <= 1 and anneal_frames >= 0):
+        if not (0 <= epsilon_start <= 1 and 0 <= epsilon_end <= 1 and anneal_frames >= 0):
             raise ValueError(
-                "EpsilonGreedyAction: expected start and end in [0, 1] and anneal_frames of at "
-                f"least 0, got {start}, {end} and {anneal_frames}"
+                "EpsilonGreedyAction: expected epsilon_start and epsilon_end in [0, 1] and "
+                f"anneal_frames of at least 0, got {epsilon_start}, {epsilon_end}, {anneal_frames}"
             )
-        self.start = start
-        self.end = end
+        self.epsilon_start = epsilon_start
+        self.epsilon_end = epsilon_end
         self.anneal_frames = anneal_frames
         self.frames = 0
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -75,8 +75,9 @@ class EpsilonGreedyAction(TensorDictModuleBase):
     def epsilon(self) -> float:
         """The probability with which an agent explores."""
         if self.frames >= self.anneal_frames:
-            return self.end
-        return self.start + (self.end - self.start) * self.frames / self.anneal_frames
+            return self.epsilon_end
+        done = self.frames / self.anneal_frames
+        return self.epsilon_start + (self.epsilon_end - self.epsilon_start) * done
 
     def step(self, frames: int) -> None:
         """Count frames, each one step of one environment."""

@@ -1,6 +1,5 @@
 """One gradient step: loss, backward, clipping, optimiser, targets."""
 
-
 import torch
 from tensordict import TensorDictBase
 from torch.nn.utils import clip_grad_norm_

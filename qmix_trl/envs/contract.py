@@ -39,7 +39,9 @@ def env_dims(env: EnvBase) -> EnvDims:
     }
     for key, spec in offered.items():
         if key not in spec.keys(True, True):
-            raise ConfigError(f"{env}: expected an entry {key!r}, got {list(spec.keys(True, True))}")
+            raise ConfigError(
+                f"{env}: expected an entry {key!r}, got {list(spec.keys(True, True))}"
+            )
     (n_envs,) = env.batch_size
     _, n_agents, observation_dim = observed[keys.OBSERVATION].shape
     n_actions = env.full_action_spec[keys.ACTION].space.n

@@ -1,0 +1,124 @@
+"""A run's folder, and the table that shows a run while it goes on."""
+
+import csv
+import json
+import re
+import sys
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from qmix_trl.errors import ConfigError
+
+AUTO = "auto"
+SHOWN_ROWS = 12
+
+
+def make_run_folder(root: Path, name: str, *, stem: str) -> Path:
+    """Make and return ``root/name``; with the name "auto" ``root/stem-1``, -2, the next that is free.
+
+    Raises:
+        ConfigError: if a folder of that name exists: no run is overwritten.
+    """
+    if name != AUTO:
+        folder = root / name
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            raise ConfigError(
+                f"name: {folder} exists and is not overwritten; choose another name=... or name=auto"
+            ) from None
+        return folder
+    taken = [
+        re.fullmatch(rf"{re.escape(stem)}-(\d+)", path.name) for path in root.glob(f"{stem}-*")
+    ]
+    number = max((int(match[1]) for match in taken if match), default=0) + 1
+    return make_run_folder(root, f"{stem}-{number}", stem=stem)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, indented."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+class RunLog:
+    """Writes a row of metrics at a time to ``metrics.csv`` and shows it.
+
+    In a terminal with rich a live table, else plain lines. Use it in a ``with`` statement.
+
+    Args:
+        folder: the run's.
+        columns: the metrics, in order; every row has all of them, None for one not measured.
+        caption: what stands below the table, such as the returns of doing nothing and of chance.
+    """
+
+    def __init__(self, folder: Path, columns: Mapping[str, str], *, caption: str) -> None:
+        self._formats = dict(columns)
+        self._caption = caption
+        self._title = folder.name
+        self._rows: deque[list[str]] = deque(maxlen=SHOWN_ROWS)
+        self._file = (folder / "metrics.csv").open("w", newline="")
+        self._csv = csv.writer(self._file)
+        self._csv.writerow(self._formats)
+        self._live = self._make_live()
+
+    def _make_live(self) -> Any:
+        """Return rich's live display, or None where there is no terminal or no rich."""
+        if not sys.stdout.isatty():
+            return None
+        try:
+            from rich.live import Live
+        except ImportError:
+            return None
+        return Live(auto_refresh=False)
+
+    def __enter__(self) -> "RunLog":
+        if self._live is None:
+            print("  ".join(self._formats))
+        else:
+            self._live.start()
+            self._show_table()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        if self._live is not None:
+            self._live.stop()
+
+    def row(self, metrics: Mapping[str, float | None]) -> None:
+        """Write and show one row.
+
+        Raises:
+            KeyError: if a column is missing.
+        """
+        values = [metrics[name] for name in self._formats]
+        self._csv.writerow(["" if value is None else value for value in values])
+        self._file.flush()
+        formats = self._formats.values()
+        shown = [
+            "" if value is None else format(value, spec)
+            for value, spec in zip(values, formats, strict=True)
+        ]
+        self._rows.append(shown)
+        if self._live is None:
+            widths = map(len, self._formats)
+            print("  ".join(map(str.rjust, shown, widths)), flush=True)
+        else:
+            self._show_table()
+
+    def _show_table(self) -> None:
+        from rich.table import Table
+
+        table = Table(title=self._title, caption=self._caption)
+        for name in self._formats:
+            table.add_column(name.replace("_", " "), justify="right")
+        for row in self._rows:
+            table.add_row(*row)
+        self._live.update(table, refresh=True)

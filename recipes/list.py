@@ -1,0 +1,22 @@
+"""List what a configuration can name: python recipes/list.py [scenarios | agents | mixers]"""
+
+import argparse
+
+from qmix_trl import AGENTS, MIXERS
+
+
+def names(what: str) -> list[str]:
+    """Return the names of one kind."""
+    if what == "scenarios":
+        from qmix_trl.envs.vmas import SCENARIOS
+
+        return SCENARIOS
+    return sorted({"agents": AGENTS, "mixers": {**MIXERS, "none": None}}[what])
+
+
+if __name__ == "__main__":
+    kinds = ("scenarios", "agents", "mixers")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="*", choices=[*kinds, []], default=[])
+    for kind in parser.parse_args().what or kinds:
+        print(f"{kind}: {' '.join(names(kind))}")

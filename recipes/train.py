@@ -1,0 +1,190 @@
+"""Train VDN, QMIX or independent Q-learning: python recipes/train.py CONFIG.yaml [key.sub=value ...]
+
+It leaves runs/NAME with config.yaml, metrics.csv, weights.pt and summary.json.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from components import (
+    build_agent,
+    build_env,
+    build_loss,
+    build_mixer,
+    build_optimizer,
+    build_target_updater,
+    choose_device,
+    compare,
+    interior_truncations,
+    summarize,
+)
+from torchrl.envs import RewardSum, TransformedEnv
+
+from qmix_trl import (
+    EpsilonGreedyAction,
+    GreedyAction,
+    NoOpPolicy,
+    RandomPolicy,
+    SequenceRows,
+    Update,
+    env_dims,
+    episode_returns,
+    load_config,
+    make_collector,
+    make_policy,
+    make_replay,
+    save_config,
+    save_weights,
+    with_memory,
+)
+from qmix_trl.collect import finished_returns
+from qmix_trl.errors import exit_on_mistake
+from qmix_trl.keys import EPISODE_REWARD, REWARD
+from qmix_trl.logs import RunLog, make_run_folder, write_json
+
+COLUMNS = {  # of the table and of metrics.csv, and the format in which the table shows them
+    "frames": ",d",
+    "frames_per_second": ",.0f",
+    "train_return": ".2f",
+    "greedy_return": ".2f",
+    "loss": ".4f",
+    "td_error": ".3f",
+    "total_value": ".2f",
+    "grad_norm": ".2f",
+    "epsilon": ".2f",
+    "seconds_left": ",.0f",
+}
+LEARNING = ("loss", "td_error", "total_value", "grad_norm")  # means over a batch's updates
+
+
+def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
+    """Train as the file and the overrides say; return the run's folder."""
+    config = load_config(config_path, overrides)
+    c, e = config.collection, config.evaluation
+    device = choose_device(config.runtime.device)
+    torch.set_num_threads(config.runtime.threads)
+    torch.manual_seed(config.seed)
+
+    # Environments: one to train in, one to be evaluated in.
+    env = build_env(
+        config,
+        device,
+        n_envs=config.env.n_envs,
+        seed=config.seed,
+        reset_when_done=c.rows == "slices",
+    )
+    test_env = build_env(config, device, n_envs=e.episodes, seed=e.seed, reset_when_done=False)
+    dims = env_dims(env)
+
+    # Networks, and what acts by them.
+    agent = build_agent(config, dims, device)
+    mixer = build_mixer(config, dims, device)
+    explore = EpsilonGreedyAction(**vars(config.exploration), seed=config.seed, device=device)
+    env, test_env = with_memory(env, agent), with_memory(test_env, agent)
+
+    # Data: collected in batches [E, T], replayed in batches [B, T].
+    frames_per_batch = config.env.n_envs * c.steps
+    n_batches = math.ceil(c.total_frames / frames_per_batch)
+    collector = make_collector(
+        TransformedEnv(env, RewardSum([REWARD], [EPISODE_REWARD])),
+        make_policy(agent, explore),
+        rows=c.rows,
+        steps=c.steps,
+        n_batches=n_batches,
+    )
+    replay = make_replay(
+        SequenceRows(
+            interior_truncations=interior_truncations(config), burn_in=config.replay.burn_in
+        ),
+        capacity_rows=config.replay.capacity_rows,
+        batch_rows=config.replay.batch_rows,
+        seed=config.seed,
+        device=device,
+    )
+
+    # Learning.
+    loss = build_loss(config, agent, mixer)
+    update = Update(
+        loss,
+        build_optimizer(config, loss),
+        build_target_updater(config, loss),
+        max_grad_norm=config.update.max_grad_norm,
+    )
+
+    def returns_of(policy):
+        return episode_returns(test_env, policy, max_steps=config.env.max_steps, seed=e.seed)
+
+    folder = make_run_folder(Path(runs), config.name, stem=Path(config_path).stem)
+    save_config(config, folder / "config.yaml")
+    print(f"{folder}: {config.mixer.name} on {config.env.scenario}, {device}, seed {config.seed}")
+    no_op = summarize(returns_of(NoOpPolicy(dims.n_actions)))
+    random = summarize(returns_of(RandomPolicy(dims.n_actions, seed=e.seed, device=device)))
+    compared = (
+        f"return of {e.episodes} episodes: doing nothing {no_op['mean']:.2f}, "
+        f"at random {random['mean']:.2f}"
+    )
+    print(compared)
+
+    frames = gradient_steps = 0
+    next_evaluation = e.every_frames
+    start = time.perf_counter()
+    with RunLog(folder, COLUMNS, caption=compared) as log:
+        for batch in collector:
+            frames += batch.numel()
+            explore.step(batch.numel())
+            replay.extend(batch)
+            steps = [update(replay.sample()) for _ in range(config.update.per_batch)]
+            metrics = torch.stack(steps).mean(0)
+            gradient_steps += config.update.per_batch
+            collector.update_policy_weights_()
+
+            greedy = None
+            last = frames == n_batches * frames_per_batch
+            if frames >= next_evaluation or last:
+                greedy = summarize(returns_of(make_policy(agent, GreedyAction())))
+                next_evaluation = (frames // e.every_frames + 1) * e.every_frames
+                save_weights(folder, agent, mixer)
+            seconds = time.perf_counter() - start
+            log.row(
+                {
+                    "frames": frames,
+                    "frames_per_second": frames / seconds,
+                    "train_return": finished_returns(batch),
+                    "greedy_return": greedy and greedy["mean"],
+                    **{name: metrics[name].item() for name in LEARNING},
+                    "epsilon": explore.epsilon,
+                    "seconds_left": seconds * (n_batches * frames_per_batch / frames - 1),
+                }
+            )
+    collector.shutdown()
+    write_json(
+        folder / "summary.json",
+        {
+            "frames": frames,
+            "gradient_steps": gradient_steps,
+            "seconds": seconds,
+            "frames_per_second": frames / seconds,
+            "seed": config.seed,
+            "device": str(device),
+            "return": {"greedy": greedy, "random": random, "no_op": no_op},
+        },
+    )
+    print(
+        f"greedy return {greedy['mean']:.2f} after {frames:,} frames and {seconds:.0f} s: "
+        f"{compare(greedy, no_op)} doing nothing, {compare(greedy, random)} chance"
+    )
+    return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="a file such as recipes/configs/balance_qmix.yaml")
+    parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
+    parser.add_argument("--runs", default="runs", help="where run folders are made")
+    arguments = parser.parse_args()
+    with exit_on_mistake():
+        train(arguments.config, arguments.overrides, arguments.runs)
