@@ -1,4 +1,4 @@
-"""Value decomposition for multi-agent reinforcement learning in TorchRL: VDN, QMIX and their parts."""
+"""Value decomposition for multi-agent reinforcement learning in TorchRL: VDN, QMIX, their parts."""
 
 from qmix_trl.agents import AGENTS, FeedforwardAgent, RecurrentAgent
 from qmix_trl.checkpoint import load_weights, save_weights

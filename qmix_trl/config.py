@@ -1,34 +1,21 @@
-"""Configurations of runs: frozen dataclasses, and a strict YAML loader with overrides.
+"""Configurations of runs: what a file holds, and which fields go together.
 
-A file is complete: every field stands in it, and nothing else. Scalars are read more strictly
-than PyYAML does: ``5e-5`` and ``1e6`` are floats, only ``true`` and ``false`` are booleans, a
-key that stands twice is an error, and anchors, aliases and tags are refused.
+A file is complete: every field stands in it, and nothing else (``strict_yaml.py`` reads it). What
+changes results has no hidden default.
 """
 
 import re
-import types
-import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import yaml
 
-from qmix_trl.errors import ConfigError, nearest
+from qmix_trl.errors import ConfigError
+from qmix_trl.strict_yaml import build, number, overridden, read
 
-MAX_BYTES = 1_000_000
-INTEGER = re.compile(r"[-+]?\d[\d_]*")
-FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-FORBIDDEN = (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)
-
-
-def number(
-    *, least: float | None = None, above: float | None = None, most: float | None = None
-) -> Any:
-    """Return a field for a number within bounds; for a sequence, within them each."""
-    return field(metadata={"least": least, "above": above, "most": most})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,13 +195,6 @@ class RunConfig:
     evaluation: EvaluationConfig
 
 
-class Entry(NamedTuple):
-    """A YAML value (a scalar, a dict of entries or a list of entries) and where it stands."""
-
-    value: Any
-    where: str
-
-
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the run that a file and overrides describe.
 
@@ -225,10 +205,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: with file, line, dotted path, what was expected and what was got.
     """
-    root = _read(Path(path))
+    root = read(Path(path))
     for override in overrides:
-        root = _overridden(root, override)
-    config = _build(RunConfig, root, "", {})
+        root = overridden(root, override)
+    config = build(RunConfig, root)
     _check(config)
     return config
 
@@ -247,176 +227,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, tuple | list) else value
-
-
-def _read(path: Path) -> Entry:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: expected at most {MAX_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: expected UTF-8 text: {error.reason}") from None
-    return _parse(text, str(path), lines=True)
-
-
-def _parse(text: str, source: str, *, lines: bool) -> Entry:
-    """Return the entries of a YAML text; every ``where`` is the source, with the line if asked."""
-
-    def where(mark: yaml.Mark) -> str:
-        return f"{source}:{mark.line + 1}" if lines else source
-
-    def entry(node: yaml.Node) -> Entry:
-        here = where(node.start_mark)
-        if isinstance(node, yaml.SequenceNode):
-            return Entry([entry(item) for item in node.value], here)
-        if isinstance(node, yaml.ScalarNode):
-            return Entry(_scalar(node), here)
-        found: dict[str, Entry] = {}
-        for key_node, value_node in node.value:
-            key, key_where = key_node.value, where(key_node.start_mark)
-            if not isinstance(key, str):
-                raise ConfigError(f"{key_where}: expected a name as key")
-            if key in found:
-                raise ConfigError(f"{key_where}: {key}: stands twice, first at {found[key].where}")
-            found[key] = Entry(entry(value_node).value, key_where)
-        return Entry(found, here)
-
-    try:
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            if isinstance(token, FORBIDDEN):
-                raise ConfigError(
-                    f"{where(token.start_mark)}: anchors, aliases and tags are refused"
-                )
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return Entry(None, source) if node is None else entry(node)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
-        raise ConfigError(f"{where(mark) if mark else source}: {problem}") from None
-    except RecursionError:
-        raise ConfigError(f"{source}: nested too deeply") from None
-
-
-def _scalar(node: yaml.ScalarNode) -> Any:
-    text = node.value
-    if node.style in ("'", '"', "|", ">"):
-        return text
-    if text in ("", "null", "~"):
-        return None
-    if text in ("true", "false"):
-        return text == "true"
-    if INTEGER.fullmatch(text):
-        return int(text)
-    return float(text) if FLOAT.fullmatch(text) else text
-
-
-def _overridden(root: Entry, override: str) -> Entry:
-    path, equals, text = override.partition("=")
-    if not (path and equals):
-        raise ConfigError(f"{override!r}: expected an override key.sub=value")
-    source = f"override {override!r}"
-    names = path.split(".")
-
-    def replaced(entry: Entry, names: list[str]) -> Entry:
-        if not names:
-            return _parse(text, source, lines=False)
-        inner = entry.value if isinstance(entry.value, dict) else {}
-        below = replaced(inner.get(names[0], Entry({}, source)), names[1:])
-        return Entry({**inner, names[0]: below}, entry.where)
-
-    return replaced(root, names)
-
-
-def _build(kind: Any, entry: Entry, path: str, bounds: typing.Mapping[str, Any]) -> Any:
-    """Return the entry as a value of that kind: a dataclass, a union, a Literal or a plain type."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if is_dataclass(kind):
-        return _build_section(kind, entry, path)
-    if origin in (typing.Union, types.UnionType):
-        return _build_union(arguments, entry, path, bounds)
-    if origin is Literal:
-        for choice in arguments:
-            if entry.value == choice and type(entry.value) is type(choice):
-                return choice
-        near = nearest(str(entry.value), map(str, arguments))
-        raise _wrong(entry, path, f"one of {', '.join(map(str, arguments))}", near)
-    if origin is tuple:
-        if not isinstance(entry.value, list):
-            raise _wrong(entry, path, "a list")
-        return tuple(
-            _build(arguments[0], item, f"{path}[{i}]", bounds) for i, item in enumerate(entry.value)
-        )
-    if origin is dict:
-        if not isinstance(entry.value, dict):
-            raise _wrong(entry, path, "a mapping")
-        return {key: _unwrapped(item) for key, item in entry.value.items()}
-    return _build_scalar(kind, entry, path, bounds)
-
-
-def _build_section(kind: Any, entry: Entry, path: str) -> Any:
-    if not isinstance(entry.value, dict):
-        raise _wrong(entry, path or "the file", "a mapping")
-    known = {f.name: f for f in fields(kind)}
-    for key, item in entry.value.items():
-        if key not in known:
-            dotted = f"{path}.{key}".lstrip(".")
-            raise ConfigError(
-                f"{item.where}: {dotted}: unknown key{nearest(key, known)}; "
-                f"known here: {', '.join(known)}"
-            )
-    hints = typing.get_type_hints(kind)
-    built = {}
-    for name, f in known.items():
-        dotted = f"{path}.{name}".lstrip(".")
-        if name not in entry.value:
-            raise ConfigError(f"{entry.where}: {dotted}: missing; a file names every key")
-        built[name] = _build(hints[name], entry.value[name], dotted, f.metadata)
-    return kind(**built)
-
-
-def _build_union(kinds: tuple, entry: Entry, path: str, bounds: typing.Mapping[str, Any]) -> Any:
-    """Return ``T | None``, or the section whose ``name`` is the entry's."""
-    if types.NoneType in kinds:
-        (kind,) = [kind for kind in kinds if kind is not types.NoneType]
-        return None if entry.value is None else _build(kind, entry, path, bounds)
-    named = {typing.get_args(typing.get_type_hints(kind)["name"])[0]: kind for kind in kinds}
-    if not isinstance(entry.value, dict) or "name" not in entry.value:
-        raise _wrong(entry, path, f"a mapping with a name of {', '.join(named)}")
-    name = _build(Literal[tuple(named)], entry.value["name"], f"{path}.name", {})
-    return _build_section(named[name], entry, path)
-
-
-def _build_scalar(kind: type, entry: Entry, path: str, bounds: typing.Mapping[str, Any]) -> Any:
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-    value = entry.value
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise _wrong(entry, path, words[kind])
-    least, above, most = (bounds.get(name) for name in ("least", "above", "most"))
-    if (
-        (least is not None and not value >= least)
-        or (above is not None and not value > above)
-        or (most is not None and not value <= most)
-        or (kind is float and value in (float("inf"), float("-inf")))
-    ):
-        limits = {"at least": least, "above": above, "at most": most}
-        limits = " and ".join(f"{k} {v}" for k, v in limits.items() if v is not None)
-        raise _wrong(entry, path, f"{words[kind]} {limits or 'that is finite'}")
-    return value
-
-
-def _unwrapped(entry: Entry) -> Any:
-    if isinstance(entry.value, dict):
-        return {key: _unwrapped(item) for key, item in entry.value.items()}
-    return [_unwrapped(i) for i in entry.value] if isinstance(entry.value, list) else entry.value
-
-
-def _wrong(entry: Entry, path: str, expected: str, hint: str = "") -> ConfigError:
-    got = {dict: "a mapping", list: "a list"}.get(type(entry.value), repr(entry.value))
-    return ConfigError(f"{entry.where}: {path}: expected {expected}, got {got}{hint}")
 
 
 def _check(config: RunConfig) -> None:

@@ -17,7 +17,7 @@ SHOWN_ROWS = 12
 
 
 def make_run_folder(root: Path, name: str, *, stem: str) -> Path:
-    """Make and return ``root/name``; with the name "auto" ``root/stem-1``, -2, the next that is free.
+    """Make and return ``root/name``; for the name "auto" ``root/stem-1`` or the next that is free.
 
     Raises:
         ConfigError: if a folder of that name exists: no run is overwritten.
@@ -28,7 +28,8 @@ def make_run_folder(root: Path, name: str, *, stem: str) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             raise ConfigError(
-                f"name: {folder} exists and is not overwritten; choose another name=... or name=auto"
+                f"name: {folder} exists and is not overwritten; "
+                "choose another, name=..., or name=auto"
             ) from None
         return folder
     taken = [

@@ -1,4 +1,4 @@
-"""A batch in TorchRL's layout, read into the tensors that one unroll over T + 1 observations needs."""
+"""A batch in TorchRL's layout, read into the tensors of one unroll over T + 1 observations."""
 
 from typing import NamedTuple, Protocol
 

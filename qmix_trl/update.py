@@ -10,7 +10,11 @@ from qmix_trl.loss import QMixLoss
 
 
 def make_hard_updater(loss: QMixLoss, *, period_updates: int) -> HardUpdate:
-    """Return an updater that copies agent and mixer to their targets every ``period_updates``-th step.
+    """Return an updater that copies agent and mixer to their targets at every n-th step.
+
+    Args:
+        loss: whose targets are updated.
+        period_updates: n.
 
     Raises:
         ValueError: if the period is below 1.

@@ -1,4 +1,4 @@
-"""Evaluate a trained run greedily: python recipes/evaluate.py runs/NAME [--episodes 100] [--seed 1000]
+"""Evaluate a trained run greedily: python recipes/evaluate.py runs/NAME [--episodes 100]
 
 It prints the return beside those of doing nothing and of chance, on the same episodes.
 """

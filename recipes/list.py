@@ -8,7 +8,7 @@ from qmix_trl import AGENTS, MIXERS
 def names(what: str) -> list[str]:
     """Return the names of one kind."""
     if what == "scenarios":
-        from qmix_trl.envs.vmas import SCENARIOS
+        from qmix_trl.envs.vmas_scenarios import SCENARIOS
 
         return SCENARIOS
     return sorted({"agents": AGENTS, "mixers": {**MIXERS, "none": None}}[what])

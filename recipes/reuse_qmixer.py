@@ -14,7 +14,7 @@ import argparse
 from collections.abc import Callable
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -61,9 +61,7 @@ def fit(
     batch_size: int,
 ) -> tuple[float, float]:
     """Train for some updates; print and return the mean loss of the first and last tenth."""
-    replay = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(len(batch)), batch_size=batch_size
-    )
+    replay = TensorDictReplayBuffer(storage=LazyTensorStorage(len(batch)), batch_size=batch_size)
     replay.extend(batch)
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     losses = []
@@ -122,9 +120,7 @@ class FactoredCritic(nn.Module):
 
     def __init__(self, n_agents: int, input_dim: int, state_dim: int) -> None:
         super().__init__()
-        self.utility = nn.Sequential(
-            nn.Linear(input_dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1)
-        )
+        self.utility = nn.Sequential(nn.Linear(input_dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
         self.mixer = QMixer(n_agents, state_dim)
 
     def forward(self, observation: Tensor, action: Tensor, state: Tensor) -> Tensor:

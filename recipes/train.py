@@ -1,4 +1,4 @@
-"""Train VDN, QMIX or independent Q-learning: python recipes/train.py CONFIG.yaml [key.sub=value ...]
+"""Train VDN, QMIX or IQL: python recipes/train.py CONFIG.yaml [key.sub=value ...]
 
 It leaves runs/NAME with config.yaml, metrics.csv, weights.pt and summary.json.
 """

@@ -1,6 +1,7 @@
 """An agent network without a memory, for tasks that one observation tells all about."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from tensordict import TensorDictBase
@@ -66,7 +67,7 @@ class FeedforwardAgent(TensorDictModuleBase):
                 lambda n_in=n_in, n_out=n_out: nn.Linear(n_in, n_out, device=device, dtype=dtype),
                 None if share_parameters else n_agents,
             )
-            for n_in, n_out in zip(widths, widths[1:], strict=False)
+            for n_in, n_out in pairwise(widths)
         )
         self.memory_spec = Composite()
         self.in_keys = [OBSERVATION, IS_INIT]

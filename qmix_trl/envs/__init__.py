@@ -1,4 +1,4 @@
-"""Environments under one contract (``contract.py``); each family is imported when it is asked for."""
+"""Environments under one contract (``contract.py``); a family is imported when asked for."""
 
 from importlib import import_module
 
@@ -23,7 +23,8 @@ def make_env(family: str, **settings) -> EnvBase:
     """
     if family not in ENVS:
         raise ConfigError(
-            f"unknown environment family {family!r}{nearest(family, ENVS)}; known: {', '.join(ENVS)}"
+            f"env.family: unknown family {family!r}{nearest(family, ENVS)}; "
+            f"known: {', '.join(ENVS)}"
         )
     return import_module(ENVS[family]).make_env(**settings)
 

@@ -32,10 +32,10 @@ def env_dims(env: EnvBase) -> EnvDims:
     """
     observed, done = env.observation_spec, env.full_done_spec
     offered = {
-        **{key: observed for key in (keys.OBSERVATION, keys.STATE, keys.IS_INIT)},
+        **dict.fromkeys((keys.OBSERVATION, keys.STATE, keys.IS_INIT), observed),
         keys.ACTION: env.full_action_spec,
-        **{key: env.full_reward_spec for key in (keys.REWARD, keys.AGENT_REWARD)},
-        **{key: done for key in (keys.TERMINATED, keys.TRUNCATED, keys.DONE)},
+        **dict.fromkeys((keys.REWARD, keys.AGENT_REWARD), env.full_reward_spec),
+        **dict.fromkeys((keys.TERMINATED, keys.TRUNCATED, keys.DONE), done),
     }
     for key, spec in offered.items():
         if key not in spec.keys(True, True):
@@ -49,7 +49,7 @@ def env_dims(env: EnvBase) -> EnvDims:
         keys.ACTION: (n_envs, n_agents),
         keys.ACTION_MASK: (n_envs, n_agents, n_actions),
         keys.AGENT_REWARD: (n_envs, n_agents, 1),
-        **{k: (n_envs, 1) for k in (keys.REWARD, keys.TERMINATED, keys.TRUNCATED, keys.DONE)},
+        **dict.fromkeys((keys.REWARD, keys.TERMINATED, keys.TRUNCATED, keys.DONE), (n_envs, 1)),
     }
     offered[keys.ACTION_MASK] = observed
     for key, shape in expected.items():

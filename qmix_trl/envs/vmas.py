@@ -4,29 +4,24 @@ TorchRL's own ``VmasEnv`` makes the time limit a termination, has neither state 
 and draws from one random stream for all environments of a process; hence an environment here.
 """
 
-import ast
-import inspect
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import vmas
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
-from vmas.scenarios import load
 from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl import keys
+from qmix_trl.envs.vmas_scenarios import agent_groups, check_keywords, load_scenario
 from qmix_trl.errors import ConfigError, nearest
 
-SCENARIOS = sorted([*vmas.scenarios, *vmas.debug_scenarios, *vmas.mpe_scenarios])
 STATES = ("world", "observations")
 TEAM_REWARDS = ("mean", "sum", "shared")
 
@@ -47,7 +42,7 @@ def make_env(
     """Return ``n_envs`` copies of a VMAS scenario with discrete actions, stepped together.
 
     Args:
-        scenario: a name in ``SCENARIOS``, or a scenario of one's own.
+        scenario: a name in ``vmas_scenarios.SCENARIOS``, or a scenario of one's own.
         n_envs: E.
         max_steps: the time limit in steps; reaching it truncates.
         state: "world", every entity's position, velocity, rotation and angular velocity; or
@@ -92,68 +87,6 @@ def make_env(
         scenario_kwargs=scenario_kwargs,
         reset_when_done=reset_when_done,
     )
-
-
-def load_scenario(name: str) -> BaseScenario:
-    """Return a new scenario of that name.
-
-    Raises:
-        ConfigError: if VMAS has none.
-    """
-    if name not in SCENARIOS:
-        raise ConfigError(
-            f"env.scenario: unknown VMAS scenario {name!r}{nearest(name, SCENARIOS)}; "
-            "`python recipes/list.py scenarios` lists them"
-        )
-    return load(f"{name}.py").Scenario()
-
-
-def check_keywords(name: str, scenario: BaseScenario, scenario_kwargs: Mapping[str, Any]) -> None:
-    """Refuse keywords that the scenario does not read; VMAS itself only warns of them.
-
-    Raises:
-        ConfigError: naming the scenario's own keywords.
-    """
-    if not scenario_kwargs:
-        return
-    known = scenario_keywords(scenario)
-    for keyword in scenario_kwargs:
-        if keyword not in known:
-            raise ConfigError(
-                f"env.scenario_kwargs.{keyword}: unknown to VMAS scenario {name!r}"
-                f"{nearest(keyword, known)}; it takes: {', '.join(known) or 'none'}"
-            )
-
-
-def scenario_keywords(scenario: BaseScenario) -> list[str]:
-    """Return the keywords that a scenario reads: ``kwargs.pop("x")`` and ``.get("x")`` in its source."""
-    found = set()
-    for cls in type(scenario).__mro__:
-        if not issubclass(cls, BaseScenario) or cls is BaseScenario:
-            continue
-        tree = ast.parse(Path(inspect.getsourcefile(cls.make_world)).read_text())
-        for node in ast.walk(tree):
-            match node:
-                case ast.Call(
-                    func=ast.Attribute(value=ast.Name(id="kwargs"), attr="pop" | "get"),
-                    args=[ast.Constant(value=str(keyword)), *_],
-                ):
-                    found.add(keyword)
-    return sorted(found)
-
-
-def agent_groups(agent_names: list[str]) -> dict[str, list[int]]:
-    """Return the indices of agents by group: "adversary_0" is of group "adversary" (as in TorchRL).
-
-    Agents that are not all named so are one group, "agents", and so is a single group "agent".
-    """
-    groups: dict[str, list[int]] = {}
-    for i, agent_name in enumerate(agent_names):
-        prefix, _, number = agent_name.rpartition("_")
-        if not (prefix and number.isdigit()):
-            return {"agents": list(range(len(agent_names)))}
-        groups.setdefault(prefix, []).append(i)
-    return {"agents": groups["agent"]} if list(groups) == ["agent"] else groups
 
 
 def world_state(env: Environment) -> Tensor:

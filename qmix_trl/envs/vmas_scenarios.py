@@ -1,0 +1,77 @@
+"""The scenarios of VMAS: by name, with their keywords and their groups of agents."""
+
+import ast
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import vmas
+from vmas.scenarios import load
+from vmas.simulator.scenario import BaseScenario
+
+from qmix_trl.errors import ConfigError, nearest
+
+SCENARIOS = sorted([*vmas.scenarios, *vmas.debug_scenarios, *vmas.mpe_scenarios])
+
+
+def load_scenario(name: str) -> BaseScenario:
+    """Return a new scenario of that name.
+
+    Raises:
+        ConfigError: if VMAS has none.
+    """
+    if name not in SCENARIOS:
+        raise ConfigError(
+            f"env.scenario: unknown VMAS scenario {name!r}{nearest(name, SCENARIOS)}; "
+            "`python recipes/list.py scenarios` lists them"
+        )
+    return load(f"{name}.py").Scenario()
+
+
+def check_keywords(name: str, scenario: BaseScenario, scenario_kwargs: Mapping[str, Any]) -> None:
+    """Refuse keywords that the scenario does not read; VMAS itself only warns of them.
+
+    Raises:
+        ConfigError: naming the scenario's own keywords.
+    """
+    if not scenario_kwargs:
+        return
+    known = scenario_keywords(scenario)
+    for keyword in scenario_kwargs:
+        if keyword not in known:
+            raise ConfigError(
+                f"env.scenario_kwargs.{keyword}: unknown to VMAS scenario {name!r}"
+                f"{nearest(keyword, known)}; it takes: {', '.join(known) or 'none'}"
+            )
+
+
+def scenario_keywords(scenario: BaseScenario) -> list[str]:
+    """Return the keywords that a scenario's source reads by ``kwargs.pop("x")`` or ``.get("x")``."""
+    found = set()
+    for cls in type(scenario).__mro__:
+        if not issubclass(cls, BaseScenario) or cls is BaseScenario:
+            continue
+        tree = ast.parse(Path(inspect.getsourcefile(cls.make_world)).read_text())
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="kwargs"), attr="pop" | "get"),
+                    args=[ast.Constant(value=str(keyword)), *_],
+                ):
+                    found.add(keyword)
+    return sorted(found)
+
+
+def agent_groups(agent_names: list[str]) -> dict[str, list[int]]:
+    """Return the indices of agents by group: "adversary_0" is of group "adversary" (as in TorchRL).
+
+    Agents that are not all named so are one group, "agents", and so is a single group "agent".
+    """
+    groups: dict[str, list[int]] = {}
+    for i, agent_name in enumerate(agent_names):
+        prefix, _, number = agent_name.rpartition("_")
+        if not (prefix and number.isdigit()):
+            return {"agents": list(range(len(agent_names)))}
+        groups.setdefault(prefix, []).append(i)
+    return {"agents": groups["agent"]} if list(groups) == ["agent"] else groups
