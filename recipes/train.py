@@ -22,6 +22,7 @@ from components import (
     interior_truncations,
     summarize,
 )
+from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import RewardSum, TransformedEnv
 
 from qmix_trl import (
@@ -115,67 +116,68 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
         max_grad_norm=config.update.max_grad_norm,
     )
 
-    def returns_of(policy):
-        return episode_returns(test_env, policy, max_steps=config.env.max_steps, seed=e.seed)
+    def evaluate(policy: TensorDictModuleBase) -> dict[str, float]:
+        returns = episode_returns(test_env, policy, max_steps=config.env.max_steps, seed=e.seed)
+        return summarize(returns)
 
     folder = make_run_folder(Path(runs), config.name, stem=Path(config_path).stem)
     save_config(config, folder / "config.yaml")
     print(f"{folder}: {config.mixer.name} on {config.env.scenario}, {device}, seed {config.seed}")
-    no_op = summarize(returns_of(NoOpPolicy(dims.n_actions)))
-    random = summarize(returns_of(RandomPolicy(dims.n_actions, seed=e.seed, device=device)))
-    compared = (
-        f"return of {e.episodes} episodes: doing nothing {no_op['mean']:.2f}, "
-        f"at random {random['mean']:.2f}"
+    returns = {
+        "no_op": evaluate(NoOpPolicy(dims.n_actions)),
+        "random": evaluate(RandomPolicy(dims.n_actions, seed=e.seed, device=device)),
+    }
+    caption = (
+        f"return of {e.episodes} episodes: doing nothing {returns['no_op']['mean']:.2f}, "
+        f"chance {returns['random']['mean']:.2f}"
     )
-    print(compared)
+    print(caption, flush=True)
 
-    frames = gradient_steps = 0
+    frames, gradient_steps, last_frame = 0, 0, n_batches * frames_per_batch
     next_evaluation = e.every_frames
     start = time.perf_counter()
-    with RunLog(folder, COLUMNS, caption=compared) as log:
+    with RunLog(folder, COLUMNS, caption=caption) as log:
         for batch in collector:
             frames += batch.numel()
             explore.step(batch.numel())
             replay.extend(batch)
             steps = [update(replay.sample()) for _ in range(config.update.per_batch)]
-            metrics = torch.stack(steps).mean(0)
-            gradient_steps += config.update.per_batch
+            gradient_steps += len(steps)
             collector.update_policy_weights_()
 
-            greedy = None
-            last = frames == n_batches * frames_per_batch
-            if frames >= next_evaluation or last:
-                greedy = summarize(returns_of(make_policy(agent, GreedyAction())))
+            evaluated = frames >= next_evaluation or frames == last_frame
+            if evaluated:
+                returns["greedy"] = evaluate(make_policy(agent, GreedyAction()))
                 next_evaluation = (frames // e.every_frames + 1) * e.every_frames
                 save_weights(folder, agent, mixer)
             seconds = time.perf_counter() - start
+            means = torch.stack([step.select(*LEARNING) for step in steps]).mean(0)
             log.row(
                 {
                     "frames": frames,
                     "frames_per_second": frames / seconds,
                     "train_return": finished_returns(batch),
-                    "greedy_return": greedy and greedy["mean"],
-                    **{name: metrics[name].item() for name in LEARNING},
+                    "greedy_return": returns["greedy"]["mean"] if evaluated else None,
+                    **{name: means.get(name).item() for name in LEARNING},
                     "epsilon": explore.epsilon,
-                    "seconds_left": seconds * (n_batches * frames_per_batch / frames - 1),
+                    "seconds_left": seconds * (last_frame / frames - 1),
                 }
             )
     collector.shutdown()
-    write_json(
-        folder / "summary.json",
-        {
-            "frames": frames,
-            "gradient_steps": gradient_steps,
-            "seconds": seconds,
-            "frames_per_second": frames / seconds,
-            "seed": config.seed,
-            "device": str(device),
-            "return": {"greedy": greedy, "random": random, "no_op": no_op},
-        },
-    )
+    summary = {
+        "frames": frames,
+        "gradient_steps": gradient_steps,
+        "seconds": seconds,
+        "frames_per_second": frames / seconds,
+        "seed": config.seed,
+        "device": str(device),
+        "return": returns,
+    }
+    write_json(folder / "summary.json", summary)
     print(
-        f"greedy return {greedy['mean']:.2f} after {frames:,} frames and {seconds:.0f} s: "
-        f"{compare(greedy, no_op)} doing nothing, {compare(greedy, random)} chance"
+        f"greedy return {returns['greedy']['mean']:.2f} after {frames:,} frames and "
+        f"{seconds:.0f} s: {compare(returns['greedy'], returns['no_op'])} doing nothing, "
+        f"{compare(returns['greedy'], returns['random'])} chance"
     )
     return folder
 

@@ -47,7 +47,7 @@ def check_keywords(name: str, scenario: BaseScenario, scenario_kwargs: Mapping[s
 
 
 def scenario_keywords(scenario: BaseScenario) -> list[str]:
-    """Return the keywords that a scenario's source reads by ``kwargs.pop("x")`` or ``.get("x")``."""
+    """Return the keywords that a scenario's source reads by ``kwargs.pop`` or ``kwargs.get``."""
     found = set()
     for cls in type(scenario).__mro__:
         if not issubclass(cls, BaseScenario) or cls is BaseScenario:
