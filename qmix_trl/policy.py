@@ -165,9 +165,10 @@ def make_policy(
     return TensorDictSequential(agent, head, RememberAction(agent.n_actions))
 
 
-def with_memory(env: EnvBase, agent: TensorDictModuleBase) -> EnvBase:
+def with_memory(env: EnvBase, agent: TensorDictModuleBase) -> TransformedEnv:
     """Return the environment with what the agent carries from step to step, zero at a reset."""
-    if agent.memory_spec.is_empty():
-        return env
-    primer = TensorDictPrimer(agent.memory_spec.to(env.device), expand_specs=True)
-    return TransformedEnv(env, primer)
+    primed = TransformedEnv(env)
+    if not agent.memory_spec.is_empty():
+        memory = agent.memory_spec.to(env.device)
+        primed.append_transform(TensorDictPrimer(memory, expand_specs=True))
+    return primed

@@ -23,7 +23,7 @@ from components import (
     summarize,
 )
 from tensordict.nn import TensorDictModuleBase
-from torchrl.envs import RewardSum, TransformedEnv
+from torchrl.envs import RewardSum
 
 from qmix_trl import (
     EpsilonGreedyAction,
@@ -86,12 +86,13 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     mixer = build_mixer(config, dims, device)
     explore = EpsilonGreedyAction(**vars(config.exploration), seed=config.seed, device=device)
     env, test_env = with_memory(env, agent), with_memory(test_env, agent)
+    env.append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
 
     # Data: collected in batches [E, T], replayed in batches [B, T].
     frames_per_batch = config.env.n_envs * c.steps
     n_batches = math.ceil(c.total_frames / frames_per_batch)
     collector = make_collector(
-        TransformedEnv(env, RewardSum([REWARD], [EPISODE_REWARD])),
+        env,
         make_policy(agent, explore),
         rows=c.rows,
         steps=c.steps,
