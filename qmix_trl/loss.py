@@ -190,7 +190,7 @@ class QMixLoss(LossModule):
     def _unroll(self, params: TensorDictParams, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Return action values [B, T+1, N, A] and hidden states [B, T+1, N, H]."""
         sequence = (rows.observation, rows.last_action, rows.is_init)
-        with params.to_module(self.agent):
+        with params.to_module(self.agent, preserve_module_state=False):
             if self.burn_in == 0:
                 return self.agent.unroll(*sequence, rows.hidden)
             with torch.no_grad():
@@ -207,7 +207,7 @@ class QMixLoss(LossModule):
         inputs = TensorDict({self.tensor_keys.chosen_action_value: chosen}, chosen.shape[:2])
         if state is not None:
             inputs.set(self.tensor_keys.state, state)
-        with params.to_module(self.mixer):
+        with params.to_module(self.mixer, preserve_module_state=False):
             return self.mixer(inputs).get(self.mixer.out_keys[0])
 
     def _target(self, rows: Rows, online_value: Tensor, online_hidden: Tensor | None) -> Tensor:
@@ -246,7 +246,7 @@ class QMixLoss(LossModule):
         row = torch.arange(len(place), device=place.device).unsqueeze(1)  # [B, 1]
         observation = rows.next_observation[row, place]  # [B, K, N, O]
         taken = F.one_hot(rows.action[row, place], self.agent.n_actions).to(observation.dtype)
-        with params.to_module(self.agent):
+        with params.to_module(self.agent, preserve_module_state=False):
             before = None if hidden is None else hidden[row, place]  # [B, K, N, H]
             apart, _ = self.agent.step(observation, taken, before)  # [B, K, N, A]
         cut = rows.cut_inside[row, place].unsqueeze(-1)  # [B, K, 1, 1]

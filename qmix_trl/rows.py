@@ -74,13 +74,13 @@ def read_rows(
     if batch.dim() != 2:
         raise ValueError(f"expected a batch of shape [B, T], got {list(batch.shape)}")
     present = batch.keys(include_nested=True, leaves_only=True)
-    action = batch.get(keys.action)
+    action = batch[keys.action]
     mask = torch.ones(batch.shape, dtype=torch.bool, device=action.device)
     if keys.mask in present:
         mask = batch.get(keys.mask)  # [B, T]
 
     def now(key: NestedKey) -> Tensor:
-        return keep_where(mask, batch.get(key))
+        return keep_where(mask, batch[key])
 
     def after(key: NestedKey) -> Tensor:
         return now(next_key(key))

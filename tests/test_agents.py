@@ -1,0 +1,158 @@
+"""Agents: one step against a sequence, names, sharing, and parity with torch's GRU."""
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+from qmix_trl import FeedforwardAgent, RecurrentAgent
+from qmix_trl.keys import (
+    ACTION_VALUE,
+    HIDDEN,
+    IS_INIT,
+    LAST_ACTION,
+    OBSERVATION,
+    next_key,
+)
+
+B, T, N, O, A, H = 3, 7, 2, 5, 4, 6  # noqa: E741
+
+
+def make_agent(**arguments):
+    """Return a recurrent agent in float64."""
+    return RecurrentAgent(N, O, A, hidden_dim=H, dtype=torch.float64, **arguments)
+
+
+def make_sequence(seed=0):
+    """Return observations, last actions, resets and a hidden state; resets inside the rows."""
+    generator = torch.Generator().manual_seed(seed)
+    is_init = torch.rand(B, T, 1, generator=generator) < 0.3
+    taken = torch.randint(A, (B, T, N), generator=generator)
+    last_action = nn.functional.one_hot(taken, A).double() * ~is_init.unsqueeze(-1)
+    observation = torch.randn(B, T, N, O, generator=generator, dtype=torch.float64)
+    hidden = torch.randn(B, N, H, generator=generator, dtype=torch.float64)
+    return observation, last_action, is_init, hidden
+
+
+@pytest.mark.parametrize("share_parameters", [True, False])
+def test_sequence_equals_single_steps_through_the_tensordict(share_parameters):
+    agent = make_agent(share_parameters=share_parameters)
+    observation, last_action, is_init, hidden = make_sequence()
+    values, hiddens = agent.unroll(observation, last_action, is_init, hidden)
+    for t in range(T):
+        step = TensorDict({}, [B])
+        step[OBSERVATION], step[IS_INIT] = observation[:, t], is_init[:, t]
+        step[HIDDEN] = hidden
+        # What a step carries over a reset must not matter.
+        step[LAST_ACTION] = torch.where(is_init[:, t, :, None], 7.0, last_action[:, t])
+        agent(step)
+        torch.testing.assert_close(values[:, t], step[ACTION_VALUE], rtol=0, atol=1e-14)
+        hidden = step[next_key(HIDDEN)]
+        torch.testing.assert_close(hiddens[:, t], hidden, rtol=0, atol=1e-14)
+
+
+def test_sequence_equals_chunks_with_the_state_carried():
+    agent = make_agent()
+    *sequence, hidden = make_sequence()
+    whole, _ = agent.unroll(*sequence, hidden)
+    parts = []
+    for start, end in ((0, 2), (2, 3), (3, T)):
+        part, hiddens = agent.unroll(*(x[:, start:end] for x in sequence), hidden)
+        parts.append(part)
+        hidden = hiddens[:, -1]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-14)
+
+
+def test_a_reset_inside_a_sequence_is_two_sequences():
+    agent = make_agent()
+    observation, last_action, _, hidden = make_sequence()
+    is_init = torch.zeros(B, T, 1, dtype=torch.bool)
+    is_init[:, 4] = True
+    last_action[:, 4] = 0
+    whole, _ = agent.unroll(observation, last_action, is_init, hidden)
+    first, _ = agent.unroll(observation[:, :4], last_action[:, :4], is_init[:, :4], hidden)
+    second, _ = agent.unroll(observation[:, 4:], last_action[:, 4:], is_init[:, 4:], None)
+    torch.testing.assert_close(whole, torch.cat([first, second], 1), rtol=0, atol=1e-14)
+
+
+def test_unroll_equals_torchs_gru():
+    agent = make_agent()
+    observation, last_action, _, hidden = make_sequence()
+    is_init = torch.zeros(B, T, 1, dtype=torch.bool)
+    values, _ = agent.unroll(observation, last_action, is_init, hidden)
+    gru = nn.GRU(H, H, batch_first=True, dtype=torch.float64)
+    gru.load_state_dict({f"{name}_l0": p for name, p in agent.rnn.state_dict().items()})
+    identity = torch.eye(N, dtype=torch.float64)
+    for n in range(N):
+        ids = identity[n].expand(B, T, N)
+        x = torch.cat([observation[:, :, n], last_action[:, :, n], ids], -1)
+        out, _ = gru(torch.relu(agent.fc1(x)), hidden[:, n].unsqueeze(0).contiguous())
+        torch.testing.assert_close(values[:, :, n], agent.fc2(out), rtol=0, atol=1e-13)
+
+
+def test_parameter_names_are_those_of_the_authors():
+    rnn = {f"rnn.{kind}_{part}" for kind in ("weight", "bias") for part in ("ih", "hh")}
+    linear = {f"{layer}.{kind}" for layer in ("fc1", "fc2") for kind in ("weight", "bias")}
+    assert set(make_agent().state_dict()) == rnn | linear
+    assert make_agent().state_dict()["fc1.weight"].shape == (H, O + A + N)
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
+def test_own_networks_are_those_of_separate_agents(kind):
+    def make(**arguments):
+        if kind == "recurrent":
+            return make_agent(**arguments)
+        return FeedforwardAgent(N, O, A, use_last_action=True, dtype=torch.float64, **arguments)
+
+    own, shared = make(share_parameters=False), make(share_parameters=True)
+    *sequence, hidden = make_sequence()
+    hidden = hidden if kind == "recurrent" else None
+    values, _ = own.unroll(*sequence, hidden)
+    for n in range(N):
+        shared.load_state_dict({name: p[n] for name, p in own.state_dict().items()})
+        expected, _ = shared.unroll(*sequence, hidden)
+        torch.testing.assert_close(values[:, :, n], expected[:, :, n], rtol=0, atol=1e-13)
+    first, second = own.state_dict()[next(iter(own.state_dict()))]
+    assert not torch.equal(first, second)
+
+
+def test_feedforward_equals_a_perceptron():
+    agent = FeedforwardAgent(N, O, A, hidden_dims=(8, 9), dtype=torch.float64)
+    observation, last_action, is_init, _ = make_sequence()
+    values, hidden = agent.unroll(observation, last_action, is_init, None)
+    assert hidden is None
+    one, two, three = agent.layers
+    identity = torch.eye(N, dtype=torch.float64).expand(B, T, N, N)
+    x = torch.cat([observation, identity], -1)
+    expected = three(torch.relu(two(torch.relu(one(x)))))
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-14)
+    step = TensorDict({IS_INIT: is_init[:, 3]}, [B])
+    step[OBSERVATION] = observation[:, 3]
+    torch.testing.assert_close(agent(step)[ACTION_VALUE], expected[:, 3], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("use_last_action", [True, False])
+@pytest.mark.parametrize("use_agent_id", [True, False])
+def test_inputs_that_are_switched_off_do_not_matter(use_last_action, use_agent_id):
+    agent = make_agent(use_last_action=use_last_action, use_agent_id=use_agent_id)
+    observation, last_action, is_init, hidden = make_sequence()
+    observation[:, :, 1], hidden[:, 1] = observation[:, :, 0], hidden[:, 0]
+    same = last_action[:, :, :1].expand_as(last_action)
+    values, _ = agent.unroll(observation, same, is_init, hidden)
+    other, _ = agent.unroll(observation, 1 - same, is_init, hidden)
+    assert torch.equal(values, other) == (not use_last_action)
+    assert torch.allclose(values[:, :, 0], values[:, :, 1]) == (not use_agent_id)
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
+@pytest.mark.parametrize("make", [RecurrentAgent, FeedforwardAgent])
+def test_agents_refuse_bad_sizes(make, sizes):
+    with pytest.raises(ValueError, match="of at least 1, got"):
+        make(*sizes)
+
+
+def test_agents_refuse_bad_widths():
+    with pytest.raises(ValueError, match="hidden_dim of at least 1, got 0"):
+        RecurrentAgent(1, 1, 1, hidden_dim=0)
+    with pytest.raises(ValueError, match=r"hidden_dims of at least 1, got \(3, 0\)"):
+        FeedforwardAgent(1, 1, 1, hidden_dims=(3, 0))

@@ -1,0 +1,521 @@
+"""The loss: golden numbers, padding, resets and truncations inside rows, and every switch."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import reference
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch.nn.utils import get_total_norm
+from torchrl.modules import QMixer as TorchRLQMixer
+from torchrl.modules import VDNMixer as TorchRLVDNMixer
+
+from qmix_trl import FeedforwardAgent, QMixer, QMixLoss, RecurrentAgent, VDNMixer
+from qmix_trl.keys import (
+    ACTION,
+    ACTION_MASK,
+    AGENT_REWARD,
+    CHOSEN_ACTION_VALUE,
+    DONE,
+    HIDDEN,
+    IS_INIT,
+    LAST_ACTION,
+    MASK,
+    OBSERVATION,
+    PRIORITY_WEIGHT,
+    REWARD,
+    STATE,
+    TERMINATED,
+    TOTAL_VALUE,
+    next_key,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
+
+N, O, A, S = 2, 3, 4, 5  # noqa: E741
+
+
+def golden_batch(padding=0.0):
+    """Return the reference's data as a batch [B, T] in TorchRL's layout."""
+    observation, state, available, action, reward, terminated = map(
+        torch.as_tensor, reference.data(padding)
+    )
+    batch = TensorDict({}, [reference.N_ROWS, reference.N_STEPS])
+    for key, sequence in ((OBSERVATION, observation), (STATE, state), (ACTION_MASK, available)):
+        batch[key], batch[next_key(key)] = sequence[:, :-1], sequence[:, 1:]
+    batch[ACTION] = action[:, :-1]
+    batch[next_key(REWARD)] = reward.unsqueeze(-1)
+    batch[next_key(TERMINATED)] = terminated.unsqueeze(-1)
+    lengths = torch.as_tensor(reference.LENGTHS)
+    batch[MASK] = torch.arange(reference.N_STEPS) < lengths.unsqueeze(-1)
+    return batch
+
+
+def golden_loss(mixer, layers, double_q):
+    """Return agent, mixer and loss with the reference's online and target weights."""
+
+    def load(module, spec, offset):
+        arrays = reference.weights(spec, offset)
+        module.load_state_dict({name: torch.as_tensor(array) for name, array in arrays.items()})
+
+    agent = RecurrentAgent(
+        reference.N_AGENTS,
+        reference.OBSERVATION_DIM,
+        reference.N_ACTIONS,
+        hidden_dim=reference.HIDDEN_DIM,
+        dtype=torch.float64,
+    )
+    mixing = VDNMixer()
+    if mixer == "qmix":
+        mixing = QMixer(
+            reference.N_AGENTS,
+            reference.STATE_DIM,
+            reference.EMBED_DIM,
+            layers,
+            reference.HYPERNET_DIM,
+            dtype=torch.float64,
+        )
+    # Targets are copies made by the loss: load theirs first, the online ones after.
+    for offsets in (reference.TARGET, reference.ONLINE):
+        load(agent, reference.AGENT, offsets["agent"])
+        if mixer == "qmix":
+            load(mixing, reference.MIXER[layers], offsets["mixer"])
+        if offsets is reference.TARGET:
+            loss = QMixLoss(agent, mixing, gamma=reference.GAMMA, double_q=double_q)
+    return agent, mixing, loss
+
+
+# Losses of an independent NumPy implementation (reference.py), gradient norms of the authors' own
+# learner on the same data.
+GOLDEN = [
+    ("qmix", 1, True, 18.2010520491, 53.2545656),
+    ("qmix", 1, False, 13.1747094949, 44.3555718),
+    ("qmix", 2, True, 10.8184321051, 45.6670849),
+    ("qmix", 2, False, 5.4413481806, 30.1807788),
+    ("vdn", 2, True, 0.8421841575, 0.9474114),
+    ("vdn", 2, False, 0.9687829724, 1.0719233),
+]
+
+
+@pytest.mark.parametrize(("mixer", "layers", "double_q", "expected", "norm"), GOLDEN)
+@pytest.mark.parametrize("padding", [0.0, 7.0, float("nan")])
+def test_golden_loss_whatever_the_padding(mixer, layers, double_q, expected, norm, padding):
+    agent, mixing, loss = golden_loss(mixer, layers, double_q)
+    value = loss(golden_batch(padding))["loss"]
+    assert value.item() == pytest.approx(expected, abs=1e-9)
+    assert value.item() == pytest.approx(reference.loss(mixer, layers, double_q), abs=1e-12)
+    value.backward()
+    gradients = [p.grad for p in (*agent.parameters(), *mixing.parameters())]
+    assert get_total_norm(gradients).item() == pytest.approx(norm, abs=2e-7)
+
+
+def test_padding_of_any_kind_changes_nothing_at_all():
+    agent, _, loss = golden_loss("qmix", 2, True)
+    outputs, gradients = [], []
+    for garbage in (0.0, 1e30):
+        batch = golden_batch(garbage)
+        padding = ~batch[MASK]
+        batch[ACTION][padding] = -5 if garbage else 0
+        batch[IS_INIT] = torch.zeros(*batch.shape, 1, dtype=torch.bool)
+        batch[IS_INIT][:, 0] = True
+        if garbage:
+            batch[IS_INIT][padding] = True
+            batch[next_key(TERMINATED)][padding] = True
+        output = loss(batch)
+        agent.zero_grad()
+        output["loss"].backward()
+        outputs.append(output.detach())
+        gradients.append([p.grad.clone() for p in agent.parameters()])
+    assert (outputs[0] == outputs[1]).all()
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def random_batch(n_rows, n_steps, *, seed=0, is_init=None, ends=None, mixed_masks=True):
+    """Return random data [B, T] whose rows go on, but where ``is_init`` says a reset follows.
+
+    ``ends``: bool [B, T], the steps that are done, terminated at random ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(n_rows, *shape, generator=generator, dtype=torch.float64)
+
+    def flags(p, *shape):
+        return torch.rand(n_rows, *shape, generator=generator) < p
+
+    batch = TensorDict({}, [n_rows, n_steps])
+    available = flags(0.7, n_steps + 1, N, A) | ~torch.tensor(mixed_masks)
+    available[..., 0] = True
+    sequences = ((OBSERVATION, normal(n_steps + 1, N, O)), (STATE, normal(n_steps + 1, S)))
+    for key, sequence in (*sequences, (ACTION_MASK, available)):
+        batch[key], batch[next_key(key)] = sequence[:, :-1], sequence[:, 1:].clone()
+    batch[ACTION] = torch.randint(A, (n_rows, n_steps, N), generator=generator)
+    batch[next_key(REWARD)], batch[next_key(AGENT_REWARD)] = (
+        normal(n_steps, 1),
+        normal(n_steps, N, 1),
+    )
+    done = torch.zeros(n_rows, n_steps, 1, dtype=torch.bool) if ends is None else ends.unsqueeze(-1)
+    batch[next_key(DONE)] = done
+    batch[next_key(TERMINATED)] = done & flags(0.5, n_steps, 1)
+    batch[IS_INIT] = torch.zeros(n_rows, n_steps, 1, dtype=torch.bool)
+    batch[IS_INIT][:, 0] = True
+    batch[IS_INIT][:, 1:] |= done[:, :-1]
+    # Where a reset follows, the true next observation is another one than the next step's.
+    resets = done[..., 0]
+    for key, shape in ((OBSERVATION, (N, O)), (STATE, (S,))):
+        batch[next_key(key)][resets] = torch.randn(
+            int(resets.sum()), *shape, generator=generator, dtype=torch.float64
+        )
+    return batch
+
+
+def make_loss(kind="recurrent", mixer="qmix", seed=3, **arguments):
+    """Return a loss in float64 whose targets differ from its online networks."""
+    torch.manual_seed(seed)
+    if kind == "recurrent":
+        agent = RecurrentAgent(N, O, A, hidden_dim=6, dtype=torch.float64)
+    else:
+        agent = FeedforwardAgent(N, O, A, use_last_action=True, dtype=torch.float64)
+    mixers = {"qmix": lambda: QMixer(N, S, 4, dtype=torch.float64), "vdn": VDNMixer}
+    mixing = mixers[mixer]() if mixer in mixers else None
+    loss = QMixLoss(agent, mixing, **{"gamma": 0.9, **arguments})
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return loss
+
+
+def cut(batch, row, start, end):
+    """Return one episode [1, end - start] of a batch as a row of its own."""
+    return batch[row : row + 1, start:end].clone()
+
+
+def some_ends(n_rows, n_steps, seed=5):
+    """Return random ends of episodes, bool [B, T]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n_rows, n_steps, generator=generator) < 0.25
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
+@pytest.mark.parametrize("mixer", ["qmix", "vdn", "none"])
+@pytest.mark.parametrize("td_lambda", [0.0, 0.7])
+@pytest.mark.parametrize("double_q", [True, False])
+def test_a_row_of_several_episodes_is_as_many_rows(kind, mixer, td_lambda, double_q):
+    """Resets and truncations inside a row: the sum over it is the sum over its episodes alone."""
+    ends = some_ends(4, 12)
+    batch = random_batch(4, 12, ends=ends)
+    loss = make_loss(kind, mixer, td_lambda=td_lambda, double_q=double_q, reduction="sum")
+    together = loss(batch)["loss"]
+    apart = torch.zeros((), dtype=torch.float64)
+    truncated_inside = 0
+    for row in range(4):
+        bounds = [0, *(ends[row, :-1].nonzero()[:, 0] + 1).tolist(), 12]
+        for start, end in pairwise(bounds):
+            episode = cut(batch, row, start, end)
+            apart = apart + loss(episode)["loss"]
+            truncated_inside += end < 12 and not episode[next_key(TERMINATED)][0, -1].item()
+    assert truncated_inside > 3
+    torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
+    gradients = [
+        torch.autograd.grad(value, list(loss.parameters()), retain_graph=True)
+        for value in (together, apart)
+    ]
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-10)
+
+
+def test_interior_truncations_are_enough_if_there_are_no_more():
+    ends = torch.zeros(4, 12, dtype=torch.bool)
+    ends[0, 3] = ends[1, 5] = ends[3, 0] = ends[3, 10] = True
+    batch = random_batch(4, 12, ends=ends)
+    batch[next_key(TERMINATED)][:] = False
+    exact, two, none = (
+        make_loss(interior_truncations=k)(batch)["loss"].item() for k in (None, 2, 0)
+    )
+    assert two == pytest.approx(exact, abs=1e-12)
+    assert abs(none - exact) > 1e-5
+
+
+def test_the_last_step_before_padding_bootstraps_from_its_own_next_observation():
+    """As TorchRL pads trajectories: zeros at the root behind the end, the true end under "next"."""
+    batch = random_batch(2, 6)
+    padded = batch.clone()
+    padded[MASK] = torch.ones(2, 6, dtype=torch.bool)
+    padded[MASK][:, 4:] = False
+    for key in (OBSERVATION, STATE, ACTION_MASK):
+        padded[key][:, 4:] = 0
+        padded[next_key(key)][:, 4:] = 0
+    loss = make_loss(td_lambda=0.5)
+    expected = loss(batch[:, :4])["loss"]
+    torch.testing.assert_close(loss(padded)["loss"], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mixer", ["qmix", "none"])
+def test_one_step_loss_equals_a_slow_loop(mixer):
+    batch = random_batch(3, 5)
+    loss = make_loss("feedforward", mixer, reward_scale=0.5)
+    expected = []
+    for row in range(3):
+        for t in range(5):
+            step = batch[row, t]
+            last = batch[ACTION][row, t - 1] if t else None
+
+            def q(params, observation, last_action):
+                shown = torch.zeros(N, A, dtype=torch.float64)
+                if last_action is not None:
+                    shown[torch.arange(N), last_action] = 1
+                with params.to_module(loss.agent, preserve_module_state=False):
+                    return loss.agent.step(observation, shown, None)[0]
+
+            def total(params, chosen, state):
+                if mixer == "none":
+                    return chosen[:, 0]
+                with params.to_module(loss.mixer, preserve_module_state=False):
+                    return loss.mixer.module(chosen, state)
+
+            agents = torch.arange(N)
+            chosen = q(loss.agent_params, step[OBSERVATION], last)[agents, step[ACTION]]
+            following = (step[next_key(OBSERVATION)], step[ACTION])
+            online = q(loss.agent_params, *following)
+            online[~step[next_key(ACTION_MASK)]] = -torch.inf
+            best = q(loss.target_agent_params, *following)[agents, online.argmax(-1)]
+            v = total(loss.target_mixer_params, best.unsqueeze(-1), step[next_key(STATE)])
+            reward = step[next_key(AGENT_REWARD)][:, 0]
+            reward = reward if mixer == "none" else step[next_key(REWARD)]
+            target = 0.5 * reward + 0.9 * v
+            value = total(loss.mixer_params, chosen.unsqueeze(-1), step[STATE])
+            expected.append((value - target) ** 2)
+    expected = torch.stack(expected).mean()
+    torch.testing.assert_close(loss(batch)["loss"], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_terminated_instead_of_truncated_changes_the_target_by_the_discounted_value():
+    batch = random_batch(1, 1)
+    loss = make_loss(reduction="none")
+    truncated = loss(batch)
+    batch[next_key(TERMINATED)][:] = True
+    terminated = loss(batch)
+    difference = truncated["target_value"] - terminated["target_value"]
+    # gamma Q_tot^-(s_T); the target of a terminated step is its reward alone.
+    assert terminated["target_value"].item() == pytest.approx(batch[next_key(REWARD)].item())
+    with loss.target_agent_params.to_module(loss.agent, preserve_module_state=False):
+        last = torch.nn.functional.one_hot(batch[ACTION], A).double()
+        observations = torch.cat([batch[OBSERVATION], batch[next_key(OBSERVATION)]], 1)
+        shown = torch.cat([torch.zeros_like(last), last], 1)
+        resets = torch.tensor([True, False]).reshape(1, 2, 1)
+        target, _ = loss.agent.unroll(observations, shown, resets, None)
+    with loss.agent_params.to_module(loss.agent, preserve_module_state=False):
+        online, _ = loss.agent.unroll(observations, shown, resets, None)
+    online = online[:, 1].masked_fill(~batch[next_key(ACTION_MASK)][:, 0], -torch.inf)
+    chosen = target[:, 1].gather(-1, online.argmax(-1, keepdim=True))
+    with loss.target_mixer_params.to_module(loss.mixer, preserve_module_state=False):
+        value = loss.mixer.module(chosen, batch[next_key(STATE)][:, 0])
+    assert difference.item() == pytest.approx(0.9 * value.item(), abs=1e-12)
+
+
+def test_no_gradient_reaches_the_targets():
+    loss = make_loss()
+    loss(random_batch(2, 4))["loss"].backward()
+    assert not any(p.requires_grad for p in loss.target_agent_params.values(True, True))
+    assert not any(p.requires_grad for p in loss.target_mixer_params.values(True, True))
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())
+
+
+def test_the_batch_is_not_written_to():
+    batch = random_batch(2, 4, ends=some_ends(2, 4))
+    before = batch.clone()
+    make_loss()(batch.lock_())
+    assert set(batch.keys(True, True)) == set(before.keys(True, True))
+    assert (batch == before).all()
+
+
+def test_a_row_inside_an_episode_starts_from_its_stored_memory():
+    batch = random_batch(3, 8)
+    loss = make_loss(reduction="none")
+    with loss.agent_params.to_module(loss.agent, preserve_module_state=False):
+        shown = torch.nn.functional.one_hot(batch[ACTION][:, :-1], A).double()
+        shown = torch.cat([torch.zeros_like(shown[:, :1]), shown], 1)
+        _, hidden = loss.agent.unroll(batch[OBSERVATION], shown, batch[IS_INIT], None)
+    tail = batch[:, 5:].clone()
+    tail[HIDDEN] = hidden[:, 4].unsqueeze(1).expand(-1, 3, -1, -1)
+    tail[LAST_ACTION] = shown[:, 5:]
+    # Targets start from the stored state, too: the same networks make both the same.
+    loss.target_agent_params.update_(loss.agent_params.data)
+    whole, part = loss(batch)["loss"][:, 5:], loss(tail)["loss"]
+    torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
+    without = loss(tail.exclude(HIDDEN, LAST_ACTION))["loss"]
+    assert not torch.allclose(without, whole)
+
+
+def test_without_is_init_a_reset_follows_each_done():
+    batch = random_batch(4, 9, ends=some_ends(4, 9))
+    loss = make_loss()
+    expected = loss(batch)["loss"]
+    torch.testing.assert_close(loss(batch.exclude(IS_INIT))["loss"], expected, rtol=0, atol=0)
+
+
+def test_burn_in_leaves_steps_out_and_stops_their_gradient():
+    batch = random_batch(3, 8)
+    burnt, whole = make_loss(burn_in=3, reduction="none"), make_loss(reduction="none")
+    out, all_steps = burnt(batch)["loss"], whole(batch)["loss"]
+    torch.testing.assert_close(out[:, 3:], all_steps[:, 3:], rtol=0, atol=1e-12)
+    assert (out[:, :3] == 0).all()
+    assert (all_steps[:, :3] != 0).any()
+    # The gradient that goes through the first three steps is missing.
+    mine = torch.autograd.grad(out.sum(), burnt.agent_params["rnn", "weight_hh"])[0]
+    other = torch.autograd.grad(all_steps[:, 3:].sum(), whole.agent_params["rnn", "weight_hh"])[0]
+    assert not torch.allclose(mine, other)
+
+
+def test_reductions_and_importance_weights():
+    batch = random_batch(3, 4)
+    batch[MASK] = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]], dtype=torch.bool)
+    none, total, mean = (
+        make_loss(reduction=reduction)(batch)["loss"] for reduction in ("none", "sum", "mean")
+    )
+    assert none.shape == (3, 4, 1)
+    assert (none[~batch[MASK]] == 0).all()
+    torch.testing.assert_close(none.sum(), total)
+    torch.testing.assert_close(total / 7, mean)  # 7 valid steps
+    weight = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+    expected = (none * weight[:, None, None]).sum() / 7
+    for shape in ((3, 1), (3, 4), (3, 4, 1)):
+        row = weight.reshape(3, *[1] * (len(shape) - 1)).expand(shape)
+        batch[PRIORITY_WEIGHT] = row if len(shape) > 2 or shape[1] == 4 else row.expand(3, 4)
+        torch.testing.assert_close(make_loss()(batch)["loss"], expected)
+
+
+def test_reported_values():
+    batch = random_batch(3, 4)
+    batch[MASK] = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    output = make_loss(reduction="none")(batch)
+    error = output["loss"].sqrt()[..., 0]  # [B, T]
+    torch.testing.assert_close(output["td_error"], error.sum() / 6)
+    # R2D2: .9 of the largest and .1 of the mean absolute error of the row.
+    expected = [0.9 * e.max() + 0.1 * e.mean() for e in (error[0], error[1, :2])]
+    expected = torch.stack([*expected, torch.zeros_like(expected[0])])
+    torch.testing.assert_close(output["priority"], expected)
+    assert not output["priority"].requires_grad
+    difference = output["total_value"] - output["target_value"]
+    assert abs(difference) <= output["td_error"] + 1e-12
+
+
+def test_nothing_valid_gives_zero_and_not_nan():
+    batch = random_batch(2, 3)
+    batch[MASK] = torch.zeros(2, 3, dtype=torch.bool)
+    loss = make_loss()
+    value = loss(batch)["loss"]
+    value.backward()
+    assert value == 0
+    assert all(p.grad.isfinite().all() for p in loss.parameters())
+
+
+def test_a_fully_masked_agent_gives_finite_values():
+    batch = random_batch(2, 3)
+    batch[next_key(ACTION_MASK)][:, 1, 0] = False
+    assert loss_is_moderate(make_loss()(batch)["loss"])
+    assert loss_is_moderate(make_loss(double_q=False)(batch)["loss"])
+
+
+def loss_is_moderate(value):
+    """Return whether no -inf or dtype's minimum got into a loss."""
+    return bool(value.isfinite()) and value < 1e3
+
+
+def test_one_row_one_step_one_agent():
+    agent = RecurrentAgent(1, O, A, dtype=torch.float64)
+    loss = QMixLoss(agent, QMixer(1, S, dtype=torch.float64), gamma=0.9)
+    batch = random_batch(1, 1)
+    for key in (OBSERVATION, ACTION_MASK):
+        batch[key], batch[next_key(key)] = batch[key][:, :, :1], batch[next_key(key)][:, :, :1]
+    batch[ACTION] = batch[ACTION][:, :, :1]
+    assert loss(batch.exclude(("next", "agents", "reward")))["loss"].isfinite()
+
+
+@pytest.mark.parametrize("mixer", ["qmix", "vdn"])
+def test_torchrls_mixers_give_the_same_loss(mixer):
+    ours = QMixer(N, S, 8) if mixer == "qmix" else VDNMixer()
+    theirs = TorchRLVDNMixer(N, "cpu")
+    if mixer == "qmix":
+        theirs = TorchRLQMixer((S,), 8, N, "cpu")
+        theirs.load_state_dict(ours.state_dict())
+    in_keys = [CHOSEN_ACTION_VALUE, STATE] if mixer == "qmix" else [CHOSEN_ACTION_VALUE]
+    agent = RecurrentAgent(N, O, A)
+    batch = random_batch(3, 5).apply(lambda x: x.float() if x.is_floating_point() else x)
+    values = [
+        QMixLoss(agent, module, gamma=0.9)(batch)["loss"]
+        for module in (ours, TensorDictModule(theirs, in_keys=in_keys, out_keys=[TOTAL_VALUE]))
+    ]
+    torch.testing.assert_close(*values)
+
+
+def test_other_keys_can_be_set():
+    batch = random_batch(3, 5)
+    loss = make_loss()
+    expected = loss(batch)["loss"]
+    renamed = batch.clone()
+    for old, new in ((REWARD, "team_reward"), (STATE, "world")):
+        renamed.rename_key_(next_key(old), next_key(new))
+    renamed.rename_key_(STATE, "world")
+    other = make_loss()
+    mixing = TensorDictModule(
+        other.mixer.module, in_keys=[CHOSEN_ACTION_VALUE, "world"], out_keys=[TOTAL_VALUE]
+    )
+    other.mixer = mixing
+    other.set_keys(reward="team_reward", state="world")
+    torch.testing.assert_close(other(renamed)["loss"], expected)
+
+
+def test_state_dict_holds_weights_and_targets():
+    first, second = make_loss(seed=0), make_loss(seed=1)
+    batch = random_batch(2, 3)
+    assert first(batch)["loss"] != second(batch)["loss"]
+    second.load_state_dict(first.state_dict())
+    assert first(batch)["loss"] == second(batch)["loss"]
+
+
+def test_weights_trained_in_the_loss_are_those_of_the_modules():
+    agent, mixer = RecurrentAgent(N, O, A), QMixer(N, S)
+    loss = QMixLoss(agent, mixer, gamma=0.9)
+    ours = {id(p) for p in (*agent.parameters(), *mixer.parameters())}
+    assert ours == {id(p) for p in loss.parameters()}
+
+
+def test_eager_equals_compiled():
+    loss = make_loss("feedforward", td_lambda=0.5)
+    batch = random_batch(2, 3)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(batch)["loss"], loss(batch)["loss"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"gamma": 1.5}, r"gamma in \[0, 1\], got 1.5"),
+        ({"td_lambda": -0.1}, r"td_lambda in \[0, 1\], got -0.1"),
+        ({"reduction": "median"}, "mean, sum, none, got 'median'"),
+        ({"burn_in": -1}, "burn_in and interior_truncations of at least 0, got -1"),
+        ({"interior_truncations": -2}, "of at least 0, got 0 and -2"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_loss(**arguments)
+
+
+def test_a_mixer_that_names_nothing_is_refused():
+    with pytest.raises(TypeError, match="wrap it: TensorDictModule"):
+        QMixLoss(RecurrentAgent(N, O, A), torch.nn.Linear(2, 1), gamma=0.9)
+
+
+def test_a_missing_entry_and_a_flat_batch_are_refused():
+    with pytest.raises(KeyError, match="state"):
+        make_loss()(random_batch(2, 3).exclude(STATE))
+    with pytest.raises(ValueError, match=r"\[B, T\], got \[6\]"):
+        make_loss()(random_batch(2, 3).reshape(-1))
+
+
+def test_the_reference_itself_ignores_padding():
+    assert np.isclose(reference.loss("qmix", 1, True, 7.0), reference.loss("qmix", 1, True))
