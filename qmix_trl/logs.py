@@ -5,15 +5,24 @@ import json
 import re
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from qmix_trl.errors import ConfigError
 
 AUTO = "auto"
-SHOWN_ROWS = 12
+SHOWN_ROWS = 16
+PLAIN_WIDTH = 9
+
+
+class Column(NamedTuple):
+    """A metric: its name in ``metrics.csv``, its heading in the table and how that formats it."""
+
+    name: str
+    heading: str
+    spec: str
 
 
 def make_run_folder(root: Path, name: str, *, stem: str) -> Path:
@@ -55,14 +64,14 @@ class RunLog:
         caption: what stands below the table, such as the returns of doing nothing and of chance.
     """
 
-    def __init__(self, folder: Path, columns: Mapping[str, str], *, caption: str) -> None:
-        self._formats = dict(columns)
+    def __init__(self, folder: Path, columns: Sequence[Column], *, caption: str) -> None:
+        self._columns = tuple(columns)
         self._caption = caption
         self._title = folder.name
         self._rows: deque[list[str]] = deque(maxlen=SHOWN_ROWS)
         self._file = (folder / "metrics.csv").open("w", newline="")
         self._csv = csv.writer(self._file)
-        self._csv.writerow(self._formats)
+        self._csv.writerow(column.name for column in self._columns)
         self._live = self._make_live()
 
     def _make_live(self) -> Any:
@@ -77,7 +86,7 @@ class RunLog:
 
     def __enter__(self) -> "RunLog":
         if self._live is None:
-            print("  ".join(self._formats))
+            print("  ".join(heading.rjust(PLAIN_WIDTH) for _, heading, _ in self._columns))
         else:
             self._live.start()
             self._show_table()
@@ -99,27 +108,25 @@ class RunLog:
         Raises:
             KeyError: if a column is missing.
         """
-        values = [metrics[name] for name in self._formats]
+        values = [metrics[column.name] for column in self._columns]
         self._csv.writerow(["" if value is None else value for value in values])
         self._file.flush()
-        formats = self._formats.values()
         shown = [
-            "" if value is None else format(value, spec)
-            for value, spec in zip(values, formats, strict=True)
+            "" if value is None else format(value, column.spec)
+            for value, column in zip(values, self._columns, strict=True)
         ]
         self._rows.append(shown)
         if self._live is None:
-            widths = map(len, self._formats)
-            print("  ".join(map(str.rjust, shown, widths)), flush=True)
+            print("  ".join(cell.rjust(PLAIN_WIDTH) for cell in shown), flush=True)
         else:
             self._show_table()
 
     def _show_table(self) -> None:
         from rich.table import Table
 
-        table = Table(title=self._title, caption=self._caption)
-        for name in self._formats:
-            table.add_column(name.replace("_", " "), justify="right")
+        table = Table(title=self._title, caption=self._caption, padding=(0, 0))
+        for column in self._columns:
+            table.add_column(column.heading, justify="right", no_wrap=True)
         for row in self._rows:
             table.add_row(*row)
         self._live.update(table, refresh=True)

@@ -45,20 +45,20 @@ from qmix_trl import (
 from qmix_trl.collect import finished_returns
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
-from qmix_trl.logs import RunLog, make_run_folder, write_json
+from qmix_trl.logs import Column, RunLog, make_run_folder, write_json
 
-COLUMNS = {  # of the table and of metrics.csv, and the format in which the table shows them
-    "frames": ",d",
-    "frames_per_second": ",.0f",
-    "train_return": ".2f",
-    "greedy_return": ".2f",
-    "loss": ".4f",
-    "td_error": ".3f",
-    "total_value": ".2f",
-    "grad_norm": ".2f",
-    "epsilon": ".2f",
-    "seconds_left": ",.0f",
-}
+COLUMNS = (
+    Column("frames", "frames", ",d"),
+    Column("frames_per_second", "frames/s", ",.0f"),
+    Column("train_return", "training", ".2f"),
+    Column("greedy_return", "greedy", ".2f"),
+    Column("loss", "loss", ".4f"),
+    Column("td_error", "|TD|", ".3f"),
+    Column("total_value", "Q_tot", ".2f"),
+    Column("grad_norm", "gradient", ".2f"),
+    Column("epsilon", "epsilon", ".2f"),
+    Column("seconds_left", "s left", ",.0f"),
+)
 LEARNING = ("loss", "td_error", "total_value", "grad_norm")  # means over a batch's updates
 
 

@@ -476,6 +476,8 @@ def mutated(rng: random.Random) -> str:
         "duplicate": [lines[i], lines[i]],
         "indent": [f" {lines[i]}"],
         "cut": [lines[i][: rng.randrange(len(lines[i]))]],
+        "tenfold": [f"{lines[i]}0"],
+        "comment": [f"{lines[i]} # {inserted('', rng)}"],
     }
     lines[i : i + 1] = changes[rng.choice(list(changes))]
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """A run's folder, its table of metrics and its weights."""
 
+import contextlib
 import csv
 import json
 import pickle
@@ -114,11 +115,6 @@ def test_a_row_is_on_the_disk_at_once(tmp_path):
         assert table(tmp_path)[1:] == [["8", "0.5", "1.0"]]
 
 
-def test_rows_outlive_an_error(tmp_path):
-    with pytest.raises(ZeroDivisionError), RunLog(tmp_path, COLUMNS, caption="") as log:
-        log.row({"frames": 8, "loss": 0.5, "greedy_return": None})
-        raise ZeroDivisionError
-    assert len(table(tmp_path)) == 2
 
 
 def test_a_missing_column_is_refused_and_nothing_is_written(tmp_path):
@@ -287,6 +283,14 @@ def test_a_file_without_an_agent_is_refused(tmp_path):
     assert "does not fit" in refusal(tmp_path, feedforward())
 
 
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
+def test_a_file_of_weights_that_is_cut_is_refused(share, tmp_path):
+    save_weights(tmp_path, feedforward(), None)
+    path = tmp_path / "weights.pt"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert "does not fit" in refusal(tmp_path, feedforward())
+
+
 # Known faults
 
 
@@ -298,9 +302,6 @@ def damage(kind: str, path: Path) -> None:
         torch.save([1, 2], path)
     elif kind == "number":
         torch.save({"agent": 3}, path)
-    elif kind == "cut":
-        save_weights(path.parent, feedforward(), None)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif kind == "folder":
         path.mkdir()
     else:
@@ -308,10 +309,22 @@ def damage(kind: str, path: Path) -> None:
 
 
 @pytest.mark.xfail(reason="only RuntimeError, KeyError and absence are caught", strict=True)
-@pytest.mark.parametrize("kind", ["empty", "code", "list", "number", "cut", "folder"])
+@pytest.mark.parametrize("kind", ["empty", "code", "list", "number", "folder"])
 def test_a_damaged_file_of_weights_gets_one_line(kind, tmp_path):
     damage(kind, tmp_path / "weights.pt")
     refusal(tmp_path, feedforward())
+
+
+@pytest.mark.xfail(reason="only RuntimeError, KeyError and absence are caught", strict=True)
+def test_one_damaged_byte_gets_one_line_or_loads(tmp_path):
+    agent = feedforward()
+    save_weights(tmp_path, agent, None)
+    path = tmp_path / "weights.pt"
+    content = path.read_bytes()
+    for i in range(0, len(content), 7):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 0xFF]) + content[i + 1 :])
+        with contextlib.suppress(ConfigError):
+            load_weights(tmp_path, agent)
 
 
 @pytest.mark.xfail(reason="the message ends at the key that torch names in the line after")
