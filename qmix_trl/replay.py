@@ -153,5 +153,5 @@ def make_replay(
         transform=rows,
         batch_size=batch_rows,
     )
-    replay.set_rng(torch.Generator().manual_seed(seed))
+    replay.set_rng(torch.Generator(device).manual_seed(seed))
     return replay

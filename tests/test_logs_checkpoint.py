@@ -115,8 +115,6 @@ def test_a_row_is_on_the_disk_at_once(tmp_path):
         assert table(tmp_path)[1:] == [["8", "0.5", "1.0"]]
 
 
-
-
 def test_a_missing_column_is_refused_and_nothing_is_written(tmp_path):
     with RunLog(tmp_path, COLUMNS, caption="") as log, pytest.raises(KeyError, match="loss"):
         log.row({"frames": 8, "greedy_return": None})
