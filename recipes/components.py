@@ -36,8 +36,8 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise MachineError(
             f"runtime.device: cuda is asked for, but torch {torch.__version__} sees no CUDA "
-            "device; install a CUDA build of torch and the NVIDIA driver, or set "
-            "runtime.device=auto"
+            "device; with an NVIDIA driver, pip install --force-reinstall 'torch>=2.11,<2.14' "
+            "takes torch's CUDA build; or set runtime.device=auto"
         )
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
