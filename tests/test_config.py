@@ -11,8 +11,59 @@ import pytest
 from qmix_trl import ConfigError, RunConfig, load_config, save_config
 
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
-QUICK = CONFIGS / "balance_quick.yaml"
-TEXT = QUICK.read_text(encoding="utf-8")
+TEXT = """\
+name: auto
+seed: 0
+runtime:
+  device: auto
+  threads: 2
+env:
+  family: vmas
+  scenario: balance
+  scenario_kwargs: {n_agents: 4, random_package_pos_on_line: true, package_mass: 5}
+  group: null
+  n_envs: 300
+  max_steps: 100
+  state: world
+  team_reward: mean
+agent:
+  name: feedforward
+  hidden_dims: [64, 64]
+  share_parameters: true
+  use_last_action: false
+  use_agent_id: true
+mixer:
+  name: qmix
+  mixing_embed_dim: 32
+  hypernet_layers: 2
+  hypernet_embed_dim: 64
+exploration:
+  epsilon_start: 1.0
+  epsilon_end: 0.05
+  anneal_frames: 120000
+collection:
+  total_frames: 240000
+  rows: episodes
+  steps: 100
+replay:
+  capacity_rows: 5000
+  batch_rows: 16
+  burn_in: 0
+loss:
+  gamma: 0.99
+  double_q: true
+  td_lambda: 0.8
+  reward_scale: 1.0
+update:
+  per_batch: 200
+  max_grad_norm: 10.0
+  optimizer: {name: adam, lr: 0.001, eps: 1e-8}
+  target: {name: hard, period_updates: 200}
+evaluation:
+  every_frames: 30000
+  episodes: 100
+  seed: 1000
+"""
 
 RECURRENT = (
     "agent={name: recurrent, hidden_dim: 8, share_parameters: true, use_last_action: true, "
@@ -21,6 +72,14 @@ RECURRENT = (
 RMSPROP = "update.optimizer={name: rmsprop, lr: 5e-4, alpha: 0.99, eps: 1e-5}"
 SOFT = "update.target={name: soft, tau: 0.01}"
 SLICES = "collection.rows=slices"
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A file that holds the text above."""
+    path = tmp_path / "whole.yaml"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
 
 
 def refusal(path: Path, *overrides: str) -> str:
@@ -33,9 +92,9 @@ def refusal(path: Path, *overrides: str) -> str:
 
 
 def refusal_of_edit(folder: Path, old: str, new: str) -> str:
-    """Return what is said of balance_quick.yaml with one text changed, after file and line.
+    """Return what is said of the text above with one part changed, after file and line.
 
-    The line is the last of the new text.
+    The line is the last of the new part.
     """
     assert TEXT.count(old) == 1
     path = folder / "edited.yaml"
@@ -47,9 +106,9 @@ def refusal_of_edit(folder: Path, old: str, new: str) -> str:
     return message.removeprefix(where)
 
 
-def kwarg(text: str) -> typing.Any:
+def kwarg(whole: Path, text: str) -> typing.Any:
     """Return what a YAML text is read as."""
-    return load_config(QUICK, [f"env.scenario_kwargs={{x: {text}}}"]).env.scenario_kwargs["x"]
+    return load_config(whole, [f"env.scenario_kwargs={{x: {text}}}"]).env.scenario_kwargs["x"]
 
 
 # What loads
@@ -62,9 +121,9 @@ def test_every_recipe_file_loads_and_survives_saving(path, tmp_path):
     assert load_config(tmp_path / "saved.yaml") == config
 
 
-def test_a_loaded_file_has_the_values_it_holds():
-    config = load_config(QUICK)
-    # Read off balance_quick.yaml.
+def test_a_loaded_file_has_the_values_it_holds(whole):
+    config = load_config(whole)
+    # Read off the text above.
     assert (config.name, config.seed, config.runtime.threads) == ("auto", 0, 2)
     assert config.env.group is None
     assert config.env.scenario_kwargs == {
@@ -83,9 +142,9 @@ def test_a_loaded_file_has_the_values_it_holds():
     [[RECURRENT], [RMSPROP, SOFT], [SLICES, "replay.burn_in=7"], ["mixer={name: none}"]],
     ids=["recurrent", "rmsprop-soft", "slices", "no-mixer"],
 )
-def test_other_sections_survive_saving(overrides, tmp_path):
-    config = load_config(QUICK, overrides)
-    assert config != load_config(QUICK)
+def test_other_sections_survive_saving(overrides, whole, tmp_path):
+    config = load_config(whole, overrides)
+    assert config != load_config(whole)
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
 
@@ -129,24 +188,24 @@ def test_other_sections_survive_saving(overrides, tmp_path):
         ("{a: {b: 1e1}}", {"a": {"b": 10.0}}),
     ],
 )
-def test_scalars_are_read_as_they_look(text, value):
-    got = kwarg(text)
+def test_scalars_are_read_as_they_look(text, value, whole):
+    got = kwarg(whole, text)
     assert got == value
     assert type(got) is type(value)
 
 
-def test_numbers_are_read_as_json_reads_them():
+def test_numbers_are_read_as_json_reads_them(whole):
     rng = random.Random(0)
     texts = [repr(rng.uniform(-1, 1) * 10 ** rng.randint(-20, 20)) for _ in range(40)]
     texts += [str(rng.randint(-(10**16), 10**16)) for _ in range(10)]
-    got = kwarg(f"[{', '.join(texts)}]")
+    got = kwarg(whole, f"[{', '.join(texts)}]")
     expected = [json.loads(text) for text in texts]
     assert got == expected
     assert [type(number) for number in got] == [type(number) for number in expected]
 
 
-def test_an_integer_serves_where_a_number_is_asked():
-    gamma = load_config(QUICK, ["loss.gamma=1"]).loss.gamma
+def test_an_integer_serves_where_a_number_is_asked(whole):
+    gamma = load_config(whole, ["loss.gamma=1"]).loss.gamma
     assert gamma == 1.0
     assert type(gamma) is float
 
@@ -157,7 +216,7 @@ def test_an_integer_serves_where_a_number_is_asked():
 @pytest.mark.parametrize(
     ("old", "new", "dotted", "parts"),
     [
-        ("seed: 0", "seed: 0\nseed: 1", "seed", ["twice", "edited.yaml:4"]),
+        ("seed: 0", "seed: 0\nseed: 1", "seed", ["twice", "edited.yaml:2"]),
         ("  episodes: 100", "  episodes: 1\n  episodes: 1", "episodes", ["twice"]),
         ("  n_envs: 300", "  n_env: 300", "env.n_env", ["unknown key", "'n_envs'"]),
         ("  td_lambda", "  lambda", "loss.lambda", ["unknown key", "'td_lambda'"]),
@@ -212,8 +271,8 @@ def test_a_wrong_entry_gets_its_line_and_path(old, new, dotted, parts, tmp_path)
         ("mixer.name=vdm", "mixer.name: expected one of qmix, vdn, none, got 'vdm'"),
     ],
 )
-def test_a_whole_message(override, message):
-    assert refusal(QUICK, override).startswith(f"override {override!r}: {message}")
+def test_a_whole_message(override, message, whole):
+    assert refusal(whole, override).startswith(f"override {override!r}: {message}")
 
 
 @pytest.mark.parametrize(
@@ -296,21 +355,21 @@ def test_every_number_has_its_bounds_tested():
 
 
 @pytest.mark.parametrize("path", BOUNDS)
-def test_bounds(path):
+def test_bounds(path, whole):
     overrides, least, most = BOUNDS[path]
     if least == "above 0":
-        assert "above 0" in refusal(QUICK, *overrides, written(path, 0))
-        assert "above 0" in refusal(QUICK, *overrides, written(path, -1e-9))
-        load_config(QUICK, [*overrides, written(path, 1e-9)])
+        assert "above 0" in refusal(whole, *overrides, written(path, 0))
+        assert "above 0" in refusal(whole, *overrides, written(path, -1e-9))
+        load_config(whole, [*overrides, written(path, 1e-9)])
     else:
-        said = refusal(QUICK, *overrides, written(path, least - 1))
+        said = refusal(whole, *overrides, written(path, least - 1))
         assert f"{path}" in said
         assert f"at least {least}" in said
         assert f"got {least - 1}" in said
-        load_config(QUICK, [*overrides, written(path, least)])
+        load_config(whole, [*overrides, written(path, least)])
     if most is not None:
-        assert f"at most {most}" in refusal(QUICK, *overrides, written(path, most + 0.001))
-        load_config(QUICK, [*overrides, written(path, most)])
+        assert f"at most {most}" in refusal(whole, *overrides, written(path, most + 0.001))
+        load_config(whole, [*overrides, written(path, most)])
 
 
 # What is refused: files that are no configuration
@@ -360,9 +419,9 @@ def test_what_cannot_be_read(name, tmp_path):
 # Overrides
 
 
-def test_overrides_replace_values_and_whole_sections():
+def test_overrides_replace_values_and_whole_sections(whole):
     config = load_config(
-        QUICK,
+        whole,
         [
             "update.optimizer.lr=5e-5",
             "mixer={name: vdn}",
@@ -410,8 +469,8 @@ def test_an_override_mends_a_file_that_lacks_a_key(tmp_path):
         (f"seed={'[' * 1000}", "nested too deeply"),
     ],
 )
-def test_overrides_that_do_not_fit(override, part):
-    assert part in refusal(QUICK, override)
+def test_overrides_that_do_not_fit(override, part, whole):
+    assert part in refusal(whole, override)
 
 
 # Fields that do not go together
@@ -430,27 +489,27 @@ def test_overrides_that_do_not_fit(override, part):
         (["replay.burn_in=1"], ["replay.burn_in (1)", "episodes", "slices"]),
     ],
 )
-def test_fields_that_do_not_go_together(overrides, parts):
-    said = refusal(QUICK, *overrides)
+def test_fields_that_do_not_go_together(overrides, parts, whole):
+    said = refusal(whole, *overrides)
     for part in parts:
         assert part in said
 
 
-def test_fields_that_go_together_at_the_limit():
-    load_config(QUICK, ["replay.capacity_rows=16", "env.n_envs=16"])
-    load_config(QUICK, [SLICES, "collection.steps=7", "replay.burn_in=9"])
+def test_fields_that_go_together_at_the_limit(whole):
+    load_config(whole, ["replay.capacity_rows=16", "env.n_envs=16"])
+    load_config(whole, [SLICES, "collection.steps=7", "replay.burn_in=9"])
 
 
 @pytest.mark.parametrize(
     "name", ["../x", "/abs", "a/b", "", ".", "..", ".hidden", "-x", "a b", "a\\b", "ä", "x\n"]
 )
-def test_names_that_leave_the_folder_of_runs(name):
-    assert "name: expected letters" in refusal(QUICK, f"name={json.dumps(name)}")
+def test_names_that_leave_the_folder_of_runs(name, whole):
+    assert "name: expected letters" in refusal(whole, f"name={json.dumps(name)}")
 
 
 @pytest.mark.parametrize("name", ["auto", "a", "2", "qmix_1.lr-3", "a..b"])
-def test_names_of_runs(name):
-    assert load_config(QUICK, [f"name='{name}'"]).name == name
+def test_names_of_runs(name, whole):
+    assert load_config(whole, [f"name='{name}'"]).name == name
 
 
 # Anything at all
@@ -462,7 +521,7 @@ SIGNS = "é🦆\u2028\u0085\x00\x07\ufeff\u200b{}[]:,#&*!|>'\"%@`-?\t\n\\"
 
 
 def mutated(rng: random.Random) -> str:
-    """Return balance_quick.yaml with one random change in a line that holds a value."""
+    """Return the text above with one random change in a line that holds a value."""
     lines = TEXT.splitlines()
     i = rng.choice([i for i, line in enumerate(lines) if ": " in line])
     key, _, value = lines[i].partition(": ")
@@ -516,31 +575,31 @@ def test_a_key_with_a_line_break_gets_one_line(new, tmp_path):
 
 
 @pytest.mark.xfail(raises=RecursionError, reason="only the parser's depth is caught", strict=True)
-def test_a_very_deep_override_gets_one_line():
-    refusal(QUICK, ".".join("a" * 3000) + "=1")
+def test_a_very_deep_override_gets_one_line(whole):
+    refusal(whole, ".".join("a" * 3000) + "=1")
 
 
 @pytest.mark.xfail(reason="PyYAML leaves unquoted what only we read as a number", strict=True)
 @pytest.mark.parametrize("text", ["1e6", "5e-5", "08", "1e999"])
-def test_text_that_looks_like_a_number_survives_saving(text, tmp_path):
-    config = load_config(QUICK, [f"env.scenario_kwargs={{x: '{text}'}}"])
+def test_text_that_looks_like_a_number_survives_saving(text, whole, tmp_path):
+    config = load_config(whole, [f"env.scenario_kwargs={{x: '{text}'}}"])
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
 
 
 @pytest.mark.xfail(reason="PyYAML leaves unquoted what only we read as a number", strict=True)
-def test_a_run_named_like_a_number_survives_saving(tmp_path):
-    config = load_config(QUICK, ["name='7e3'"])
+def test_a_run_named_like_a_number_survives_saving(whole, tmp_path):
+    config = load_config(whole, ["name='7e3'"])
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
 
 
 @pytest.mark.xfail(reason="only bounded numbers are checked to be finite", strict=True)
-def test_a_keyword_of_the_scenario_is_finite():
-    refusal(QUICK, "env.scenario_kwargs={x: 1e999}")
+def test_a_keyword_of_the_scenario_is_finite(whole):
+    refusal(whole, "env.scenario_kwargs={x: 1e999}")
 
 
 @pytest.mark.xfail(reason="numpy takes seeds below 2^32", strict=True)
 @pytest.mark.parametrize("key", ["seed", "evaluation.seed"])
-def test_a_seed_fits_into_32_bits(key):
-    refusal(QUICK, f"{key}={2**32}")
+def test_a_seed_fits_into_32_bits(key, whole):
+    refusal(whole, f"{key}={2**32}")

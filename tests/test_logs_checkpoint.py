@@ -19,9 +19,13 @@ from qmix_trl import (
     load_weights,
     save_weights,
 )
-from qmix_trl.logs import SHOWN_ROWS, RunLog, make_run_folder, write_json
+from qmix_trl.logs import PLAIN_WIDTH, SHOWN_ROWS, Column, RunLog, make_run_folder, write_json
 
-COLUMNS = {"frames": ",d", "loss": ".4f", "greedy_return": ".2f"}
+COLUMNS = (
+    Column("frames", "frames", ",d"),
+    Column("loss", "the loss", ".4f"),
+    Column("greedy_return", "greedy", ".2f"),
+)
 
 
 def table(folder: Path) -> list[list[str]]:
@@ -125,25 +129,26 @@ def test_plain_lines_where_there_is_no_terminal(tmp_path, capsys):
     with RunLog(tmp_path, COLUMNS, caption="below") as log:
         log.row({"frames": 16000, "loss": 0.123456, "greedy_return": None})
         log.row({"frames": 8, "loss": 100.0, "greedy_return": -1.006})
-    # Each value in its column's format, right below its name: 6, 4 and 13 signs wide.
-    assert capsys.readouterr().out.splitlines() == [
-        "frames  loss  greedy_return",
-        "16,000  0.1235               ",
-        "     8  100.0000          -1.01",
+    # Headings and values in their columns' formats, each right in a column of its own.
+    cells = [
+        ("frames", "the loss", "greedy"),
+        ("16,000", "0.1235", ""),
+        ("8", "100.0000", "-1.01"),
     ]
+    lines = ["  ".join(" " * (PLAIN_WIDTH - len(cell)) + cell for cell in row) for row in cells]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_a_live_table_in_a_terminal(tmp_path, capsys, monkeypatch):
     pytest.importorskip("rich")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with RunLog(tmp_path / "..", COLUMNS, caption="doing nothing 0.17") as log:
+    with RunLog(tmp_path, COLUMNS, caption="doing nothing 0.17") as log:
         for frames in range(SHOWN_ROWS + 1):
             log.row({"frames": frames + 1000, "loss": 0.5, "greedy_return": None})
     out = capsys.readouterr().out
-    assert "greedy return" in out
     assert "doing nothing 0.17" in out
     assert "1,000" in out
-    last = out[out.rindex("greedy return") :]
+    last = out[out.rindex("the loss") :]
     assert "1,012" in last
     assert "1,000" not in last
 
@@ -153,7 +158,9 @@ def test_plain_lines_where_there_is_no_rich(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.live", None)
     with RunLog(tmp_path, COLUMNS, caption="") as log:
         log.row({"frames": 8, "loss": 0.5, "greedy_return": None})
-    assert capsys.readouterr().out.splitlines()[0] == "frames  loss  greedy_return"
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split("  ")[-1].strip() == "greedy"
+    assert row.split() == ["8", "0.5000"]
 
 
 # The weights
