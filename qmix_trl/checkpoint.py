@@ -11,27 +11,38 @@ from qmix_trl.errors import ConfigError
 WEIGHTS = "weights.pt"
 
 
-def save_weights(folder: Path, agent: TensorDictModuleBase, mixer: nn.Module | None) -> None:
+def save_weights(folder: str | Path, agent: TensorDictModuleBase, mixer: nn.Module | None) -> None:
     """Write the weights of agent and mixer into a run's folder; not torn if interrupted."""
     state = {"agent": agent.state_dict(), "mixer": {} if mixer is None else mixer.state_dict()}
-    beside = folder / f"{WEIGHTS}.part"
+    beside = Path(folder) / f"{WEIGHTS}.part"
     torch.save(state, beside)
-    beside.replace(folder / WEIGHTS)
+    beside.replace(Path(folder) / WEIGHTS)
 
 
-def load_weights(folder: Path, agent: TensorDictModuleBase, mixer: nn.Module | None = None) -> None:
+def load_weights(
+    folder: str | Path, agent: TensorDictModuleBase, mixer: nn.Module | None = None
+) -> None:
     """Load the weights of a run into an agent, and a mixer if given, of the same sizes.
 
     Raises:
         ConfigError: if the folder holds none, or they do not fit.
     """
-    path = folder / WEIGHTS
+    path = Path(folder) / WEIGHTS
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is none; was the run interrupted?") from None
+    # A damaged file makes torch raise whatever its reader stumbles over, even a KeyError.
+    except Exception as error:
+        raise ConfigError(f"{path}: cannot be read: {first_line(error)}") from error
+    try:
         agent.load_state_dict(state["agent"])
         if mixer is not None:
             mixer.load_state_dict(state["mixer"])
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: there is none; was the run interrupted?") from None
-    except (RuntimeError, KeyError) as error:
-        raise ConfigError(f"{path}: does not fit: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: does not fit: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says, in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from qmix_trl.errors import ConfigError
-from qmix_trl.strict_yaml import build, number, overridden, read
+from qmix_trl.strict_yaml import build, dump, number, overridden, read
 
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+MAX_SEED = 2**32 - 1  # NumPy's
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ class EvaluationConfig:
 
     every_frames: int = number(least=1)
     episodes: int = number(least=1)
-    seed: int = number(least=0)
+    seed: int = number(least=0, most=MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ class RuntimeConfig:
     """Where a run runs."""
 
     device: Literal["auto", "cpu", "cuda"]
-    threads: int = number(least=1)
+    threads: int = number(least=1, most=MAX_THREADS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ class RunConfig:
     """A whole run."""
 
     name: str
-    seed: int = number(least=0)
+    seed: int = number(least=0, most=MAX_SEED)
     runtime: RuntimeConfig
     env: EnvConfig
     agent: RecurrentConfig | FeedforwardConfig
@@ -209,13 +209,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         root = overridden(root, override)
     config = build(RunConfig, root)
-    _check(config)
+    try:
+        _check(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     return config
 
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write a configuration as a file that ``load_config`` reads as the same."""
-    path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+    path.write_text(dump(asdict(config)), encoding="utf-8")
 
 
 def settings(section: Any) -> dict[str, Any]:
@@ -223,19 +226,13 @@ def settings(section: Any) -> dict[str, Any]:
     return {f.name: getattr(section, f.name) for f in fields(section) if f.name != "name"}
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, tuple | list) else value
-
-
 def _check(config: RunConfig) -> None:
     """Refuse fields that do not go together."""
     c, r, e = config.collection, config.replay, config.env
     if not RUN_NAME.fullmatch(config.name):
         raise ConfigError(
-            f"name: expected letters, digits and . _ -, beginning with a letter or digit, or "
-            f"auto; got {config.name!r}"
+            "name: expected at most 100 letters, digits and . _ -, the first a letter or digit, "
+            f"or auto; got {config.name!r}"
         )
     if r.batch_rows > r.capacity_rows:
         raise ConfigError(

@@ -12,6 +12,12 @@ class ConfigError(ValueError):
     exit_code = 2
 
 
+class DivergedError(RuntimeError):
+    """A training whose loss is no longer a number; recipes print it and exit with 4."""
+
+    exit_code = 4
+
+
 class MachineError(RuntimeError):
     """A machine that lacks what a setting asks for; recipes print it and exit with 3."""
 
@@ -33,7 +39,7 @@ def exit_on_mistake() -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, MachineError) as mistake:
+    except (ConfigError, MachineError, DivergedError) as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         raise SystemExit(mistake.exit_code) from None
     except KeyboardInterrupt:

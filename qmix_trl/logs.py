@@ -34,16 +34,18 @@ def make_run_folder(root: Path, name: str, *, stem: str) -> Path:
     if name != AUTO:
         folder = root / name
         try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            raise ConfigError(
-                f"name: {folder} exists and is not overwritten; "
-                "choose another, name=..., or name=auto"
-            ) from None
+            root.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except OSError as error:
+            if isinstance(error, FileExistsError) and root.is_dir():
+                raise ConfigError(
+                    f"name: {folder} exists and is not overwritten; "
+                    "choose another, name=..., or name=auto"
+                ) from None
+            raise ConfigError(f"{folder} cannot be made: {error.strerror}") from None
         return folder
-    taken = [
-        re.fullmatch(rf"{re.escape(stem)}-(\d+)", path.name) for path in root.glob(f"{stem}-*")
-    ]
+    numbered = re.compile(rf"{re.escape(stem)}-(\d+)")
+    taken = [numbered.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
     number = max((int(match[1]) for match in taken if match), default=0) + 1
     return make_run_folder(root, f"{stem}-{number}", stem=stem)
 

@@ -167,8 +167,5 @@ def make_policy(
 
 def with_memory(env: EnvBase, agent: TensorDictModuleBase) -> TransformedEnv:
     """Return the environment with what the agent carries from step to step, zero at a reset."""
-    primed = TransformedEnv(env)
-    if not agent.memory_spec.is_empty():
-        memory = agent.memory_spec.to(env.device)
-        primed.append_transform(TensorDictPrimer(memory, expand_specs=True))
-    return primed
+    memory = agent.memory_spec.to(env.device)
+    return TransformedEnv(env, TensorDictPrimer(memory, expand_specs=True))

@@ -26,8 +26,7 @@ from qmix_trl.keys import (
 OBSERVED = (OBSERVATION, STATE, ACTION_MASK)  # of T + 1 steps
 TAKEN = (ACTION, IS_INIT, MASK, *map(next_key, (REWARD, AGENT_REWARD, TERMINATED, DONE)))  # of T
 CARRIED = (HIDDEN, LAST_ACTION)  # of the first step
-CUT_PLACE = ("cut", "place")  # [B, K] int64
-CUT_INSIDE = ("cut", "inside")  # [B, K] bool, False for a place that is not used
+CUT_PLACE = ("cut", "place")  # [B, K] int64, steps whose next observation is kept beside
 
 
 class SequenceRows(Transform):
@@ -41,7 +40,8 @@ class SequenceRows(Transform):
     Args:
         interior_truncations: K, how many such places a row has; a row with more is refused.
         burn_in: so many last steps of the batch before are put in front of each row, so that
-            leaving them out of the loss (``QMixLoss``) loses no frame. At first, they are padding.
+            leaving them out of the loss (``QMixLoss``) loses no frame. Before the first batch,
+            which has to begin with resets, they are padding.
     """
 
     def __init__(self, *, interior_truncations: int, burn_in: int = 0) -> None:
@@ -59,9 +59,8 @@ class SequenceRows(Transform):
         if self.burn_in:
             batch = self._with_tail(batch)
         rows = TensorDict({}, batch.shape[:1], device=batch.device)
-        place, inside = self._cuts(batch)
+        place = self._cuts(batch)  # [E, K]
         rows.set(CUT_PLACE, place)
-        rows.set(CUT_INSIDE, inside)
         for key in [key for key in OBSERVED if key in present]:
             now, after = batch.get(key), batch.get(next_key(key))
             rows.set(key, torch.cat([now, after[:, -1:]], 1))
@@ -77,14 +76,12 @@ class SequenceRows(Transform):
         n_rows, n_steps = tensordict.get(MASK).shape
         batch = TensorDict({}, (n_rows, n_steps), device=tensordict.device)
         present = tensordict.keys(True, True)
-        place, inside = tensordict.get(CUT_PLACE), tensordict.get(CUT_INSIDE)
+        place = tensordict.get(CUT_PLACE)  # [B, K]
         for key in [key for key in OBSERVED if key in present]:
             sequence = tensordict.get(key)  # [B, T+1, ..]
             after = sequence[:, 1:]
             if self.interior_truncations:
-                apart, here = tensordict.get(("cut", key)), (index(place), place)
-                used = inside.reshape(*inside.shape, *[1] * (apart.dim() - 2))
-                after = after.index_put(here, torch.where(used, apart, after[here]))
+                after = after.index_put((index(place), place), tensordict.get(("cut", key)))
             batch.set(key, sequence[:, :-1])
             batch.set(next_key(key), after)
         for key in [key for key in TAKEN if key in present]:
@@ -94,22 +91,24 @@ class SequenceRows(Transform):
             batch.set(key, first.expand(n_rows, n_steps, *first.shape[2:]))
         return batch
 
-    def _cuts(self, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """Return where an episode is truncated and another follows: places and their use [E, K]."""
-        ends = batch.get(next_key(DONE)) & ~batch.get(next_key(TERMINATED))
-        cut = (ends & following(batch.get(IS_INIT)))[..., 0] & batch.get(MASK)  # [E, T]
+    def _cuts(self, batch: TensorDictBase) -> Tensor:
+        """Return K steps of each row [E, K], among them all that another episode cuts off."""
+        begins = batch.get(IS_INIT)[..., 0] & batch.get(MASK)  # [E, T]
+        terminated = batch.get(next_key(TERMINATED))[..., 0]
+        cut = following(begins.unsqueeze(-1))[..., 0] & ~terminated
         most = int(cut.sum(1).max())
         if most > self.interior_truncations:
             raise ValueError(
                 f"SequenceRows: expected at most {self.interior_truncations} truncations with a "
                 f"reset behind them in a row, got {most}; raise interior_truncations"
             )
-        found = cut.int().topk(self.interior_truncations, 1)
-        return found.indices, found.values.bool()
+        return cut.int().topk(min(self.interior_truncations, cut.shape[1]), 1).indices
 
     def _with_tail(self, batch: TensorDictBase) -> TensorDictBase:
         tail = self._tail
         if tail is None:
+            if not batch.get(IS_INIT)[:, 0].all():
+                raise ValueError("SequenceRows: expected the first batch to begin with resets")
             tail = batch[:, :1].expand(len(batch), self.burn_in).clone()
             tail.set(MASK, torch.zeros_like(tail.get(MASK)))
         whole = torch.cat([tail, batch], 1)

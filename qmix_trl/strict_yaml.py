@@ -19,10 +19,12 @@ import yaml
 from qmix_trl.errors import ConfigError, nearest
 
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 20  # of an override
 MAX_DIGITS = 18  # what fits into 64 bits
 INTEGER = re.compile(r"[-+]?\d+(_\d+)*")
 FLOAT = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 FORBIDDEN = (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)
+INFINITE = (float("inf"), float("-inf"))
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -41,14 +43,20 @@ class Entry(NamedTuple):
 
 
 def read(path: Path) -> Entry:
+    """Return the entries of a file.
+
+    Raises:
+        ConfigError: if it cannot be read, or is not YAML of the strict kind.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: expected at most {MAX_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: expected UTF-8 text: {error.reason}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
     return _parse(text, str(path), lines=True)
 
 
@@ -58,20 +66,22 @@ def _parse(text: str, source: str, *, lines: bool) -> Entry:
     def where(mark: yaml.Mark) -> str:
         return f"{source}:{mark.line + 1}" if lines else source
 
-    def entry(node: yaml.Node) -> Entry:
+    def entry(node: yaml.Node, path: str) -> Entry:
         here = where(node.start_mark)
         if isinstance(node, yaml.SequenceNode):
-            return Entry([entry(item) for item in node.value], here)
+            return Entry([entry(item, path) for item in node.value], here)
         if isinstance(node, yaml.ScalarNode):
-            return Entry(_scalar(node), here)
+            return Entry(node.value if node.style else _plain(node.value), here)
         found: dict[str, Entry] = {}
         for key_node, value_node in node.value:
             key, key_where = key_node.value, where(key_node.start_mark)
-            if not isinstance(key, str):
-                raise ConfigError(f"{key_where}: expected a name as key")
+            if not (isinstance(key, str) and key.isprintable()):
+                raise ConfigError(f"{key_where}: {path or 'the file'}: expected a name as key")
+            dotted = f"{path}.{key}".lstrip(".")
             if key in found:
-                raise ConfigError(f"{key_where}: {key}: stands twice, first at {found[key].where}")
-            found[key] = Entry(entry(value_node).value, key_where)
+                first = found[key].where
+                raise ConfigError(f"{key_where}: {dotted}: stands twice, first at {first}")
+            found[key] = Entry(entry(value_node, dotted).value, key_where)
         return Entry(found, here)
 
     try:
@@ -81,7 +91,7 @@ def _parse(text: str, source: str, *, lines: bool) -> Entry:
                     f"{where(token.start_mark)}: anchors, aliases and tags are refused"
                 )
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return Entry(None, source) if node is None else entry(node)
+        return Entry(None, source) if node is None else entry(node, "")
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
@@ -90,10 +100,8 @@ def _parse(text: str, source: str, *, lines: bool) -> Entry:
         raise ConfigError(f"{source}: nested too deeply") from None
 
 
-def _scalar(node: yaml.ScalarNode) -> Any:
-    text = node.value
-    if node.style in ("'", '"', "|", ">"):
-        return text
+def _plain(text: str) -> Any:
+    """Return an unquoted scalar."""
     if text in ("", "null", "~"):
         return None
     if text in ("true", "false"):
@@ -104,20 +112,40 @@ def _scalar(node: yaml.ScalarNode) -> Any:
 
 
 def overridden(root: Entry, override: str) -> Entry:
+    """Return the entries with one replaced or added, as ``key.sub=value`` says.
+
+    Raises:
+        ConfigError: if the override is not of that form, or the value is not YAML.
+    """
     path, equals, text = override.partition("=")
-    if not (path and equals):
-        raise ConfigError(f"{override!r}: expected an override key.sub=value")
-    source = f"override {override!r}"
     names = path.split(".")
+    if not equals or "" in names or len(names) > MAX_DEPTH:
+        raise ConfigError(f"{override[:80]!r}: expected an override key.sub=value")
+    source = f"override {override!r}"
 
     def replaced(entry: Entry, names: list[str]) -> Entry:
         if not names:
             return _parse(text, source, lines=False)
-        inner = entry.value if isinstance(entry.value, dict) else {}
+        is_mapping = isinstance(entry.value, dict)
+        inner = entry.value if is_mapping else {}
         below = replaced(inner.get(names[0], Entry({}, source)), names[1:])
-        return Entry({**inner, names[0]: below}, entry.where)
+        return Entry({**inner, names[0]: below}, entry.where if is_mapping else source)
 
     return replaced(root, names)
+
+
+def dump(content: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML that ``read`` reads as the same."""
+
+    class Dumper(yaml.SafeDumper):
+        """Quotes text that unquoted would be read as something else."""
+
+    def represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+        style = None if _plain(text) == text else "'"
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+    Dumper.add_representer(str, represent)
+    return yaml.dump(content, Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def build(
@@ -155,7 +183,7 @@ def build(
     if origin is dict:
         if not isinstance(entry.value, dict):
             raise _wrong(entry, path, "a mapping")
-        return {key: _unwrapped(item) for key, item in entry.value.items()}
+        return {key: _unwrapped(item, f"{path}.{key}") for key, item in entry.value.items()}
     return _build_scalar(kind, entry, path, bounds)
 
 
@@ -202,7 +230,7 @@ def _build_scalar(kind: type, entry: Entry, path: str, bounds: Mapping[str, Any]
         and (above is None or value > above)
         and (most is None or value <= most)
     )
-    if not inside or value in (float("inf"), float("-inf")):
+    if not inside or value in INFINITE:
         limits = {"at least": least, "above": above, "at most": most}
         words = " and ".join(
             f"{word} {limit}" for word, limit in limits.items() if limit is not None
@@ -211,10 +239,14 @@ def _build_scalar(kind: type, entry: Entry, path: str, bounds: Mapping[str, Any]
     return value
 
 
-def _unwrapped(entry: Entry) -> Any:
+def _unwrapped(entry: Entry, path: str) -> Any:
     if isinstance(entry.value, dict):
-        return {key: _unwrapped(item) for key, item in entry.value.items()}
-    return [_unwrapped(i) for i in entry.value] if isinstance(entry.value, list) else entry.value
+        return {key: _unwrapped(item, f"{path}.{key}") for key, item in entry.value.items()}
+    if isinstance(entry.value, list):
+        return [_unwrapped(item, path) for item in entry.value]
+    if entry.value in INFINITE:
+        raise _wrong(entry, path, "a finite number")
+    return entry.value
 
 
 def _wrong(entry: Entry, path: str, expected: str, hint: str = "") -> ConfigError:

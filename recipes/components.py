@@ -2,8 +2,10 @@
 
 import logging
 import math
+from pathlib import Path
 
 import torch
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
@@ -20,6 +22,7 @@ from qmix_trl import (
     make_soft_updater,
 )
 from qmix_trl.config import RunConfig, settings
+from qmix_trl.errors import DivergedError
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
 
@@ -104,6 +107,21 @@ def build_target_updater(config: RunConfig, loss: QMixLoss) -> TargetNetUpdater:
     """Return the configured updater of target networks."""
     section = config.update.target
     return UPDATERS[section.name](loss, **settings(section))
+
+
+def check_finite(means: TensorDictBase, gradient_steps: int, folder: Path) -> None:
+    """Stop a training that has left the numbers.
+
+    Raises:
+        DivergedError: if the mean loss of a batch's updates is not finite.
+    """
+    if not means["loss"].isfinite():
+        raise DivergedError(
+            f"the loss is {means['loss']:.3g} by update {gradient_steps} (gradient norm "
+            f"{means['grad_norm']:.3g}, mean Q_tot {means['total_value']:.3g}); the last weights "
+            f"evaluated, if any, are in {folder}; try a lower update.optimizer.lr or "
+            "loss.reward_scale"
+        )
 
 
 def compare(learned: dict[str, float], other: dict[str, float]) -> str:

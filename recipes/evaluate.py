@@ -20,6 +20,7 @@ from qmix_trl import (
     make_policy,
     with_memory,
 )
+from qmix_trl.config import MAX_SEED
 from qmix_trl.errors import ConfigError, exit_on_mistake
 
 
@@ -30,8 +31,11 @@ def evaluate(
     config = load_config(folder / "config.yaml")
     episodes = config.evaluation.episodes if episodes is None else episodes
     seed = config.evaluation.seed if seed is None else seed
-    if episodes < 1:
-        raise ConfigError(f"--episodes: expected at least 1, got {episodes}")
+    if episodes < 1 or not 0 <= seed <= MAX_SEED:
+        raise ConfigError(
+            f"expected --episodes of at least 1 and --seed in [0, {MAX_SEED}], got {episodes} "
+            f"and {seed}"
+        )
     torch.set_num_threads(config.runtime.threads)
     where = choose_device(device)
     env = build_env(config, where, n_envs=episodes, seed=seed, reset_when_done=False)

@@ -17,6 +17,7 @@ from components import (
     build_mixer,
     build_optimizer,
     build_target_updater,
+    check_finite,
     choose_device,
     compare,
     interior_truncations,
@@ -144,6 +145,8 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
             replay.extend(batch)
             steps = [update(replay.sample()) for _ in range(config.update.per_batch)]
             gradient_steps += len(steps)
+            means = torch.stack([step.select(*LEARNING) for step in steps]).mean(0)
+            check_finite(means, gradient_steps, folder)
             collector.update_policy_weights_()
 
             evaluated = frames >= next_evaluation or frames == last_frame
@@ -152,7 +155,6 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
                 next_evaluation = (frames // e.every_frames + 1) * e.every_frames
                 save_weights(folder, agent, mixer)
             seconds = time.perf_counter() - start
-            means = torch.stack([step.select(*LEARNING) for step in steps]).mean(0)
             log.row(
                 {
                     "frames": frames,

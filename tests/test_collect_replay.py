@@ -646,3 +646,15 @@ def test_the_loss_of_a_slice_bootstraps_from_the_true_last_observation():
         expected += (total - y).square().sum()
     assert first == {0: STEPS, 1: STEPS}
     torch.testing.assert_close(loss(batch)["loss"], expected)
+
+
+def test_burn_in_wants_a_first_batch_that_begins_with_resets():
+    _, later = slices(7, 2)
+    with pytest.raises(ValueError, match="first batch to begin with resets"):
+        SequenceRows(interior_truncations=2, burn_in=3).inv(later)
+
+
+def test_more_places_than_steps_are_as_many_as_steps():
+    batch = slices(2, 1)[0]
+    rows = SequenceRows(interior_truncations=5)
+    assert rows(rows.inv(batch)).batch_size == (len(batch), 2)

@@ -217,7 +217,7 @@ def test_an_integer_serves_where_a_number_is_asked(whole):
     ("old", "new", "dotted", "parts"),
     [
         ("seed: 0", "seed: 0\nseed: 1", "seed", ["twice", "edited.yaml:2"]),
-        ("  episodes: 100", "  episodes: 1\n  episodes: 1", "episodes", ["twice"]),
+        ("  episodes: 100", "  episodes: 1\n  episodes: 1", "evaluation.episodes", ["twice"]),
         ("  n_envs: 300", "  n_env: 300", "env.n_env", ["unknown key", "'n_envs'"]),
         ("  td_lambda", "  lambda", "loss.lambda", ["unknown key", "'td_lambda'"]),
         ("seed: 0", "sede: 0", "sede", ["unknown key", "'seed'"]),
@@ -457,7 +457,7 @@ def test_an_override_mends_a_file_that_lacks_a_key(tmp_path):
         ("seed=", "seed: expected an integer, got None"),
         ("env.n_env=3", "env.n_env: unknown key; did you mean 'n_envs'?"),
         ("sed=3", "sed: unknown key; did you mean 'seed'?"),
-        ("env..n_envs=3", "unknown key"),
+        ("env..n_envs=3", "expected an override key.sub=value"),
         ("env.n_envs.x=3", "env.n_envs: expected an integer, got a mapping"),
         ("mixer={name: vdn", "expected ',' or '}'"),
         ("mixer={name: vdn, name: qmix}", "name: stands twice"),
@@ -504,7 +504,7 @@ def test_fields_that_go_together_at_the_limit(whole):
     "name", ["../x", "/abs", "a/b", "", ".", "..", ".hidden", "-x", "a b", "a\\b", "ä", "x\n"]
 )
 def test_names_that_leave_the_folder_of_runs(name, whole):
-    assert "name: expected letters" in refusal(whole, f"name={json.dumps(name)}")
+    assert "name: expected at most 100 letters" in refusal(whole, f"name={json.dumps(name)}")
 
 
 @pytest.mark.parametrize("name", ["auto", "a", "2", "qmix_1.lr-3", "a..b"])
@@ -563,10 +563,6 @@ def test_a_damaged_file_loads_or_gets_one_line(tmp_path):
         assert load_config(tmp_path / "saved.yaml") == config
 
 
-# Known faults
-
-
-@pytest.mark.xfail(reason="the key stands in the message as it is", strict=True)
 @pytest.mark.parametrize("new", ['"se\\ned": 0', '"a\\u2028b": 0', '"a\\nb": 0\n"a\\nb": 0'])
 def test_a_key_with_a_line_break_gets_one_line(new, tmp_path):
     path = tmp_path / "edited.yaml"
@@ -574,12 +570,10 @@ def test_a_key_with_a_line_break_gets_one_line(new, tmp_path):
     refusal(path)
 
 
-@pytest.mark.xfail(raises=RecursionError, reason="only the parser's depth is caught", strict=True)
 def test_a_very_deep_override_gets_one_line(whole):
     refusal(whole, ".".join("a" * 3000) + "=1")
 
 
-@pytest.mark.xfail(reason="PyYAML leaves unquoted what only we read as a number", strict=True)
 @pytest.mark.parametrize("text", ["1e6", "5e-5", "08", "1e999"])
 def test_text_that_looks_like_a_number_survives_saving(text, whole, tmp_path):
     config = load_config(whole, [f"env.scenario_kwargs={{x: '{text}'}}"])
@@ -587,19 +581,16 @@ def test_text_that_looks_like_a_number_survives_saving(text, whole, tmp_path):
     assert load_config(tmp_path / "saved.yaml") == config
 
 
-@pytest.mark.xfail(reason="PyYAML leaves unquoted what only we read as a number", strict=True)
 def test_a_run_named_like_a_number_survives_saving(whole, tmp_path):
     config = load_config(whole, ["name='7e3'"])
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
 
 
-@pytest.mark.xfail(reason="only bounded numbers are checked to be finite", strict=True)
 def test_a_keyword_of_the_scenario_is_finite(whole):
     refusal(whole, "env.scenario_kwargs={x: 1e999}")
 
 
-@pytest.mark.xfail(reason="numpy takes seeds below 2^32", strict=True)
 @pytest.mark.parametrize("key", ["seed", "evaluation.seed"])
 def test_a_seed_fits_into_32_bits(key, whole):
     refusal(whole, f"{key}={2**32}")

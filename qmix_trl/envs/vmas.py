@@ -133,17 +133,29 @@ class VmasTeam(EnvBase):
         self._team_reward = team_reward
         self._random_state = self._seeded_state(seed)
         with self._own_randomness():
-            self.simulator = Environment(
+            self.simulator = self._simulate(scenario, seed, scenario_kwargs)
+        self.team = self._choose_team(group)
+        self._steps = torch.zeros(n_envs, 1, dtype=torch.int64, device=self.device)
+        self._make_specs()
+
+    def _simulate(
+        self, scenario: BaseScenario, seed: int, scenario_kwargs: Mapping[str, Any]
+    ) -> Environment:
+        try:
+            return Environment(
                 scenario,
-                num_envs=n_envs,
+                num_envs=self.batch_size[0],
                 device=self.device,
                 continuous_actions=False,
                 seed=seed,
                 **scenario_kwargs,
             )
-        self.team = self._choose_team(group)
-        self._steps = torch.zeros(n_envs, 1, dtype=torch.int64, device=self.device)
-        self._make_specs()
+        # What a scenario makes of a value that it cannot use is anything.
+        except (TypeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
+            raise ConfigError(
+                f"env.scenario_kwargs: VMAS scenario {self.name!r} cannot be made with "
+                f"{dict(scenario_kwargs)}: {type(error).__name__} {error}".replace("\n", " ")
+            ) from error
 
     def _choose_team(self, group: str | None) -> list[int]:
         groups = agent_groups([agent.name for agent in self.simulator.agents])

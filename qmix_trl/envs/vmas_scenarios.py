@@ -3,7 +3,6 @@
 import ast
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import vmas
@@ -52,7 +51,7 @@ def scenario_keywords(scenario: BaseScenario) -> list[str]:
     for cls in type(scenario).__mro__:
         if not issubclass(cls, BaseScenario) or cls is BaseScenario:
             continue
-        tree = ast.parse(Path(inspect.getsourcefile(cls.make_world)).read_text())
+        tree = ast.parse("".join(inspect.findsource(cls.make_world)[0]))
         for node in ast.walk(tree):
             match node:
                 case ast.Call(
