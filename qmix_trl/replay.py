@@ -93,9 +93,9 @@ class SequenceRows(Transform):
 
     def _cuts(self, batch: TensorDictBase) -> Tensor:
         """Return K steps of each row [E, K], among them all that another episode cuts off."""
-        begins = batch.get(IS_INIT)[..., 0] & batch.get(MASK)  # [E, T]
-        terminated = batch.get(next_key(TERMINATED))[..., 0]
-        cut = following(begins.unsqueeze(-1))[..., 0] & ~terminated
+        mask = batch.get(MASK).unsqueeze(-1)  # [E, T, 1]
+        begins_next = following(batch.get(IS_INIT) & mask)
+        cut = (begins_next & ~batch.get(next_key(TERMINATED)) & mask)[..., 0]  # [E, T]
         most = int(cut.sum(1).max())
         if most > self.interior_truncations:
             raise ValueError(

@@ -109,6 +109,6 @@ def read_rows(
         reward=after(reward).reshape(*batch.shape, -1),
         terminated=terminated,
         last=done | following(begins) | ~following(mask.unsqueeze(-1)),
-        cut_inside=following(begins) & ~terminated,
+        cut_inside=following(begins) & ~terminated & mask.unsqueeze(-1),
         mask=mask,
     )

@@ -238,6 +238,18 @@ def test_interior_truncations_are_enough_if_there_are_no_more():
     assert abs(none - exact) > 1e-5
 
 
+def test_padding_before_a_reset_takes_no_place_of_a_truncation():
+    """As in the first row of a buffer with burn-in: padding, then the first episode."""
+    ends = torch.zeros(2, 8, dtype=torch.bool)
+    ends[:, 5] = True
+    batch = random_batch(2, 8, ends=ends)
+    batch[next_key(TERMINATED)][:] = False
+    batch[IS_INIT][:, 2] = True
+    batch[MASK] = torch.arange(8).expand(2, 8) >= 2
+    exact, one = (make_loss(interior_truncations=k)(batch)["loss"] for k in (None, 1))
+    torch.testing.assert_close(one, exact, rtol=0, atol=1e-12)
+
+
 def test_the_last_step_before_padding_bootstraps_from_its_own_next_observation():
     """As TorchRL pads trajectories: zeros at the root behind the end, the true end under "next"."""
     batch = random_batch(2, 6)
