@@ -139,8 +139,10 @@ class RecurrentAgent(TensorDictModuleBase):
     def _cell(self, gates: Tensor, hidden: Tensor) -> Tensor:
         """Return the next hidden state [*B, N, H] (the equations of ``torch.nn.GRUCell``)."""
         recurrent = agent_linear(hidden, self.rnn.weight_hh, self.rnn.bias_hh)  # [*B, N, 3H]
-        size = hidden.shape[-1]
-        reset_update = torch.sigmoid(gates[..., : 2 * size] + recurrent[..., : 2 * size])
-        reset, update = reset_update.chunk(2, -1)
-        new = torch.tanh(torch.addcmul(gates[..., 2 * size :], reset, recurrent[..., 2 * size :]))
+        # split, not slices: its backward joins the gradients instead of adding padded ones.
+        sizes = [2 * self.hidden_dim, self.hidden_dim]
+        gates_ru, gates_new = gates.split(sizes, -1)
+        recurrent_ru, recurrent_new = recurrent.split(sizes, -1)
+        reset, update = torch.sigmoid(gates_ru + recurrent_ru).chunk(2, -1)
+        new = torch.tanh(torch.addcmul(gates_new, reset, recurrent_new))
         return torch.lerp(new, hidden, update)  # (1 - update) new + update hidden
