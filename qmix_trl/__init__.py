@@ -5,7 +5,7 @@ from qmix_trl.checkpoint import load_weights, save_weights
 from qmix_trl.collect import make_collector
 from qmix_trl.config import RunConfig, load_config, save_config
 from qmix_trl.envs import ENVS, EnvDims, env_dims, make_env
-from qmix_trl.errors import ConfigError, MachineError
+from qmix_trl.errors import ConfigError, DivergedError, MachineError
 from qmix_trl.evaluate import episode_returns
 from qmix_trl.loss import QMixLoss
 from qmix_trl.mixers import MIXERS, QMixer, VDNMixer
@@ -27,6 +27,7 @@ __all__ = [
     "ENVS",
     "MIXERS",
     "ConfigError",
+    "DivergedError",
     "EnvDims",
     "EpsilonGreedyAction",
     "FeedforwardAgent",

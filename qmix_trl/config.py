@@ -165,7 +165,7 @@ class EvaluationConfig:
     """Greedy episodes, in an environment and with a seed of their own."""
 
     every_frames: int = number(least=1)
-    episodes: int = number(least=1)
+    episodes: int = number(least=2)
     seed: int = number(least=0, most=MAX_SEED)
 
 

@@ -1,6 +1,7 @@
 """The mistakes that get a message instead of a traceback, and the exit code of each."""
 
 import difflib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def exit_on_mistake() -> Iterator[None]:
-    """Turn a mistake into one line and its exit code, and Ctrl-C into 130; for a recipe's end.
+    """Turn a mistake into one line and its exit code, and Ctrl-C into 130.
 
     Raises:
         SystemExit: with the exit code of the mistake.
@@ -42,6 +43,19 @@ def exit_on_mistake() -> Iterator[None]:
     except (ConfigError, MachineError, DivergedError) as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         raise SystemExit(mistake.exit_code) from None
+    except RuntimeError as error:
+        if "allocat" not in str(error) and "out of memory" not in str(error):
+            raise
+        print(
+            f"error: {' '.join(str(error).split())[:300]}; lower env.n_envs, "
+            "replay.capacity_rows or replay.batch_rows",
+            file=sys.stderr,
+        )
+        raise SystemExit(MachineError.exit_code) from None
+    except BrokenPipeError:
+        # Whoever reads has left: nothing more is written, not even at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

@@ -144,7 +144,8 @@ def lambda_returns(
 
     ``G_t = r_t + gamma (1 - terminated_t) [(1 - lambda) V_{t+1} + lambda G_{t+1}]``, and with
     ``V_{t+1}`` alone in the bracket where the sequence of valid steps ends at t (Sutton and Barto
-    2018, section 12.1), so that neither padding nor another episode reaches a target.
+    2018, section 12.1), so that neither padding nor another episode reaches a target. On replayed
+    data nothing corrects for the policy that acted (Peng's Q(lambda)).
 
     Args:
         reward_t: float [B, T, M].

@@ -15,6 +15,7 @@ from qmix_trl.errors import ConfigError
 AUTO = "auto"
 SHOWN_ROWS = 16
 PLAIN_WIDTH = 9
+FRAME_LINES = 8  # of the table without its rows, and above it
 
 
 class Column(NamedTuple):
@@ -129,6 +130,8 @@ class RunLog:
         table = Table(title=self._title, caption=self._caption, padding=(0, 0))
         for column in self._columns:
             table.add_column(column.heading, justify="right", no_wrap=True)
-        for row in self._rows:
+        # What does not fit the terminal would hide the newest rows.
+        room = max(1, self._live.console.height - FRAME_LINES)
+        for row in list(self._rows)[-room:]:
             table.add_row(*row)
         self._live.update(table, refresh=True)

@@ -29,7 +29,8 @@ class QMixLoss(LossModule):
     - ``V_{t+1} = Q_tot(tau_{t+1}, u*_{t+1}, s_{t+1})`` of the target agent and mixer;
     - ``y_t = r_t + gamma (1 - terminated_t) V_{t+1}``, or its TD(lambda) form
       (``functional.lambda_returns``);
-    - ``loss = sum(w mask (Q_tot(tau_t, u_t, s_t) - y_t)^2) / sum(mask)``.
+    - ``loss = sum(w mask (Q_tot(tau_t, u_t, s_t) - y_t)^2) / sum(mask)``; without a mixer, the
+      mean over agents, too.
 
     A truncated step bootstraps from ``("next", observation)`` and ``("next", state)``, also where
     a reset follows inside the row. Padding, NaN included, changes neither loss nor gradient. The
@@ -56,7 +57,8 @@ class QMixLoss(LossModule):
             the loss (R2D2, Kapturowski et al. 2019, section 3).
         interior_truncations: how many steps a row may hold at which an episode is truncated and
             another follows: 0 for whole episodes; None for any number, at the price of one more
-            batched step of both agents at every observation.
+            batched step of both agents at every observation. Where a row has more, the surplus
+            bootstraps from after the reset, unnoticed: give what ``SequenceRows`` was given.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -164,7 +166,8 @@ class QMixLoss(LossModule):
 
         Raises:
             KeyError: if an entry is missing.
-            ValueError: if the batch is not two-dimensional.
+            ValueError: if the batch is not two-dimensional, its rewards are of another number
+                than the values learned, or ``burn_in`` leaves no step of a row.
         """
         rows = read_rows(
             tensordict,
@@ -176,6 +179,7 @@ class QMixLoss(LossModule):
         value, hidden = self._unroll(self.agent_params, rows)  # [B, T+1, N, A]
         chosen = value_of(value[:, :-1], rows.action)  # [B, T, N, 1]
         total = self._mix(self.mixer_params, chosen, rows.state)  # [B, T, M]
+        self._check(rows, total)
         with torch.no_grad():
             target = self._target(rows, value, hidden)  # [B, T, M]
         trained = rows.mask.clone()  # [B, T]
@@ -186,6 +190,19 @@ class QMixLoss(LossModule):
             weight = tensordict.get(self.tensor_keys.priority_weight)  # [B, ..]
             loss = loss * weight.reshape(len(weight), -1)[:, :1, None]
         return self._report(loss, error.detach(), total.detach(), target, trained)
+
+    def _check(self, rows: Rows, total: Tensor) -> None:
+        """Refuse what would broadcast or leave nothing to learn from."""
+        if rows.reward.shape != total.shape:
+            raise ValueError(
+                f"QMixLoss: expected ('next', {self._reward_key!r}) with {total.shape[-1]} rewards "
+                f"a step, got {rows.reward.shape[-1]}: a mixer learns from the team's reward, "
+                "mixer=None from each agent's"
+            )
+        if self.burn_in >= total.shape[1]:
+            raise ValueError(
+                f"QMixLoss: expected rows longer than burn_in {self.burn_in}, got {total.shape[1]}"
+            )
 
     def _unroll(self, params: TensorDictParams, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Return action values [B, T+1, N, A] and hidden states [B, T+1, N, H]."""

@@ -33,8 +33,9 @@ class GreedyAction(TensorDictModuleBase):
 class EpsilonGreedyAction(TensorDictModuleBase):
     """Lets each agent by itself explore with probability epsilon, and act greedily else.
 
-    Epsilon falls linearly in frames, and an exploring agent draws uniformly from its available
-    actions (QMIX, appendix C). The value after n frames is computed anew, so that nothing drifts.
+    Epsilon is linear in the frames that ``step`` has counted, computed anew from their number, so
+    that nothing drifts. An exploring agent draws uniformly from its available actions (QMIX,
+    appendix C). It explores whatever TorchRL's exploration type is: evaluate by ``GreedyAction``.
 
     Args:
         epsilon_start: at frame 0, in [0, 1].

@@ -56,6 +56,8 @@ class SequenceRows(Transform):
         batch = tensordict.select(
             *OBSERVED, *map(next_key, OBSERVED), *TAKEN, *CARRIED, strict=False
         )
+        if MASK not in present:
+            batch.set(MASK, torch.ones(batch.shape, dtype=torch.bool, device=batch.device))
         if self.burn_in:
             batch = self._with_tail(batch)
         rows = TensorDict({}, batch.shape[:1], device=batch.device)
@@ -65,7 +67,7 @@ class SequenceRows(Transform):
             now, after = batch.get(key), batch.get(next_key(key))
             rows.set(key, torch.cat([now, after[:, -1:]], 1))
             rows.set(("cut", key), after[index(place), place])
-        for key in [key for key in TAKEN if key in present]:
+        for key in [key for key in TAKEN if key in batch.keys(True, True)]:
             rows.set(key, batch.get(key))
         for key in [key for key in CARRIED if key in present]:
             rows.set(key, batch.get(key)[:, 0])
@@ -94,7 +96,7 @@ class SequenceRows(Transform):
     def _cuts(self, batch: TensorDictBase) -> Tensor:
         """Return K steps of each row [E, K], among them all that another episode cuts off."""
         mask = batch.get(MASK).unsqueeze(-1)  # [E, T, 1]
-        begins_next = following(batch.get(IS_INIT) & mask)
+        begins_next = following(batch[IS_INIT] & mask)
         cut = (begins_next & ~batch.get(next_key(TERMINATED)) & mask)[..., 0]  # [E, T]
         most = int(cut.sum(1).max())
         if most > self.interior_truncations:

@@ -187,7 +187,7 @@ def build(
     return _build_scalar(kind, entry, path, bounds)
 
 
-def _build_section(kind: Any, entry: Entry, path: str) -> Any:
+def _build_section(kind: Any, entry: Entry, path: str, hint: str = "") -> Any:
     if not isinstance(entry.value, dict):
         raise _wrong(entry, path or "the file", "a mapping")
     known = {f.name: f for f in fields(kind)}
@@ -196,7 +196,7 @@ def _build_section(kind: Any, entry: Entry, path: str) -> Any:
             dotted = f"{path}.{key}".lstrip(".")
             raise ConfigError(
                 f"{item.where}: {dotted}: unknown key{nearest(key, known)}; "
-                f"known here: {', '.join(known)}"
+                f"known here: {', '.join(known)}{hint}"
             )
     hints = typing.get_type_hints(kind)
     built = {}
@@ -217,7 +217,8 @@ def _build_union(kinds: tuple, entry: Entry, path: str, bounds: Mapping[str, Any
     if not isinstance(entry.value, dict) or "name" not in entry.value:
         raise _wrong(entry, path, f"a mapping with a name of {', '.join(named)}")
     name = build(Literal[tuple(named)], entry.value["name"], f"{path}.name", {})
-    return _build_section(named[name], entry, path)
+    hint = f"; to choose another name, replace the section: '{path}={{name: {name}, ...}}'"
+    return _build_section(named[name], entry, path, hint)
 
 
 def _build_scalar(kind: type, entry: Entry, path: str, bounds: Mapping[str, Any]) -> Any:
@@ -231,7 +232,7 @@ def _build_scalar(kind: type, entry: Entry, path: str, bounds: Mapping[str, Any]
         and (most is None or value <= most)
     )
     if not inside or value in INFINITE:
-        limits = {"at least": least, "above": above, "at most": most}
+        limits = {"of at least": least, "above": above, "at most": most}
         words = " and ".join(
             f"{word} {limit}" for word, limit in limits.items() if limit is not None
         )

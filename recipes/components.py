@@ -4,6 +4,7 @@ import logging
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -27,6 +28,8 @@ from qmix_trl.errors import DivergedError
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
+STREAMS = ("weights", "env", "exploration", "replay", "test_env", "random_policy")
+CONFIG_FILE = "config.yaml"  # of a run's folder
 UPDATERS = {"hard": make_hard_updater, "soft": make_soft_updater}
 
 
@@ -45,6 +48,11 @@ def choose_device(wanted: str) -> torch.device:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """Return the seed of one of a run's random streams, unlike those of all others."""
+    return int(np.random.SeedSequence([seed, STREAMS.index(stream)]).generate_state(1)[0])
 
 
 def build_env(
@@ -67,8 +75,6 @@ def build_mixer(config: RunConfig, dims: EnvDims, device: torch.device) -> nn.Mo
     """Return the configured mixer for an environment of these sizes; None learns independently."""
     if config.mixer.name == "none":
         return None
-    if config.mixer.name == "vdn":
-        return MIXERS["vdn"]()
     make_mixer = MIXERS[config.mixer.name]
     return make_mixer(
         n_agents=dims.n_agents,
@@ -109,13 +115,20 @@ def build_target_updater(config: RunConfig, loss: QMixLoss) -> TargetNetUpdater:
     return UPDATERS[section.name](loss, **settings(section))
 
 
+def run_stem(config_path: Path) -> str:
+    """Return what runs of a file are called: its name, or for the file of a run that run's."""
+    return (
+        config_path.stem if config_path.name != CONFIG_FILE else config_path.resolve().parent.name
+    )
+
+
 def check_finite(means: TensorDictBase, gradient_steps: int, folder: Path) -> None:
     """Stop a training that has left the numbers.
 
     Raises:
-        DivergedError: if the mean loss of a batch's updates is not finite.
+        DivergedError: if the mean loss or gradient norm of a batch's updates is not finite.
     """
-    if not means["loss"].isfinite():
+    if not (means["loss"].isfinite() and means["grad_norm"].isfinite()):
         raise DivergedError(
             f"the loss is {means['loss']:.3g} by update {gradient_steps} (gradient norm "
             f"{means['grad_norm']:.3g}, mean Q_tot {means['total_value']:.3g}); the last weights "
@@ -136,5 +149,5 @@ def compare(learned: dict[str, float], other: dict[str, float]) -> str:
 
 def summarize(returns: Tensor) -> dict[str, float]:
     """Return mean, standard deviation and number of episode returns [episodes]."""
-    std = returns.std(correction=0).item()
+    std = returns.std().item()
     return {"mean": returns.mean().item(), "std": std, "episodes": len(returns)}

@@ -7,7 +7,14 @@ import argparse
 from pathlib import Path
 
 import torch
-from components import build_agent, build_env, choose_device, summarize
+from components import (
+    CONFIG_FILE,
+    build_agent,
+    build_env,
+    choose_device,
+    stream_seed,
+    summarize,
+)
 
 from qmix_trl import (
     GreedyAction,
@@ -28,28 +35,33 @@ def evaluate(
     folder: Path, *, episodes: int | None, seed: int | None, device: str
 ) -> dict[str, dict[str, float]]:
     """Return mean, standard deviation and number of the returns of three policies."""
-    config = load_config(folder / "config.yaml")
+    config = load_config(folder / CONFIG_FILE)
     episodes = config.evaluation.episodes if episodes is None else episodes
     seed = config.evaluation.seed if seed is None else seed
-    if episodes < 1 or not 0 <= seed <= MAX_SEED:
+    if episodes < 2 or not 0 <= seed <= MAX_SEED:
         raise ConfigError(
-            f"expected --episodes of at least 1 and --seed in [0, {MAX_SEED}], got {episodes} "
+            f"expected --episodes of at least 2 and --seed in [0, {MAX_SEED}], got {episodes} "
             f"and {seed}"
         )
     torch.set_num_threads(config.runtime.threads)
     where = choose_device(device)
-    env = build_env(config, where, n_envs=episodes, seed=seed, reset_when_done=False)
+    test_seed = stream_seed(seed, "test_env")
+    env = build_env(config, where, n_envs=episodes, seed=test_seed, reset_when_done=False)
     dims = env_dims(env)
     agent = build_agent(config, dims, where)
     load_weights(folder, agent)
     policies = {
         "greedy": make_policy(agent, GreedyAction()),
-        "random": RandomPolicy(dims.n_actions, seed=seed, device=where),
+        "random": RandomPolicy(
+            dims.n_actions, seed=stream_seed(seed, "random_policy"), device=where
+        ),
         "no_op": NoOpPolicy(dims.n_actions),
     }
     env = with_memory(env, agent)
     return {
-        name: summarize(episode_returns(env, policy, max_steps=config.env.max_steps, seed=seed))
+        name: summarize(
+            episode_returns(env, policy, max_steps=config.env.max_steps, seed=test_seed)
+        )
         for name, policy in policies.items()
     }
 
@@ -64,6 +76,6 @@ if __name__ == "__main__":
     with exit_on_mistake():
         for name, returns in evaluate(**vars(arguments)).items():
             print(
-                f"{name:>8}  {returns['mean']:9.3f} ± {returns['std']:.3f} "
-                f"over {returns['episodes']} episodes"
+                f"{name:>8}  return {returns['mean']:9.3f}, standard deviation "
+                f"{returns['std']:.3f}, {returns['episodes']} episodes"
             )

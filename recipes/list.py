@@ -17,6 +17,7 @@ def names(what: str) -> list[str]:
 if __name__ == "__main__":
     kinds = ("scenarios", "agents", "mixers")
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", choices=[*kinds, []], default=[])
-    for kind in parser.parse_args().what or kinds:
+    parser.add_argument("what", nargs="?", choices=kinds, help="one kind; without it, all")
+    what = parser.parse_args().what
+    for kind in [what] if what else kinds:
         print(f"{kind}: {' '.join(names(kind))}")

@@ -11,7 +11,7 @@ still, so that a falling loss means a better fit and nothing else.
 """
 
 import argparse
-from collections.abc import Callable
+import logging
 
 import torch
 from tensordict import TensorDictBase
@@ -22,7 +22,7 @@ from torchrl.envs.libs.vmas import VmasEnv
 from torchrl.modules import MultiAgentMLP, QValueModule
 from torchrl.modules import QMixer as TorchRLQMixer
 from torchrl.modules import VDNMixer as TorchRLVDNMixer
-from torchrl.objectives import DDPGLoss, QMixerLoss, ValueEstimators
+from torchrl.objectives import DDPGLoss, LossModule, QMixerLoss, ValueEstimators
 
 from qmix_trl import FeedforwardAgent, QMixer, QMixLoss
 from qmix_trl.keys import (
@@ -35,6 +35,8 @@ from qmix_trl.keys import (
     TOTAL_VALUE,
     next_key,
 )
+
+logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
 
 N_ENVS, N_STEPS, HIDDEN = 32, 50, 64
 
@@ -53,24 +55,24 @@ def experience(*, continuous: bool) -> tuple[VmasEnv, TensorDictBase]:
 
 def fit(
     name: str,
-    loss_of: Callable[[TensorDictBase], Tensor],
-    parameters: list[nn.Parameter],
+    loss: LossModule,
     batch: TensorDictBase,
     *,
     n_updates: int,
     batch_size: int,
+    trained: tuple[str, ...] = ("loss",),
 ) -> tuple[float, float]:
-    """Train for some updates; print and return the loss of the whole batch before and after."""
+    """Train a sum of losses; print and return the first one, of all data, before and after."""
     replay = TensorDictReplayBuffer(storage=LazyTensorStorage(len(batch)), batch_size=batch_size)
     replay.extend(batch)
-    optimizer = torch.optim.Adam(parameters, lr=1e-3)
-    first = loss_of(batch).item()
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
+    first = loss(batch)[trained[0]].item()
     for _ in range(n_updates):
-        loss = loss_of(replay.sample())
+        losses = loss(replay.sample())
         optimizer.zero_grad()
-        loss.backward()
+        sum(losses[key] for key in trained).backward()
         optimizer.step()
-    last = loss_of(batch).item()
+    last = loss(batch)[trained[0]].item()
     print(f"{name:<47} loss {first:8.4f} -> {last:8.4f} in {n_updates} updates")
     return first, last
 
@@ -105,8 +107,7 @@ def ours_in_qmixer_loss(n_updates: int) -> tuple[float, float]:
     loss.make_value_estimator(ValueEstimators.TD0, gamma=0.99)
     return fit(
         "our QMixer in TorchRL's QMixerLoss",
-        lambda sample: loss(sample)["loss"],
-        list(loss.parameters()),
+        loss,
         batch.reshape(-1),
         n_updates=n_updates,
         batch_size=128,
@@ -144,31 +145,16 @@ def ours_as_ddpg_critic(n_updates: int) -> tuple[float, float]:
         out_keys=["state_action_value"],
     )
     loss = DDPGLoss(actor, critic, delay_actor=True, delay_value=True)
-    loss.set_keys(state_action_value="state_action_value")
     loss.make_value_estimator(ValueEstimators.TD0, gamma=0.99)
-    actor_parameters = list(loss.actor_network_params.flatten_keys().values())
-    critic_parameters = list(loss.value_network_params.flatten_keys().values())
-    optimizer = torch.optim.Adam(actor_parameters, lr=1e-4)
-    actor_losses = []
-
-    def critic_loss(sample: TensorDictBase) -> Tensor:
-        losses = loss(sample)
-        optimizer.zero_grad()
-        losses["loss_actor"].backward(inputs=actor_parameters, retain_graph=True)
-        optimizer.step()
-        actor_losses.append(losses["loss_actor"].item())
-        return losses["loss_value"]
-
-    fallen = fit(
+    # The actor's loss reaches the actor alone: DDPGLoss holds the critic fixed in it.
+    return fit(
         "our QMixer as the critic of TorchRL's DDPGLoss",
-        critic_loss,
-        critic_parameters,
+        loss,
         batch.reshape(-1),
         n_updates=n_updates,
         batch_size=128,
+        trained=("loss_value", "loss_actor"),
     )
-    print(f"{'  its actor':<47} loss {actor_losses[0]:8.4f} -> {actor_losses[-1]:8.4f}")
-    return fallen
 
 
 def theirs_in_qmix_loss(n_updates: int, mixer_name: str) -> tuple[float, float]:
@@ -187,8 +173,7 @@ def theirs_in_qmix_loss(n_updates: int, mixer_name: str) -> tuple[float, float]:
     loss = QMixLoss(agent, mixer, gamma=0.99)
     return fit(
         f"TorchRL's {mixer_name} in our QMixLoss",
-        lambda sample: loss(sample)["loss"],
-        list(loss.parameters()),
+        loss,
         batch,
         n_updates=n_updates,
         batch_size=16,

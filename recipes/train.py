@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from components import (
+    CONFIG_FILE,
     build_agent,
     build_env,
     build_loss,
@@ -21,6 +22,8 @@ from components import (
     choose_device,
     compare,
     interior_truncations,
+    run_stem,
+    stream_seed,
     summarize,
 )
 from tensordict.nn import TensorDictModuleBase
@@ -44,6 +47,7 @@ from qmix_trl import (
     with_memory,
 )
 from qmix_trl.collect import finished_returns
+from qmix_trl.config import settings
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
 from qmix_trl.logs import Column, RunLog, make_run_folder, write_json
@@ -69,23 +73,27 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     c, e = config.collection, config.evaluation
     device = choose_device(config.runtime.device)
     torch.set_num_threads(config.runtime.threads)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(stream_seed(config.seed, "weights"))
 
     # Environments: one to train in, one to be evaluated in.
     env = build_env(
         config,
         device,
         n_envs=config.env.n_envs,
-        seed=config.seed,
+        seed=stream_seed(config.seed, "env"),
         reset_when_done=c.rows == "slices",
     )
-    test_env = build_env(config, device, n_envs=e.episodes, seed=e.seed, reset_when_done=False)
+    test_seed = stream_seed(e.seed, "test_env")
+    random_seed = stream_seed(e.seed, "random_policy")
+    test_env = build_env(config, device, n_envs=e.episodes, seed=test_seed, reset_when_done=False)
     dims = env_dims(env)
 
     # Networks, and what acts by them.
     agent = build_agent(config, dims, device)
     mixer = build_mixer(config, dims, device)
-    explore = EpsilonGreedyAction(**vars(config.exploration), seed=config.seed, device=device)
+    explore = EpsilonGreedyAction(
+        **settings(config.exploration), seed=stream_seed(config.seed, "exploration"), device=device
+    )
     env, test_env = with_memory(env, agent), with_memory(test_env, agent)
     env.append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
 
@@ -105,7 +113,7 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
         ),
         capacity_rows=config.replay.capacity_rows,
         batch_rows=config.replay.batch_rows,
-        seed=config.seed,
+        seed=stream_seed(config.seed, "replay"),
         device=device,
     )
 
@@ -119,15 +127,15 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     )
 
     def evaluate(policy: TensorDictModuleBase) -> dict[str, float]:
-        returns = episode_returns(test_env, policy, max_steps=config.env.max_steps, seed=e.seed)
+        returns = episode_returns(test_env, policy, max_steps=config.env.max_steps, seed=test_seed)
         return summarize(returns)
 
-    folder = make_run_folder(Path(runs), config.name, stem=Path(config_path).stem)
-    save_config(config, folder / "config.yaml")
+    folder = make_run_folder(Path(runs), config.name, stem=run_stem(Path(config_path)))
+    save_config(config, folder / CONFIG_FILE)
     print(f"{folder}: {config.mixer.name} on {config.env.scenario}, {device}, seed {config.seed}")
     returns = {
         "no_op": evaluate(NoOpPolicy(dims.n_actions)),
-        "random": evaluate(RandomPolicy(dims.n_actions, seed=e.seed, device=device)),
+        "random": evaluate(RandomPolicy(dims.n_actions, seed=random_seed, device=device)),
     }
     caption = (
         f"return of {e.episodes} episodes: doing nothing {returns['no_op']['mean']:.2f}, "
@@ -190,6 +198,6 @@ if __name__ == "__main__":
     parser.add_argument("config", help="a file such as recipes/configs/balance_qmix.yaml")
     parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
     parser.add_argument("--runs", default="runs", help="where run folders are made")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     with exit_on_mistake():
         train(arguments.config, arguments.overrides, arguments.runs)

@@ -105,6 +105,11 @@ def flat_observation(observation: Tensor | dict[str, Tensor]) -> Tensor:
     return observation.flatten(1)
 
 
+def where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return ``new`` [E, ..] in the rows [E] that are True, ``old`` in the others."""
+    return torch.where(rows.reshape(-1, *[1] * (new.dim() - 1)), new, old)
+
+
 class VmasTeam(EnvBase):
     """A VMAS scenario whose team of agents acts in discrete steps; made by ``make_env``."""
 
@@ -142,7 +147,7 @@ class VmasTeam(EnvBase):
         self, scenario: BaseScenario, seed: int, scenario_kwargs: Mapping[str, Any]
     ) -> Environment:
         try:
-            return Environment(
+            simulator = Environment(
                 scenario,
                 num_envs=self.batch_size[0],
                 device=self.device,
@@ -150,11 +155,18 @@ class VmasTeam(EnvBase):
                 seed=seed,
                 **scenario_kwargs,
             )
+            # Some values are first used in a step.
+            idle = torch.zeros(*self.batch_size, 1, dtype=torch.int64, device=self.device)
+            simulator.step([idle.clone() for _ in simulator.agents])
+            simulator.reset(seed=seed)
+            return simulator
         # What a scenario makes of a value that it cannot use is anything.
         except (TypeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
             raise ConfigError(
                 f"env.scenario_kwargs: VMAS scenario {self.name!r} cannot be made with "
-                f"{dict(scenario_kwargs)}: {type(error).__name__} {error}".replace("\n", " ")
+                f"{dict(scenario_kwargs)}: {type(error).__name__} {error}".replace(
+                    "\n", " "
+                ).rstrip()
             ) from error
 
     def _choose_team(self, group: str | None) -> list[int]:
@@ -213,14 +225,18 @@ class VmasTeam(EnvBase):
             reset = torch.ones_like(self._steps, dtype=torch.bool)
             with self._own_randomness():
                 self.simulator.reset(return_observations=False)
+            self._observed = self._observe()
         elif self.reset_when_done:
             with self._own_randomness():
                 for i in reset[:, 0].nonzero()[:, 0].tolist():
                     self.simulator.reset_at(i, return_observations=False)
+            # Observing again may draw noise again: those that go on keep what they have seen.
+            fresh, here = self._observe(), reset[:, 0]
+            self._observed = fresh.apply(lambda new, old: where(here, new, old), self._observed)
         else:
             reset = torch.zeros_like(reset)
         self._steps.masked_fill_(reset, 0)
-        packed = self._observe().set(keys.IS_INIT, reset)
+        packed = self._observed.copy().set(keys.IS_INIT, reset)
         return self._flagged(packed, torch.zeros_like(reset), torch.zeros_like(reset))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -234,7 +250,8 @@ class VmasTeam(EnvBase):
         terminated = terminated.reshape(-1, 1)
         truncated = self._steps >= self.max_steps
         reward = torch.stack([rewards[i].reshape(-1, 1) for i in self.team], 1)  # [E, N, 1]
-        packed = self._pack(observations)
+        self._observed = self._pack(observations)
+        packed = self._observed.copy()
         packed.set(keys.AGENT_REWARD, reward)
         packed.set(keys.REWARD, self._of_team(reward))
         packed.set(keys.IS_INIT, torch.zeros_like(terminated))

@@ -13,8 +13,9 @@ from qmix_trl.keys import CHOSEN_ACTION_VALUE, STATE
 class QMixer(nn.Module):
     """The mixing network of QMIX (Rashid et al. 2018, arXiv 1803.11485, section 4 and figure 2).
 
-    ``Q_tot = ELU(q |W1(s)| + b1(s)) |w2(s)| + V(s)``. As no weight is negative, Q_tot falls with
-    no utility, and the tuple of greedy actions is the greedy joint action (equations 4 and 5).
+    ``Q_tot = ELU(q |W1(s)| + b1(s)) |w2(s)| + V(s)``. As no weight is negative, raising a utility
+    never lowers Q_tot, and the tuple of greedy actions is the greedy joint action (equations 4
+    and 5).
     Keywords, call and parameter names are those of TorchRL's ``QMixer`` and of the authors' code.
 
     Args:

@@ -1,14 +1,29 @@
 """Value decomposition networks: the joint value is the sum of the utilities."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from qmix_trl.keys import CHOSEN_ACTION_VALUE
 
 
 class VDNMixer(nn.Module):
-    """Q_tot = sum over agents of Q_a (Sunehag et al. 2017, arXiv 1706.05296, equation 3)."""
+    """Q_tot = sum over agents of Q_a (Sunehag et al. 2017, arXiv 1706.05296, equation 3).
+
+    Args:
+        n_agents, state_shape, device: not used; there, so that every mixer is made alike.
+    """
 
     in_keys = (CHOSEN_ACTION_VALUE,)
+
+    def __init__(
+        self,
+        n_agents: int | None = None,
+        state_shape: int | Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
 
     def forward(self, chosen_action_value: Tensor, state: Tensor | None = None) -> Tensor:
         """Return the joint value.
