@@ -648,6 +648,14 @@ def test_the_loss_of_a_slice_bootstraps_from_the_true_last_observation():
     torch.testing.assert_close(loss(batch)["loss"], expected)
 
 
+def test_a_batch_without_a_mask_is_all_valid_and_one_without_is_init_is_refused():
+    batch = slices(LIMIT, 1)[0]
+    bare = packed_and_back(batch.exclude(MASK), SequenceRows(interior_truncations=CUTS))
+    assert bare[MASK].all()
+    with pytest.raises(KeyError, match="is_init"):
+        packed_and_back(batch.exclude(IS_INIT), SequenceRows(interior_truncations=CUTS))
+
+
 def test_burn_in_wants_a_first_batch_that_begins_with_resets():
     _, later = slices(7, 2)
     with pytest.raises(ValueError, match="first batch to begin with resets"):

@@ -267,7 +267,7 @@ def test_a_wrong_entry_gets_its_line_and_path(old, new, dotted, parts, tmp_path)
     ("override", "message"),
     [
         ("env.n_envs=many", "env.n_envs: expected an integer, got 'many'"),
-        ("loss.gamma=2", "loss.gamma: expected a number at least 0 and at most 1, got 2"),
+        ("loss.gamma=2", "loss.gamma: expected a number of at least 0 and at most 1, got 2"),
         ("mixer.name=vdm", "mixer.name: expected one of qmix, vdn, none, got 'vdm'"),
     ],
 )
@@ -326,7 +326,7 @@ BOUNDS = {
     "update.target.period_updates": ([], 1, None),
     "update.target.tau": ([SOFT], "above 0", 1),
     "evaluation.every_frames": ([], 1, None),
-    "evaluation.episodes": ([], 1, None),
+    "evaluation.episodes": ([], 2, None),
     "evaluation.seed": ([], 0, None),
 }
 

@@ -169,6 +169,16 @@ def test_a_reset_of_one_environment_is_that_of_vmas_and_leaves_the_others_alone(
     assert not torch.equal(data[OBSERVATION][1], before["next"][OBSERVATION][1])
 
 
+def test_an_environment_that_idles_is_not_observed_again():
+    # asym_joint adds noise to what is observed, each time that it is asked.
+    env = make_env("asym_joint", n_envs=3, reset_when_done=False)
+    step = env.reset()
+    step = env.step(step.set(ACTION, torch.zeros(3, len(env.team), dtype=torch.int64)))["next"]
+    after = env.reset(step.clone().set("_reset", torch.tensor([[False], [True], [False]])))
+    assert torch.equal(after[OBSERVATION], step[OBSERVATION])
+    assert not torch.equal(env.reset()[OBSERVATION], step[OBSERVATION])
+
+
 def test_wheels_rewards_of_one_column_more():
     env = make_env("wheel")
     assert unmodified("wheel", seed=0).step([torch.zeros(2, 1)] * 4)[1][0].shape == (2, 1)

@@ -517,6 +517,22 @@ def test_arguments_out_of_range_are_refused(arguments, message):
         make_loss(**arguments)
 
 
+def test_rewards_of_another_number_than_values_are_refused():
+    batch = random_batch(2, 3)
+    mixed, alone = make_loss(), make_loss(mixer="none")
+    mixed.set_keys(reward=AGENT_REWARD)
+    alone.set_keys(agent_reward=REWARD)
+    with pytest.raises(ValueError, match="with 1 rewards a step, got 2: a mixer learns"):
+        mixed(batch)
+    with pytest.raises(ValueError, match="with 2 rewards a step, got 1"):
+        alone(batch)
+
+
+def test_burn_in_must_leave_a_step():
+    with pytest.raises(ValueError, match="longer than burn_in 3, got 3"):
+        make_loss(burn_in=3)(random_batch(2, 3))
+
+
 def test_a_mixer_that_names_nothing_is_refused():
     with pytest.raises(TypeError, match="wrap it: TensorDictModule"):
         QMixLoss(RecurrentAgent(N, O, A), torch.nn.Linear(2, 1), gamma=0.9)

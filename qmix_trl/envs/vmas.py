@@ -105,11 +105,6 @@ def flat_observation(observation: Tensor | dict[str, Tensor]) -> Tensor:
     return observation.flatten(1)
 
 
-def where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Return ``new`` [E, ..] in the rows [E] that are True, ``old`` in the others."""
-    return torch.where(rows.reshape(-1, *[1] * (new.dim() - 1)), new, old)
-
-
 class VmasTeam(EnvBase):
     """A VMAS scenario whose team of agents acts in discrete steps; made by ``make_env``."""
 
@@ -230,10 +225,9 @@ class VmasTeam(EnvBase):
             with self._own_randomness():
                 for i in reset[:, 0].nonzero()[:, 0].tolist():
                     self.simulator.reset_at(i, return_observations=False)
-            # Observing again may draw noise again: those that go on keep what they have seen.
-            fresh, here = self._observe(), reset[:, 0]
-            self._observed = fresh.apply(lambda new, old: where(here, new, old), self._observed)
+            self._observed = self._observe()
         else:
+            # What was seen last stands: to observe again could draw noise again.
             reset = torch.zeros_like(reset)
         self._steps.masked_fill_(reset, 0)
         packed = self._observed.copy().set(keys.IS_INIT, reset)
