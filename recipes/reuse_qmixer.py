@@ -12,6 +12,7 @@ still, so that a falling loss means a better fit and nothing else.
 
 import argparse
 import logging
+import warnings
 
 import torch
 from tensordict import TensorDictBase
@@ -37,6 +38,8 @@ from qmix_trl.keys import (
 )
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
+# Targets stand still here on purpose.
+warnings.filterwarnings("ignore", message="No target network updater")
 
 N_ENVS, N_STEPS, HIDDEN = 32, 50, 64
 
