@@ -120,7 +120,7 @@ class AdamConfig:
     """``torch.optim.Adam``."""
 
     name: Literal["adam"]
-    lr: float = number(above=0)
+    lr: float = number(above=0, most=1)
     eps: float = number(above=0)
 
 
@@ -129,7 +129,7 @@ class RMSpropConfig:
     """``torch.optim.RMSprop``, which the authors used."""
 
     name: Literal["rmsprop"]
-    lr: float = number(above=0)
+    lr: float = number(above=0, most=1)
     alpha: float = number(least=0, most=1)
     eps: float = number(above=0)
 

@@ -320,7 +320,7 @@ BOUNDS = {
     "loss.reward_scale": ([], "above 0", None),
     "update.per_batch": ([], 1, None),
     "update.max_grad_norm": ([], "above 0", None),
-    "update.optimizer.lr": ([], "above 0", None),
+    "update.optimizer.lr": ([], "above 0", 1),
     "update.optimizer.eps": ([], "above 0", None),
     "update.optimizer.alpha": ([RMSPROP], 0, 1),
     "update.target.period_updates": ([], 1, None),
