@@ -6,7 +6,7 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
-from qmix_trl.errors import ConfigError
+from qmix_trl.errors import ConfigError, one_line
 
 WEIGHTS = "weights.pt"
 
@@ -34,15 +34,10 @@ def load_weights(
         raise ConfigError(f"{path}: there is none; was the run interrupted?") from None
     # A damaged file makes torch raise whatever its reader stumbles over, even a KeyError.
     except Exception as error:
-        raise ConfigError(f"{path}: cannot be read: {first_line(error)}") from error
+        raise ConfigError(f"{path}: cannot be read: {one_line(error)}") from error
     try:
         agent.load_state_dict(state["agent"])
         if mixer is not None:
             mixer.load_state_dict(state["mixer"])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: does not fit: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says, in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(f"{path}: does not fit: {one_line(error)}") from error

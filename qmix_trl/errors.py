@@ -31,6 +31,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
+def one_line(error: Exception) -> str:
+    """Return an error's kind and what it says, in one line of at most 300 characters."""
+    return " ".join(f"{type(error).__name__} {error}".split())[:300]
+
+
 @contextmanager
 def exit_on_mistake() -> Iterator[None]:
     """Turn a mistake into one line and its exit code, and Ctrl-C into 130.
@@ -47,8 +52,8 @@ def exit_on_mistake() -> Iterator[None]:
         if "allocat" not in str(error) and "out of memory" not in str(error):
             raise
         print(
-            f"error: {' '.join(str(error).split())[:300]}; lower env.n_envs, "
-            "replay.capacity_rows or replay.batch_rows",
+            f"error: {one_line(error)}; lower env.n_envs, replay.capacity_rows or "
+            "replay.batch_rows",
             file=sys.stderr,
         )
         raise SystemExit(MachineError.exit_code) from None

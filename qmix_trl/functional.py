@@ -131,6 +131,11 @@ def value_of(values: Tensor, action: Tensor) -> Tensor:
     return values.gather(-1, action.unsqueeze(-1))
 
 
+def row_numbers(place: Tensor) -> Tensor:
+    """Return the row numbers, int64 [B, 1], that index tensors [B, T, ..] with places [B, K]."""
+    return torch.arange(len(place), device=place.device).unsqueeze(1)
+
+
 def lambda_returns(
     reward_t: Tensor,
     value_tp1: Tensor,

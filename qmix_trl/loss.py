@@ -10,7 +10,13 @@ from torch.nn import functional as F
 from torchrl.objectives import LossModule
 
 from qmix_trl import keys
-from qmix_trl.functional import greedy_action, keep_where, lambda_returns, value_of
+from qmix_trl.functional import (
+    greedy_action,
+    keep_where,
+    lambda_returns,
+    row_numbers,
+    value_of,
+)
 from qmix_trl.keys import next_key
 from qmix_trl.rows import Rows, read_rows
 
@@ -260,7 +266,7 @@ class QMixLoss(LossModule):
             return value_tp1
         # A fixed number of places a row, first those that are cut: no shape depends on the data.
         place = rows.cut_inside[..., 0].int().topk(min(n_cuts, n_steps), 1).indices  # [B, K]
-        row = torch.arange(len(place), device=place.device).unsqueeze(1)  # [B, 1]
+        row = row_numbers(place)  # [B, 1]
         observation = rows.next_observation[row, place]  # [B, K, N, O]
         taken = F.one_hot(rows.action[row, place], self.agent.n_actions).to(observation.dtype)
         with params.to_module(self.agent, preserve_module_state=False):

@@ -6,7 +6,7 @@ from torch import Tensor
 from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.envs.transforms import Transform
 
-from qmix_trl.functional import following
+from qmix_trl.functional import following, row_numbers
 from qmix_trl.keys import (
     ACTION,
     ACTION_MASK,
@@ -66,7 +66,7 @@ class SequenceRows(Transform):
         for key in [key for key in OBSERVED if key in present]:
             now, after = batch.get(key), batch.get(next_key(key))
             rows.set(key, torch.cat([now, after[:, -1:]], 1))
-            rows.set(("cut", key), after[index(place), place])
+            rows.set(("cut", key), after[row_numbers(place), place])
         for key in [key for key in TAKEN if key in batch.keys(True, True)]:
             rows.set(key, batch.get(key))
         for key in [key for key in CARRIED if key in present]:
@@ -83,7 +83,7 @@ class SequenceRows(Transform):
             sequence = tensordict.get(key)  # [B, T+1, ..]
             after = sequence[:, 1:]
             if self.interior_truncations:
-                after = after.index_put((index(place), place), tensordict.get(("cut", key)))
+                after = after.index_put((row_numbers(place), place), tensordict.get(("cut", key)))
             batch.set(key, sequence[:, :-1])
             batch.set(next_key(key), after)
         for key in [key for key in TAKEN if key in present]:
@@ -116,11 +116,6 @@ class SequenceRows(Transform):
         whole = torch.cat([tail, batch], 1)
         self._tail = whole[:, -self.burn_in :].clone()
         return whole
-
-
-def index(place: Tensor) -> Tensor:
-    """Return the row numbers [B, 1] that belong to places [B, K]."""
-    return torch.arange(len(place), device=place.device).unsqueeze(1)
 
 
 def make_replay(

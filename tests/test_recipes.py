@@ -19,6 +19,7 @@ import reuse_qmixer
 import torch
 import train
 import vmas
+from test_envs_vmas import SEVERAL_GROUPS
 
 from qmix_trl import ConfigError, EnvDims, MachineError, RunConfig, load_config
 from qmix_trl.envs.vmas_scenarios import SCENARIOS
@@ -102,17 +103,7 @@ COMBINATIONS = [
     ("vdn", "recurrent"),
     ("none", "feedforward"),
 ]
-MULTI_GROUP = [
-    "diff_drive",
-    "kinematic_bicycle",
-    "simple_adversary",
-    "simple_crypto",
-    "simple_push",
-    "simple_speaker_listener",
-    "simple_tag",
-    "simple_world_comm",
-]
-SINGLE_GROUP = [name for name in SCENARIOS if name not in MULTI_GROUP]
+SINGLE_GROUP = [name for name in SCENARIOS if name not in SEVERAL_GROUPS]
 TIMING = ("frames_per_second", "seconds_left")
 
 
@@ -497,7 +488,7 @@ def test_the_combinations_are_all_and_rotate():
         assert agent != other_agent
 
 
-@pytest.mark.parametrize("scenario", MULTI_GROUP)
+@pytest.mark.parametrize("scenario", SEVERAL_GROUPS)
 def test_each_of_several_groups_can_be_the_team(scenario, tmp_path):
     with pytest.raises(ConfigError, match=r"^env\.group: .* several groups") as caught:
         smoke(tmp_path, scenario, COMBINATIONS[:1])

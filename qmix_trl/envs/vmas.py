@@ -20,7 +20,7 @@ from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl import keys
 from qmix_trl.envs.vmas_scenarios import agent_groups, check_keywords, load_scenario
-from qmix_trl.errors import ConfigError, nearest
+from qmix_trl.errors import ConfigError, nearest, one_line
 
 STATES = ("world", "observations")
 TEAM_REWARDS = ("mean", "sum", "shared")
@@ -159,9 +159,7 @@ class VmasTeam(EnvBase):
         except (TypeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
             raise ConfigError(
                 f"env.scenario_kwargs: VMAS scenario {self.name!r} cannot be made with "
-                f"{dict(scenario_kwargs)}: {type(error).__name__} {error}".replace(
-                    "\n", " "
-                ).rstrip()
+                f"{dict(scenario_kwargs)}: {one_line(error)}"
             ) from error
 
     def _choose_team(self, group: str | None) -> list[int]:
@@ -253,6 +251,7 @@ class VmasTeam(EnvBase):
 
     @staticmethod
     def _flagged(packed: TensorDict, terminated: Tensor, truncated: Tensor) -> TensorDict:
+        """Return what is packed with the flags [E, 1] of an end."""
         packed.set(keys.TERMINATED, terminated)
         packed.set(keys.TRUNCATED, truncated)
         return packed.set(keys.DONE, terminated | truncated)
