@@ -1,12 +1,17 @@
 """What every environment offers, whatever its family: canonical keys, shapes and dtypes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from qmix_trl import keys
-from qmix_trl.errors import ConfigError
+from qmix_trl.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,3 +67,81 @@ def env_dims(env: EnvBase) -> EnvDims:
         n_actions=n_actions,
         state_shape=observed[keys.STATE].shape[1:],
     )
+
+
+def set_specs(env: EnvBase, dims: EnvDims, *, masked: bool = False) -> None:
+    """Give an environment the contract's specs, with an action mask if asked for."""
+    (n_envs,), n_agents = env.batch_size, dims.n_agents
+    to = {"device": env.device}
+    flag = Binary(1, (n_envs, 1), dtype=torch.bool, **to)
+
+    def team(**specs) -> Composite:
+        return Composite(specs, shape=(n_envs, n_agents))
+
+    agents = team(observation=Unbounded((n_envs, n_agents, dims.observation_dim), **to))
+    if masked:
+        shape = (n_envs, n_agents, dims.n_actions)
+        agents["action_mask"] = Binary(dims.n_actions, shape, dtype=torch.bool, **to)
+    env.observation_spec = Composite(
+        agents=agents,
+        state=Unbounded((n_envs, *dims.state_shape), **to),
+        is_init=flag.clone(),
+        shape=(n_envs,),
+    )
+    action = Categorical(dims.n_actions, shape=(n_envs, n_agents), **to)
+    env.action_spec = Composite(agents=team(action=action), shape=(n_envs,))
+    env.reward_spec = Composite(
+        reward=Unbounded((n_envs, 1), **to),
+        agents=team(reward=Unbounded((n_envs, n_agents, 1), **to)),
+        shape=(n_envs,),
+    )
+    env.done_spec = Composite(
+        done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=(n_envs,)
+    )
+
+
+def resets(env: EnvBase, tensordict: TensorDictBase | None, *, reset_when_done: bool) -> Tensor:
+    """Return which environments a call of reset begins anew: bool [E, 1].
+
+    Args:
+        env: of E environments.
+        tensordict: as TorchRL gives it; with an entry ``"_reset"`` where some of them are done.
+        reset_when_done: if not, only all of them together are reset, and those that are done
+            run on until then.
+    """
+    asked = None if tensordict is None else tensordict.get("_reset", None)  # [E, 1]
+    if asked is None:
+        return torch.ones(*env.batch_size, 1, dtype=torch.bool, device=env.device)
+    return asked if reset_when_done else torch.zeros_like(asked)
+
+
+def set_flags(packed: TensorDict, terminated: Tensor, truncated: Tensor) -> TensorDict:
+    """Set the flags [E, 1] of an end in what an environment returns."""
+    packed.set(keys.TERMINATED, terminated)
+    packed.set(keys.TRUNCATED, truncated)
+    return packed.set(keys.DONE, terminated | truncated)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse sizes of an environment that are below 1.
+
+    Raises:
+        ConfigError: naming the size.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"env.{name}: expected at least 1, got {size}")
+
+
+def check_keywords(of: str, known: list[str], scenario_kwargs: Mapping[str, Any]) -> None:
+    """Refuse keywords that a scenario does not take.
+
+    Raises:
+        ConfigError: naming the scenario's own keywords.
+    """
+    for keyword in scenario_kwargs:
+        if keyword not in known:
+            raise ConfigError(
+                f"env.scenario_kwargs.{keyword}: unknown to {of}{nearest(keyword, known)}; "
+                f"it takes: {', '.join(known) or 'none'}"
+            )

@@ -13,13 +13,20 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl import keys
-from qmix_trl.envs.vmas_scenarios import agent_groups, check_keywords, load_scenario
+from qmix_trl.envs.contract import (
+    EnvDims,
+    check_keywords,
+    check_sizes,
+    resets,
+    set_flags,
+    set_specs,
+)
+from qmix_trl.envs.vmas_scenarios import agent_groups, load_scenario, scenario_keywords
 from qmix_trl.errors import ConfigError, nearest, one_line
 
 STATES = ("world", "observations")
@@ -61,9 +68,7 @@ def make_env(
         ConfigError: if the scenario, a keyword or the group is unknown, a size is below 1, or
             an option is none of the above.
     """
-    for name, size in (("n_envs", n_envs), ("max_steps", max_steps)):
-        if size < 1:
-            raise ConfigError(f"env.{name}: expected at least 1, got {size}")
+    check_sizes(n_envs=n_envs, max_steps=max_steps)
     for name, choice, known in (
         ("state", state, STATES),
         ("team_reward", team_reward, TEAM_REWARDS),
@@ -73,7 +78,8 @@ def make_env(
     name = scenario if isinstance(scenario, str) else type(scenario).__name__
     scenario = load_scenario(scenario) if isinstance(scenario, str) else scenario
     scenario_kwargs = dict(scenario_kwargs or {})
-    check_keywords(name, scenario, scenario_kwargs)
+    if scenario_kwargs:
+        check_keywords(f"VMAS scenario {name!r}", scenario_keywords(scenario), scenario_kwargs)
     return VmasTeam(
         name,
         scenario,
@@ -178,9 +184,6 @@ class VmasTeam(EnvBase):
         return groups[next(iter(groups)) if group is None else group]
 
     def _make_specs(self) -> None:
-        n_envs, n_agents = self.batch_size[0], len(self.team)
-        to = {"device": self.device}
-        flag = Binary(1, (n_envs, 1), dtype=torch.bool, **to)
         n_actions = {self.simulator.action_space[i].n for i in self.team}
         if len(n_actions) > 1:
             raise ConfigError(
@@ -188,48 +191,33 @@ class VmasTeam(EnvBase):
                 f"the team, got {sorted(n_actions)}"
             )
         first = self._observe()
-        self.observation_spec = Composite(
-            agents=Composite(
-                observation=Unbounded(first.get(keys.OBSERVATION).shape, **to),
-                shape=(n_envs, n_agents),
-            ),
-            state=Unbounded(first.get(keys.STATE).shape, **to),
-            is_init=flag.clone(),
-            shape=(n_envs,),
+        _, n_agents, observation_dim = first.get(keys.OBSERVATION).shape
+        dims = EnvDims(
+            n_agents=n_agents,
+            observation_dim=observation_dim,
+            n_actions=n_actions.pop(),
+            state_shape=first.get(keys.STATE).shape[1:],
         )
-        action = Categorical(n_actions.pop(), shape=(n_envs, n_agents), **to)
-        self.action_spec = Composite(
-            agents=Composite(action=action, shape=(n_envs, n_agents)), shape=(n_envs,)
-        )
-        self.reward_spec = Composite(
-            reward=Unbounded((n_envs, 1), **to),
-            agents=Composite(
-                reward=Unbounded((n_envs, n_agents, 1), **to), shape=(n_envs, n_agents)
-            ),
-            shape=(n_envs,),
-        )
-        self.done_spec = Composite(
-            done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=(n_envs,)
-        )
+        set_specs(self, dims)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
-        reset = None if tensordict is None else tensordict.get("_reset", None)  # [E, 1]
-        if reset is None or (self.reset_when_done and bool(reset.all())):
-            reset = torch.ones_like(self._steps, dtype=torch.bool)
+        reset = resets(self, tensordict, reset_when_done=self.reset_when_done)  # [E, 1]
+        # Without resets what was seen last stands: to observe again could draw noise again.
+        if reset.any():
             with self._own_randomness():
-                self.simulator.reset(return_observations=False)
+                self._reset_simulator(reset[:, 0])
             self._observed = self._observe()
-        elif self.reset_when_done:
-            with self._own_randomness():
-                for i in reset[:, 0].nonzero()[:, 0].tolist():
-                    self.simulator.reset_at(i, return_observations=False)
-            self._observed = self._observe()
-        else:
-            # What was seen last stands: to observe again could draw noise again.
-            reset = torch.zeros_like(reset)
         self._steps.masked_fill_(reset, 0)
         packed = self._observed.copy().set(keys.IS_INIT, reset)
-        return self._flagged(packed, torch.zeros_like(reset), torch.zeros_like(reset))
+        return set_flags(packed, torch.zeros_like(reset), torch.zeros_like(reset))
+
+    def _reset_simulator(self, reset: Tensor) -> None:
+        """Reset the environments [E] that are asked for, all together if it is all of them."""
+        if reset.all():
+            self.simulator.reset(return_observations=False)
+            return
+        for i in reset.nonzero()[:, 0].tolist():
+            self.simulator.reset_at(i, return_observations=False)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = tensordict.get(keys.ACTION)  # [E, N]
@@ -247,14 +235,7 @@ class VmasTeam(EnvBase):
         packed.set(keys.AGENT_REWARD, reward)
         packed.set(keys.REWARD, self._of_team(reward))
         packed.set(keys.IS_INIT, torch.zeros_like(terminated))
-        return self._flagged(packed, terminated, truncated)
-
-    @staticmethod
-    def _flagged(packed: TensorDict, terminated: Tensor, truncated: Tensor) -> TensorDict:
-        """Return what is packed with the flags [E, 1] of an end."""
-        packed.set(keys.TERMINATED, terminated)
-        packed.set(keys.TRUNCATED, truncated)
-        return packed.set(keys.DONE, terminated | truncated)
+        return set_flags(packed, terminated, truncated)
 
     def _of_team(self, reward: Tensor) -> Tensor:
         """Return the team's reward [E, 1] from the agents' [E, N, 1]."""

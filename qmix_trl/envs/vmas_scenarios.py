@@ -2,8 +2,6 @@
 
 import ast
 import inspect
-from collections.abc import Mapping
-from typing import Any
 
 import vmas
 from vmas.scenarios import load
@@ -26,23 +24,6 @@ def load_scenario(name: str) -> BaseScenario:
             "`python recipes/list.py scenarios` lists them"
         )
     return load(f"{name}.py").Scenario()
-
-
-def check_keywords(name: str, scenario: BaseScenario, scenario_kwargs: Mapping[str, Any]) -> None:
-    """Refuse keywords that the scenario does not read; VMAS itself only warns of them.
-
-    Raises:
-        ConfigError: naming the scenario's own keywords.
-    """
-    if not scenario_kwargs:
-        return
-    known = scenario_keywords(scenario)
-    for keyword in scenario_kwargs:
-        if keyword not in known:
-            raise ConfigError(
-                f"env.scenario_kwargs.{keyword}: unknown to VMAS scenario {name!r}"
-                f"{nearest(keyword, known)}; it takes: {', '.join(known) or 'none'}"
-            )
 
 
 def scenario_keywords(scenario: BaseScenario) -> list[str]:
