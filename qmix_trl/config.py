@@ -19,8 +19,8 @@ MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvConfig:
-    """The environment; the fields are the arguments of ``make_env``."""
+class VmasConfig:
+    """``envs.vmas``; the fields are the arguments of ``make_env``."""
 
     family: Literal["vmas"]
     scenario: str
@@ -30,6 +30,17 @@ class EnvConfig:
     max_steps: int = number(least=1)
     state: Literal["world", "observations"]
     team_reward: Literal["mean", "sum", "shared"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GamesConfig:
+    """``envs.games``; the fields are the arguments of ``make_env``."""
+
+    family: Literal["games"]
+    scenario: str
+    scenario_kwargs: dict[str, Any]
+    n_envs: int = number(least=1)
+    max_steps: int = number(least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +195,7 @@ class RunConfig:
     name: str
     seed: int = number(least=0, most=MAX_SEED)
     runtime: RuntimeConfig
-    env: EnvConfig
+    env: VmasConfig | GamesConfig
     agent: RecurrentConfig | FeedforwardConfig
     mixer: QMixerConfig | VDNConfig | NoMixerConfig
     exploration: ExplorationConfig

@@ -154,8 +154,8 @@ def build(
     """Return the entry as a value of a kind.
 
     Args:
-        kind: a dataclass, ``T | None``, a union of dataclasses told apart by their ``name``, a
-            Literal, ``tuple[T, ...]``, ``dict[str, Any]``, int, float, bool or str.
+        kind: a dataclass, ``T | None``, a union of dataclasses told apart by their first field,
+            a Literal, ``tuple[T, ...]``, ``dict[str, Any]``, int, float, bool or str.
         entry: as ``read`` returns it.
         path: dotted, of the entry in the file.
         bounds: of numbers, as ``number`` gives them.
@@ -209,16 +209,17 @@ def _build_section(kind: Any, entry: Entry, path: str, hint: str = "") -> Any:
 
 
 def _build_union(kinds: tuple, entry: Entry, path: str, bounds: Mapping[str, Any]) -> Any:
-    """Return ``T | None``, or the section whose ``name`` is the entry's."""
+    """Return ``T | None``, or the section whose first field, a Literal, is the entry's."""
     if types.NoneType in kinds:
         (kind,) = [kind for kind in kinds if kind is not types.NoneType]
         return None if entry.value is None else build(kind, entry, path, bounds)
-    named = {typing.get_args(typing.get_type_hints(kind)["name"])[0]: kind for kind in kinds}
-    if not isinstance(entry.value, dict) or "name" not in entry.value:
-        raise _wrong(entry, path, f"a mapping with a name of {', '.join(named)}")
-    name = build(Literal[tuple(named)], entry.value["name"], f"{path}.name", {})
-    hint = f"; to choose another name, replace the section: '{path}={{name: {name}, ...}}'"
-    return _build_section(named[name], entry, path, hint)
+    tag = fields(kinds[0])[0].name
+    tagged = {typing.get_args(typing.get_type_hints(kind)[tag])[0]: kind for kind in kinds}
+    if not isinstance(entry.value, dict) or tag not in entry.value:
+        raise _wrong(entry, path, f"a mapping with a {tag} of {', '.join(tagged)}")
+    choice = build(Literal[tuple(tagged)], entry.value[tag], f"{path}.{tag}", {})
+    hint = f"; to choose another {tag}, replace the section: '{path}={{{tag}: {choice}, ...}}'"
+    return _build_section(tagged[choice], entry, path, hint)
 
 
 def _build_scalar(kind: type, entry: Entry, path: str, bounds: Mapping[str, Any]) -> Any:

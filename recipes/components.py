@@ -9,17 +9,23 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
+from torchrl.collectors import Collector
+from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
-from torchrl.objectives.utils import TargetNetUpdater
 
 from qmix_trl import (
     AGENTS,
     MIXERS,
     EnvDims,
+    EpsilonGreedyAction,
     MachineError,
     QMixLoss,
+    SequenceRows,
+    Update,
+    make_collector,
     make_env,
     make_hard_updater,
+    make_replay,
     make_soft_updater,
 )
 from qmix_trl.config import RunConfig, settings
@@ -84,6 +90,36 @@ def build_mixer(config: RunConfig, dims: EnvDims, device: torch.device) -> nn.Mo
     )
 
 
+def build_exploration(config: RunConfig, device: torch.device) -> EpsilonGreedyAction:
+    """Return the configured exploration, with the run's random stream for it."""
+    seed = stream_seed(config.seed, "exploration")
+    return EpsilonGreedyAction(**settings(config.exploration), seed=seed, device=device)
+
+
+def n_batches(config: RunConfig) -> int:
+    """Return how many batches a run collects: its frames, rounded up to whole batches."""
+    frames_per_batch = config.env.n_envs * config.collection.steps
+    return math.ceil(config.collection.total_frames / frames_per_batch)
+
+
+def build_collector(config: RunConfig, env: EnvBase, policy: TensorDictModuleBase) -> Collector:
+    """Return the configured collector of batches [E, T]."""
+    c = config.collection
+    return make_collector(env, policy, rows=c.rows, steps=c.steps, n_batches=n_batches(config))
+
+
+def build_replay(config: RunConfig, device: torch.device) -> TensorDictReplayBuffer:
+    """Return the configured buffer, with the run's random stream for it."""
+    section = config.replay
+    return make_replay(
+        SequenceRows(interior_truncations=interior_truncations(config), burn_in=section.burn_in),
+        capacity_rows=section.capacity_rows,
+        batch_rows=section.batch_rows,
+        seed=stream_seed(config.seed, "replay"),
+        device=device,
+    )
+
+
 def interior_truncations(config: RunConfig) -> int:
     """Return how many truncations with a reset behind them a row of replay may hold."""
     if config.collection.rows == "episodes":
@@ -103,16 +139,15 @@ def build_loss(config: RunConfig, agent: TensorDictModuleBase, mixer: nn.Module 
     )
 
 
-def build_optimizer(config: RunConfig, loss: QMixLoss) -> torch.optim.Optimizer:
-    """Return the configured optimiser over agent and mixer."""
-    section = config.update.optimizer
-    return OPTIMIZERS[section.name](loss.parameters(), **settings(section))
-
-
-def build_target_updater(config: RunConfig, loss: QMixLoss) -> TargetNetUpdater:
-    """Return the configured updater of target networks."""
-    section = config.update.target
-    return UPDATERS[section.name](loss, **settings(section))
+def build_update(config: RunConfig, loss: QMixLoss) -> Update:
+    """Return the configured gradient step of agent and mixer, and of their targets."""
+    optimizer, target = config.update.optimizer, config.update.target
+    return Update(
+        loss,
+        OPTIMIZERS[optimizer.name](loss.parameters(), **settings(optimizer)),
+        UPDATERS[target.name](loss, **settings(target)),
+        max_grad_norm=config.update.max_grad_norm,
+    )
 
 
 def run_stem(config_path: Path) -> str:

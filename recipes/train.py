@@ -4,7 +4,6 @@ It leaves runs/NAME with config.yaml, metrics.csv, weights.pt and summary.json.
 """
 
 import argparse
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +12,17 @@ import torch
 from components import (
     CONFIG_FILE,
     build_agent,
+    build_collector,
     build_env,
+    build_exploration,
     build_loss,
     build_mixer,
-    build_optimizer,
-    build_target_updater,
+    build_replay,
+    build_update,
     check_finite,
     choose_device,
     compare,
-    interior_truncations,
+    n_batches,
     run_stem,
     stream_seed,
     summarize,
@@ -30,24 +31,18 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import RewardSum
 
 from qmix_trl import (
-    EpsilonGreedyAction,
     GreedyAction,
     NoOpPolicy,
     RandomPolicy,
-    SequenceRows,
-    Update,
     env_dims,
     episode_returns,
     load_config,
-    make_collector,
     make_policy,
-    make_replay,
     save_config,
     save_weights,
     with_memory,
 )
 from qmix_trl.collect import finished_returns
-from qmix_trl.config import settings
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
 from qmix_trl.logs import Column, RunLog, make_run_folder, write_json
@@ -91,40 +86,16 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     # Networks, and what acts by them.
     agent = build_agent(config, dims, device)
     mixer = build_mixer(config, dims, device)
-    explore = EpsilonGreedyAction(
-        **settings(config.exploration), seed=stream_seed(config.seed, "exploration"), device=device
-    )
+    explore = build_exploration(config, device)
     env, test_env = with_memory(env, agent), with_memory(test_env, agent)
     env.append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
 
     # Data: collected in batches [E, T], replayed in batches [B, T].
-    frames_per_batch = config.env.n_envs * c.steps
-    n_batches = math.ceil(c.total_frames / frames_per_batch)
-    collector = make_collector(
-        env,
-        make_policy(agent, explore),
-        rows=c.rows,
-        steps=c.steps,
-        n_batches=n_batches,
-    )
-    replay = make_replay(
-        SequenceRows(
-            interior_truncations=interior_truncations(config), burn_in=config.replay.burn_in
-        ),
-        capacity_rows=config.replay.capacity_rows,
-        batch_rows=config.replay.batch_rows,
-        seed=stream_seed(config.seed, "replay"),
-        device=device,
-    )
+    collector = build_collector(config, env, make_policy(agent, explore))
+    replay = build_replay(config, device)
 
     # Learning.
-    loss = build_loss(config, agent, mixer)
-    update = Update(
-        loss,
-        build_optimizer(config, loss),
-        build_target_updater(config, loss),
-        max_grad_norm=config.update.max_grad_norm,
-    )
+    update = build_update(config, build_loss(config, agent, mixer))
 
     def evaluate(policy: TensorDictModuleBase) -> dict[str, float]:
         returns = episode_returns(test_env, policy, max_steps=config.env.max_steps, seed=test_seed)
@@ -143,7 +114,7 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     )
     print(caption, flush=True)
 
-    frames, gradient_steps, last_frame = 0, 0, n_batches * frames_per_batch
+    frames, gradient_steps, last_frame = 0, 0, n_batches(config) * config.env.n_envs * c.steps
     next_evaluation = e.every_frames
     start = time.perf_counter()
     with RunLog(folder, COLUMNS, caption=caption) as log:

@@ -7,7 +7,8 @@ from torchrl.envs import EnvBase
 from qmix_trl.envs.contract import EnvDims, env_dims
 from qmix_trl.errors import ConfigError, nearest
 
-ENVS = {"vmas": "qmix_trl.envs.vmas"}  # family: the module whose make_env makes it
+# family: the module whose make_env makes it
+ENVS = {"vmas": "qmix_trl.envs.vmas", "games": "qmix_trl.envs.games"}
 
 
 def make_env(family: str, **settings) -> EnvBase:

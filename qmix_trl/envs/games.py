@@ -1,0 +1,371 @@
+"""Small cooperative games, given as tables, as TorchRL environments under the canonical contract.
+
+Their values can be worked out by hand, so that what an algorithm learns can be compared with
+what it should.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torch.nn import functional as F
+from torchrl.envs import EnvBase
+
+from qmix_trl import keys
+from qmix_trl.envs.contract import (
+    EnvDims,
+    check_keywords,
+    check_sizes,
+    resets,
+    set_flags,
+    set_specs,
+)
+from qmix_trl.errors import ConfigError, nearest
+
+MAX_TABLE = 10_000_000  # entries of one table
+MAX_AGENTS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Game:
+    """A game of finitely many states that a team plays for one reward.
+
+    Args:
+        reward: float [S, A, .., A] with an axis for each of N agents: of a joint action.
+        next_state: int64 [S, A, .., A].
+        ends: bool [S], the states that no episode goes on from.
+        starts: int64 [K], the states that episodes begin in, each as likely.
+        observation: float [S, N, O], what each agent sees.
+        action_mask: bool [S, N, A], True = available; None if all are.
+
+    Raises:
+        ValueError: if the shapes do not fit each other, or a state is not in [0, S).
+    """
+
+    reward: Tensor
+    next_state: Tensor
+    ends: Tensor
+    starts: Tensor
+    observation: Tensor
+    action_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        n_states, n_agents, n_actions = self.n_states, self.n_agents, self.n_actions
+        joint = (n_states, *[n_actions] * n_agents)
+        expected = {
+            "reward": joint,
+            "next_state": joint,
+            "ends": (n_states,),
+            "observation": (n_states, n_agents, self.observation.shape[-1]),
+            "action_mask": (n_states, n_agents, n_actions),
+        }
+        for name, shape in expected.items():
+            table = getattr(self, name)
+            if table is not None and table.shape != shape:
+                raise ValueError(
+                    f"Game: expected {name} of shape {shape} for {n_agents} agents as in "
+                    f"observation, got {tuple(table.shape)}"
+                )
+        for name in ("next_state", "starts"):
+            table = getattr(self, name)
+            if table.numel() == 0 or table.min() < 0 or table.max() >= n_states:
+                raise ValueError(f"Game: expected {name} of at least one state in [0, {n_states})")
+
+    @property
+    def n_states(self) -> int:
+        """S, the states in which episodes have ended included."""
+        return len(self.reward)
+
+    @property
+    def n_agents(self) -> int:
+        """N."""
+        return self.observation.shape[1]
+
+    @property
+    def n_actions(self) -> int:
+        """A."""
+        return self.reward.shape[-1]
+
+
+def matrix(*, payoff: Any) -> Game:
+    """Return the game of one step that pays ``payoff[u_1, .., u_N]``.
+
+    Args:
+        payoff: an array or nested lists of N axes, one for each agent. Where agents have
+            different numbers of actions, those that an agent lacks are masked.
+
+    Raises:
+        ConfigError: if it is not an array of finite numbers with at least one axis and action.
+    """
+    try:
+        table = torch.as_tensor(payoff, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"expected payoff to be an array of numbers: {error}") from None
+    if table.dim() == 0 or table.numel() == 0 or not table.isfinite().all():
+        raise ConfigError(
+            "expected payoff to be finite numbers with an axis for each agent, got "
+            f"{table.tolist()}"
+        )
+    n_agents, n_actions = table.dim(), max(table.shape)
+    _check_table(n_states=2, n_agents=n_agents, n_actions=n_actions)
+    square = torch.zeros(1, *[n_actions] * n_agents)
+    square[(0, *map(slice, table.shape))] = table
+    sizes = torch.tensor(table.shape)
+    mask = (torch.arange(n_actions) < sizes.unsqueeze(-1)).expand(2, n_agents, n_actions)
+    return _one_step(square, None if mask.all() else mask)
+
+
+def random_matrix(*, n_games: int, n_agents: int = 2, n_actions: int = 3, seed: int = 0) -> Game:
+    """Return games of one step whose payoffs are drawn uniformly from [-10, 10).
+
+    An episode begins in one of the games, which all agents see.
+
+    Args:
+        n_games: how many are drawn.
+        n_agents: N.
+        n_actions: A.
+        seed: of the payoffs.
+
+    Raises:
+        ConfigError: if a size is below 1, or the games have too many entries.
+    """
+    _check_table(n_states=n_games, n_agents=n_agents, n_actions=n_actions)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n_games, *[n_actions] * n_agents)
+    return _one_step(20 * torch.rand(shape, generator=generator) - 10, None)
+
+
+def two_step() -> Game:
+    """Return the two-step game of QMIX (Rashid et al. 2018, section 5.1 and appendix B).
+
+    In state 0 (the paper's 1) nothing is paid, and the first agent's action 0 leads to state 1
+    (2A), which pays 7 whatever is done; its action 1 to state 2 (2B), which pays
+    ``[[0, 1], [1, 8]]``. All agents see the state.
+    """
+    reward = torch.zeros(4, 2, 2)
+    reward[1] = 7
+    reward[2] = torch.tensor([[0, 1], [1, 8]])
+    next_state = torch.full((4, 2, 2), 3)
+    next_state[0] = torch.tensor([[1, 1], [2, 2]])
+    return Game(
+        reward=reward,
+        next_state=next_state,
+        ends=torch.arange(4) == 3,
+        starts=torch.tensor([0]),
+        observation=torch.eye(4)[:, None].expand(4, 2, 4),
+    )
+
+
+def memory(*, delay: int, n_agents: int = 2, n_cues: int = 2) -> Game:
+    """Return a game of ``delay + 1`` steps that only agents with a memory can win.
+
+    At t = 0 all agents see one of ``n_cues`` cues, each as likely; afterwards they see nothing,
+    and at t = ``delay`` that it is time to decide. The team is paid 1 if all agents then name the
+    cue, else 0. Before, only action 0 is available, so that nothing can be noted in actions: the
+    best team without a memory is paid ``1 / n_cues`` in the mean.
+
+    Args:
+        delay: the steps from the cue to the decision; 0 shows both at once.
+        n_agents: N.
+        n_cues: also the number of actions.
+
+    Raises:
+        ConfigError: if ``delay`` is below 0, a size below 1, or there are too many states.
+    """
+    if delay < 0:
+        raise ConfigError(f"expected delay of at least 0, got {delay}")
+    n_states = (delay + 1) * n_cues + 1  # time * n_cues + cue; the last one is the end
+    _check_table(n_states=n_states, n_agents=n_agents, n_actions=n_cues)
+    state = torch.arange(n_states)
+    time, cue = state.div(n_cues, rounding_mode="floor"), state % n_cues
+    deciding = time == delay
+    joint = [n_cues] * n_agents
+    reward = torch.zeros(n_states, *joint)
+    for c in range(n_cues):
+        reward[(delay * n_cues + c, *[c] * n_agents)] = 1
+    later = (state + n_cues).clamp(max=n_states - 1)
+    next_state = later.reshape(-1, *[1] * n_agents).expand(-1, *joint)
+    shown = F.one_hot(cue, n_cues) * (time == 0).unsqueeze(-1)  # [S, C]
+    seen = torch.cat([shown, deciding.unsqueeze(-1)], -1).float()  # [S, C + 1]
+    mask = deciding.unsqueeze(-1) | (torch.arange(n_cues) == 0)  # [S, C]
+    return Game(
+        reward=reward,
+        next_state=next_state,
+        ends=state == n_states - 1,
+        starts=torch.arange(n_cues),
+        observation=seen.unsqueeze(1).expand(-1, n_agents, -1),
+        action_mask=mask.unsqueeze(1).expand(-1, n_agents, -1),
+    )
+
+
+GAMES = {"matrix": matrix, "memory": memory, "random_matrix": random_matrix, "two_step": two_step}
+
+
+def make_env(
+    *,
+    scenario: str | Game,
+    n_envs: int,
+    max_steps: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    scenario_kwargs: Mapping[str, Any] | None = None,
+    reset_when_done: bool = True,
+) -> "GameTeam":
+    """Return ``n_envs`` copies of a game, stepped together.
+
+    The state is the game's, one-hot; each agent's reward is the team's.
+
+    Args:
+        scenario: a name in ``GAMES``, or a game of one's own.
+        n_envs: E.
+        max_steps: the time limit in steps; an episode that has not ended then is truncated.
+        seed: of the draws of starts, which are the environment's own.
+        device: of the game.
+        scenario_kwargs: the keywords of the function in ``GAMES``.
+        reset_when_done: an environment that is done is reset by itself. If not, it runs on until
+            all are reset together; what it gives in between belongs to no episode.
+
+    Raises:
+        ConfigError: if the game or a keyword is unknown, or a size is below 1.
+    """
+    check_sizes(n_envs=n_envs, max_steps=max_steps)
+    game = scenario
+    if not isinstance(game, Game):
+        game = make_game(scenario, scenario_kwargs or {})
+    elif scenario_kwargs:
+        raise ConfigError("env.scenario_kwargs: expected none with a game of one's own")
+    return GameTeam(
+        game,
+        n_envs=n_envs,
+        max_steps=max_steps,
+        seed=seed,
+        device=device,
+        reset_when_done=reset_when_done,
+    )
+
+
+def make_game(name: str, keywords: Mapping[str, Any]) -> Game:
+    """Return a game of that name.
+
+    Raises:
+        ConfigError: if there is none, or a keyword is unknown, missing or cannot be used.
+    """
+    if name not in GAMES:
+        raise ConfigError(
+            f"env.scenario: unknown game {name!r}{nearest(name, GAMES)}; known: {', '.join(GAMES)}"
+        )
+    parameters = inspect.signature(GAMES[name]).parameters
+    check_keywords(f"game {name!r}", list(parameters), keywords)
+    for keyword, parameter in parameters.items():
+        if parameter.default is parameter.empty and keyword not in keywords:
+            raise ConfigError(f"env.scenario_kwargs.{keyword}: missing; game {name!r} wants it")
+        if parameter.annotation is int and type(keywords.get(keyword, 0)) is not int:
+            got = keywords[keyword]
+            raise ConfigError(f"env.scenario_kwargs.{keyword}: expected an integer, got {got!r}")
+    try:
+        return GAMES[name](**keywords)
+    except ConfigError as error:
+        raise ConfigError(f"env.scenario_kwargs: game {name!r}: {error}") from None
+
+
+class GameTeam(EnvBase):
+    """Copies of a game, stepped together; made by ``make_env``."""
+
+    batch_locked = True
+
+    def __init__(
+        self,
+        game: Game,
+        *,
+        n_envs: int,
+        max_steps: int,
+        seed: int,
+        device: torch.device | str,
+        reset_when_done: bool,
+    ) -> None:
+        super().__init__(device=torch.device(device), batch_size=torch.Size([n_envs]))
+        self.game = game
+        self.max_steps = max_steps
+        self.reset_when_done = reset_when_done
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._tables = {
+            name: table.to(self.device) for name, table in vars(game).items() if table is not None
+        }
+        self._one_hot = torch.eye(game.n_states, device=self.device)
+        self._place = torch.zeros(n_envs, dtype=torch.int64, device=self.device)  # [E] in [0, S)
+        self._steps = torch.zeros(n_envs, 1, dtype=torch.int64, device=self.device)
+        dims = EnvDims(
+            n_agents=game.n_agents,
+            observation_dim=game.observation.shape[-1],
+            n_actions=game.n_actions,
+            state_shape=torch.Size([game.n_states]),
+        )
+        set_specs(self, dims, masked=game.action_mask is not None)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
+        reset = resets(self, tensordict, reset_when_done=self.reset_when_done)  # [E, 1]
+        self._place = torch.where(reset[:, 0], self._deal_starts(), self._place)
+        self._steps = torch.where(reset, 0, self._steps)
+        packed = self._observe().set(keys.IS_INIT, reset)
+        return set_flags(packed, torch.zeros_like(reset), torch.zeros_like(reset))
+
+    def _deal_starts(self) -> Tensor:
+        """Return a start for every environment [E], each start as often as any other can be."""
+        starts, to = self._tables["starts"], {"generator": self._generator, "device": self.device}
+        first = torch.randint(len(starts), (1,), **to)
+        return starts[(torch.randperm(*self.batch_size, **to) + first) % len(starts)]
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        joint = (self._place, *tensordict.get(keys.ACTION).unbind(-1))
+        reward = self._tables["reward"][joint].unsqueeze(-1)  # [E, 1]
+        self._place = self._tables["next_state"][joint]
+        self._steps = self._steps + 1
+        terminated = self._tables["ends"][self._place].unsqueeze(-1)  # [E, 1]
+        packed = self._observe().set(keys.REWARD, reward)
+        n_agents = self.game.n_agents
+        packed.set(keys.AGENT_REWARD, reward.unsqueeze(1).expand(-1, n_agents, 1).clone())
+        packed.set(keys.IS_INIT, torch.zeros_like(terminated))
+        return set_flags(packed, terminated, self._steps >= self.max_steps)
+
+    def _observe(self) -> TensorDict:
+        team = TensorDict({}, (*self.batch_size, self.game.n_agents), device=self.device)
+        packed = TensorDict({"agents": team}, self.batch_size, device=self.device)
+        packed.set(keys.OBSERVATION, self._tables["observation"][self._place])
+        if "action_mask" in self._tables:
+            packed.set(keys.ACTION_MASK, self._tables["action_mask"][self._place])
+        return packed.set(keys.STATE, self._one_hot[self._place])
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._generator.manual_seed(0 if seed is None else seed)
+
+
+def _one_step(payoffs: Tensor, action_mask: Tensor | None) -> Game:
+    """Return the game that begins in one of the payoffs [G, A, .., A] and ends after one step."""
+    n_games, n_actions, n_agents = len(payoffs), payoffs.shape[-1], payoffs.dim() - 1
+    state = torch.eye(n_games + 1)
+    end = torch.zeros_like(payoffs[:1])
+    return Game(
+        reward=torch.cat([payoffs, end]),
+        next_state=torch.full((n_games + 1, *[n_actions] * n_agents), n_games),
+        ends=torch.arange(n_games + 1) == n_games,
+        starts=torch.arange(n_games),
+        observation=state.unsqueeze(1).expand(-1, n_agents, -1),
+        action_mask=action_mask,
+    )
+
+
+def _check_table(*, n_states: int, n_agents: int, n_actions: int) -> None:
+    """Refuse sizes below 1, and tables that would not fit."""
+    sizes = {"n_states": n_states, "n_agents": n_agents, "n_actions": n_actions}
+    if min(sizes.values()) < 1:
+        raise ConfigError(f"expected sizes of at least 1, got {sizes}")
+    # Exponents before powers: a huge one would never be computed.
+    entries = n_states * max(n_states, n_actions ** min(n_agents, MAX_AGENTS))
+    if n_agents > MAX_AGENTS or entries > MAX_TABLE:
+        raise ConfigError(
+            f"expected a game of at most {MAX_AGENTS} agents and {MAX_TABLE:,} entries, got {sizes}"
+        )
