@@ -41,6 +41,7 @@ class GamesConfig:
     scenario_kwargs: dict[str, Any]
     n_envs: int = number(least=1)
     max_steps: int = number(least=1)
+    state: Literal["world", "observations"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,9 @@
-"""List what a configuration can name: python recipes/list.py [scenarios | agents | mixers]"""
+"""List what a configuration can name: python recipes/list.py [scenarios | games | agents | mixers]"""
 
 import argparse
 
 from qmix_trl import AGENTS, MIXERS
+from qmix_trl.envs.games import GAMES
 
 
 def names(what: str) -> list[str]:
@@ -11,11 +12,11 @@ def names(what: str) -> list[str]:
         from qmix_trl.envs.vmas_scenarios import SCENARIOS
 
         return SCENARIOS
-    return sorted({"agents": AGENTS, "mixers": {**MIXERS, "none": None}}[what])
+    return sorted({"games": GAMES, "agents": AGENTS, "mixers": {**MIXERS, "none": None}}[what])
 
 
 if __name__ == "__main__":
-    kinds = ("scenarios", "agents", "mixers")
+    kinds = ("scenarios", "games", "agents", "mixers")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="?", choices=kinds, help="one kind; without it, all")
     what = parser.parse_args().what

@@ -1,6 +1,6 @@
 """What every environment offers, whatever its family: canonical keys, shapes and dtypes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from torchrl.envs import EnvBase
 
 from qmix_trl import keys
 from qmix_trl.errors import ConfigError, nearest
+
+STATES = ("world", "observations")  # what the mixer sees: the true state, or the team's views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +133,16 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ConfigError(f"env.{name}: expected at least 1, got {size}")
+
+
+def check_choice(name: str, choice: str, known: Sequence[str]) -> None:
+    """Refuse an option that is none of those known.
+
+    Raises:
+        ConfigError: naming the option and those known.
+    """
+    if choice not in known:
+        raise ConfigError(f"env.{name}: expected one of {', '.join(known)}, got {choice!r}")
 
 
 def check_keywords(of: str, known: list[str], scenario_kwargs: Mapping[str, Any]) -> None:

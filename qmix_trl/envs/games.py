@@ -17,7 +17,9 @@ from torchrl.envs import EnvBase
 
 from qmix_trl import keys
 from qmix_trl.envs.contract import (
+    STATES,
     EnvDims,
+    check_choice,
     check_keywords,
     check_sizes,
     resets,
@@ -168,6 +170,10 @@ def memory(*, delay: int, n_agents: int = 2, n_cues: int = 2) -> Game:
     cue, else 0. Before, only action 0 is available, so that nothing can be noted in actions: the
     best team without a memory is paid ``1 / n_cues`` in the mean.
 
+    The world state holds the cue to the end, and a mixer that sees it can fit the returns of one
+    cue and shut the agents off at the others, before they have learned to remember: QMIX gets
+    stuck there, but learns with ``state="observations"``.
+
     Args:
         delay: the steps from the cue to the decision; 0 shows both at once.
         n_agents: N.
@@ -210,6 +216,7 @@ def make_env(
     scenario: str | Game,
     n_envs: int,
     max_steps: int,
+    state: str,
     seed: int,
     device: torch.device | str = "cpu",
     scenario_kwargs: Mapping[str, Any] | None = None,
@@ -217,12 +224,14 @@ def make_env(
 ) -> "GameTeam":
     """Return ``n_envs`` copies of a game, stepped together.
 
-    The state is the game's, one-hot; each agent's reward is the team's.
+    Each agent's reward is the team's.
 
     Args:
         scenario: a name in ``GAMES``, or a game of one's own.
         n_envs: E.
         max_steps: the time limit in steps; an episode that has not ended then is truncated.
+        state: "world", the game's state, one-hot; or "observations", those of the team side by
+            side.
         seed: of the draws of starts, which are the environment's own.
         device: of the game.
         scenario_kwargs: the keywords of the function in ``GAMES``.
@@ -230,9 +239,10 @@ def make_env(
             all are reset together; what it gives in between belongs to no episode.
 
     Raises:
-        ConfigError: if the game or a keyword is unknown, or a size is below 1.
+        ConfigError: if the game, a keyword or the kind of state is unknown, or a size is below 1.
     """
     check_sizes(n_envs=n_envs, max_steps=max_steps)
+    check_choice("state", state, STATES)
     game = scenario
     if not isinstance(game, Game):
         game = make_game(scenario, scenario_kwargs or {})
@@ -242,6 +252,7 @@ def make_env(
         game,
         n_envs=n_envs,
         max_steps=max_steps,
+        state=state,
         seed=seed,
         device=device,
         reset_when_done=reset_when_done,
@@ -283,6 +294,7 @@ class GameTeam(EnvBase):
         *,
         n_envs: int,
         max_steps: int,
+        state: str,
         seed: int,
         device: torch.device | str,
         reset_when_done: bool,
@@ -295,14 +307,15 @@ class GameTeam(EnvBase):
         self._tables = {
             name: table.to(self.device) for name, table in vars(game).items() if table is not None
         }
-        self._one_hot = torch.eye(game.n_states, device=self.device)
+        shown = {"world": torch.eye(game.n_states), "observations": game.observation.flatten(1)}
+        self._tables["state"] = shown[state].to(self.device)  # [S, ..]
         self._place = torch.zeros(n_envs, dtype=torch.int64, device=self.device)  # [E] in [0, S)
         self._steps = torch.zeros(n_envs, 1, dtype=torch.int64, device=self.device)
         dims = EnvDims(
             n_agents=game.n_agents,
             observation_dim=game.observation.shape[-1],
             n_actions=game.n_actions,
-            state_shape=torch.Size([game.n_states]),
+            state_shape=self._tables["state"].shape[1:],
         )
         set_specs(self, dims, masked=game.action_mask is not None)
 
@@ -337,7 +350,7 @@ class GameTeam(EnvBase):
         packed.set(keys.OBSERVATION, self._tables["observation"][self._place])
         if "action_mask" in self._tables:
             packed.set(keys.ACTION_MASK, self._tables["action_mask"][self._place])
-        return packed.set(keys.STATE, self._one_hot[self._place])
+        return packed.set(keys.STATE, self._tables["state"][self._place])
 
     def _set_seed(self, seed: int | None) -> None:
         self._generator.manual_seed(0 if seed is None else seed)

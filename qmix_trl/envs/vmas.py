@@ -19,7 +19,9 @@ from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl import keys
 from qmix_trl.envs.contract import (
+    STATES,
     EnvDims,
+    check_choice,
     check_keywords,
     check_sizes,
     resets,
@@ -29,7 +31,6 @@ from qmix_trl.envs.contract import (
 from qmix_trl.envs.vmas_scenarios import agent_groups, load_scenario, scenario_keywords
 from qmix_trl.errors import ConfigError, nearest, one_line
 
-STATES = ("world", "observations")
 TEAM_REWARDS = ("mean", "sum", "shared")
 
 
@@ -69,12 +70,8 @@ def make_env(
             an option is none of the above.
     """
     check_sizes(n_envs=n_envs, max_steps=max_steps)
-    for name, choice, known in (
-        ("state", state, STATES),
-        ("team_reward", team_reward, TEAM_REWARDS),
-    ):
-        if choice not in known:
-            raise ConfigError(f"env.{name}: expected one of {', '.join(known)}, got {choice!r}")
+    check_choice("state", state, STATES)
+    check_choice("team_reward", team_reward, TEAM_REWARDS)
     name = scenario if isinstance(scenario, str) else type(scenario).__name__
     scenario = load_scenario(scenario) if isinstance(scenario, str) else scenario
     scenario_kwargs = dict(scenario_kwargs or {})
