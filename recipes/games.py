@@ -38,7 +38,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from qmix_trl import GreedyAction, env_dims, episode_returns, load_config, make_policy, with_memory
 from qmix_trl.config import RunConfig
 from qmix_trl.envs.games import Game, make_game
-from qmix_trl.errors import exit_on_mistake
+from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
 from qmix_trl.logs import AUTO, make_run_folder, write_json
 
 CONFIG = Path(__file__).parent / "configs" / "two_step_qmix.yaml"
@@ -53,7 +53,7 @@ ONE_STEP = (
 )
 GAMES = {
     "two_step": (),
-    "matrix 8, -12": (
+    "matrix_8": (
         *ONE_STEP,
         "env.scenario=matrix",
         "env.scenario_kwargs={payoff: [[8, -12, -12], [-12, 0, 0], [-12, 0, 0]]}",
@@ -62,7 +62,7 @@ GAMES = {
         "replay.capacity_rows=600000",
         "replay.batch_rows=24000",
     ),
-    "matrix 12, -0.1": (
+    "matrix_12": (
         *ONE_STEP,
         "env.scenario=matrix",
         "env.scenario_kwargs={payoff: [[12, -0.1, -0.1], [-0.1, 0, 0], [-0.1, 0, 0]]}",
@@ -157,7 +157,18 @@ def play(name: str, seeds: Sequence[int]) -> GameReport:
 
 
 def main(names: Sequence[str], n_seeds: int, runs: str) -> Path:
-    """Play games and report; return the run's folder."""
+    """Play games and report; return the run's folder.
+
+    Raises:
+        ConfigError: if a game is unknown, or there is no seed.
+    """
+    for name in names:
+        if name not in GAMES:
+            raise ConfigError(
+                f"unknown game {name!r}{nearest(name, GAMES)}; known: {', '.join(GAMES)}"
+            )
+    if n_seeds < 1:
+        raise ConfigError(f"expected --seeds of at least 1, got {n_seeds}")
     folder = make_run_folder(Path(runs), AUTO, stem="games")
     seeds = list(range(n_seeds))
     reports = []
@@ -172,7 +183,7 @@ def main(names: Sequence[str], n_seeds: int, runs: str) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("games", nargs="*", help=f"of {', '.join(map(repr, GAMES))}; all")
+    parser.add_argument("games", nargs="*", help=f"of {', '.join(GAMES)}; all")
     parser.add_argument("--seeds", type=int, default=2, help="how many, from 0 on; 2")
     parser.add_argument("--runs", default="runs", help="where run folders are made")
     arguments = parser.parse_args()

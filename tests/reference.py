@@ -1,55 +1,171 @@
 """The QMIX loss in plain NumPy, written without the package: the oracle of its tests.
 
-Weights and data are closed-form, so that the loss of every setting is a number one can store. The
-data: 3 episodes of 5, 3 and 4 steps, the first cut off by the time limit, the others terminated.
+Slow on purpose: one episode after the other, cut to its own length, so that there is no padding to
+mask; TD(lambda) as the sum over n-step returns. Sizes are read off the weights and the data.
+
+The golden case below has closed-form weights and data, so that the loss of every setting is a
+number one can store: 3 episodes of 5, 3 and 4 steps, the first cut off by the time limit, the
+others terminated.
 """
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class Episode(NamedTuple):
+    """L steps from a zero hidden state on; only the last of them can end the episode."""
+
+    observation: np.ndarray  # [L+1, N, O]
+    state: np.ndarray  # [L+1, S]
+    available: np.ndarray  # [L+1, N, A] bool
+    action: np.ndarray  # [L, N] int
+    reward: np.ndarray  # [L, 1], the team's, or [L, N], the agents'
+    terminated: bool  # by the last step; else cut off there
+
+
+def agent_spec(n_agents, observation_dim, n_actions, hidden_dim):
+    """Return the shape of each of the agent's weights by its name."""
+    input_dim = observation_dim + n_actions + n_agents  # observation, last action, agent id
+    return {
+        "fc1.weight": (hidden_dim, input_dim),
+        "fc1.bias": (hidden_dim,),
+        "rnn.weight_ih": (3 * hidden_dim, hidden_dim),
+        "rnn.weight_hh": (3 * hidden_dim, hidden_dim),
+        "rnn.bias_ih": (3 * hidden_dim,),
+        "rnn.bias_hh": (3 * hidden_dim,),
+        "fc2.weight": (n_actions, hidden_dim),
+        "fc2.bias": (n_actions,),
+    }
+
+
+def mixer_spec(n_agents, state_dim, embed_dim, layers, hypernet_dim):
+    """Return the shape of each of the mixer's weights by its name."""
+
+    def linear(name, n_in, n_out):
+        return {f"{name}.weight": (n_out, n_in), f"{name}.bias": (n_out,)}
+
+    def hypernet(name, n_out):
+        if layers == 1:
+            return linear(name, state_dim, n_out)
+        first = linear(f"{name}.0", state_dim, hypernet_dim)
+        return {**first, **linear(f"{name}.2", hypernet_dim, n_out)}
+
+    return {
+        **hypernet("hyper_w_1", embed_dim * n_agents),
+        **hypernet("hyper_w_final", embed_dim),
+        **linear("hyper_b_1", state_dim, embed_dim),
+        **linear("V.0", state_dim, embed_dim),
+        **linear("V.2", embed_dim, 1),
+    }
+
+
+def sigmoid(x):
+    """Return the logistic function."""
+    return 1 / (1 + np.exp(-x))
+
+
+def gru(x, h, p):
+    """Return the next hidden state of a GRU cell."""
+    gates_x = x @ p["rnn.weight_ih"].T + p["rnn.bias_ih"]
+    gates_h = h @ p["rnn.weight_hh"].T + p["rnn.bias_hh"]
+    reset_x, update_x, new_x = np.split(gates_x, 3, -1)
+    reset_h, update_h, new_h = np.split(gates_h, 3, -1)
+    update = sigmoid(update_x + update_h)
+    new = np.tanh(new_x + sigmoid(reset_x + reset_h) * new_h)
+    return (1 - update) * new + update * h
+
+
+def utilities(p, episode):
+    """Return Q_a(.) [L+1, N, A], one step after the other."""
+    n_agents, n_actions = episode.available.shape[1:]
+    h, values = np.zeros((n_agents, p["rnn.weight_hh"].shape[1])), []
+    for t, observation in enumerate(episode.observation):
+        last = np.zeros((n_agents, n_actions))
+        if t > 0:
+            last[np.arange(n_agents), episode.action[t - 1]] = 1
+        x = np.concatenate([observation, last, np.eye(n_agents)], -1)
+        h = gru(np.maximum(x @ p["fc1.weight"].T + p["fc1.bias"], 0), h, p)
+        values.append(h @ p["fc2.weight"].T + p["fc2.bias"])
+    return np.stack(values)
+
+
+def mix(p, q, state):
+    """Return Q_tot of one step's utilities [N] and state [S]."""
+
+    def linear(name, x):
+        return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+    def hypernet(name):
+        if f"{name}.weight" in p:
+            return linear(name, state)
+        return linear(f"{name}.2", np.maximum(linear(f"{name}.0", state), 0))
+
+    w1 = np.abs(hypernet("hyper_w_1")).reshape(len(q), -1)
+    hidden = q @ w1 + linear("hyper_b_1", state)
+    hidden = np.where(hidden > 0, hidden, np.expm1(np.minimum(hidden, 0)))
+    return (
+        hidden @ np.abs(hypernet("hyper_w_final"))
+        + linear("V.2", np.maximum(linear("V.0", state), 0))[0]
+    )
+
+
+def learned(mixer, p, q, states):
+    """Return what is learned: Q_tot [L, 1] of utilities [L, N], or without a mixer these."""
+    if mixer == "none":
+        return q
+    if mixer == "vdn":
+        return q.sum(-1, keepdims=True)
+    return np.array([[mix(p, *step)] for step in zip(q, states, strict=True)])
+
+
+def forward_view(reward, value_tp1, terminated, gamma, td_lambda):
+    """Return TD(lambda) targets [L, M]: n-step returns for every n up to the end, weighted.
+
+    The one of n steps has weight (1 - lambda) lambda^(n-1), the longest what is left of 1.
+    """
+    n_steps, targets = len(reward), np.zeros_like(reward)
+    for t in range(n_steps):
+        left = 1.0
+        for n in range(1, n_steps - t + 1):
+            last = t + n == n_steps
+            n_step = sum(gamma**k * reward[t + k] for k in range(n))
+            if not (last and terminated):
+                n_step = n_step + gamma**n * value_tp1[t + n - 1]
+            weight = left if last else (1 - td_lambda) * td_lambda ** (n - 1)
+            left -= weight
+            targets[t] += weight * n_step
+    return targets
+
+
+def loss(episodes, online, target, *, mixer, double_q, gamma, td_lambda=0.0, reward_scale=1.0):
+    """Return the mean squared TD error of all steps of all episodes.
+
+    ``online`` and ``target`` hold the weights of "agent" and "mixer"; mixer is qmix, vdn or none.
+    """
+    errors = []
+    for episode in episodes:
+        q, target_q = (utilities(p["agent"], episode) for p in (online, target))
+        chooser = np.where(episode.available, q if double_q else target_q, -np.inf)[1:]
+        greedy = chooser.argmax(-1)[..., None]
+        chosen = np.take_along_axis(q[:-1], episode.action[..., None], -1)[..., 0]
+        chosen_tp1 = np.take_along_axis(target_q[1:], greedy, -1)[..., 0]
+        total = learned(mixer, online["mixer"], chosen, episode.state[:-1])
+        total_tp1 = learned(mixer, target["mixer"], chosen_tp1, episode.state[1:])
+        reward = reward_scale * episode.reward
+        y = forward_view(reward, total_tp1, episode.terminated, gamma, td_lambda)
+        errors.append((total - y) ** 2)
+    return np.concatenate(errors).mean()
+
+
+# The golden case.
 
 N_ROWS, N_STEPS, N_AGENTS, OBSERVATION_DIM, N_ACTIONS = 3, 5, 2, 3, 4
 STATE_DIM, HIDDEN_DIM, EMBED_DIM, HYPERNET_DIM = 6, 5, 4, 7
 GAMMA = 0.99
 LENGTHS = np.array([5, 3, 4])
-INPUT_DIM = OBSERVATION_DIM + N_ACTIONS + N_AGENTS  # observation, last action, agent id
-
-AGENT = {
-    "fc1.weight": (HIDDEN_DIM, INPUT_DIM),
-    "fc1.bias": (HIDDEN_DIM,),
-    "rnn.weight_ih": (3 * HIDDEN_DIM, HIDDEN_DIM),
-    "rnn.weight_hh": (3 * HIDDEN_DIM, HIDDEN_DIM),
-    "rnn.bias_ih": (3 * HIDDEN_DIM,),
-    "rnn.bias_hh": (3 * HIDDEN_DIM,),
-    "fc2.weight": (N_ACTIONS, HIDDEN_DIM),
-    "fc2.bias": (N_ACTIONS,),
-}
-BIASES = {
-    "hyper_b_1.weight": (EMBED_DIM, STATE_DIM),
-    "hyper_b_1.bias": (EMBED_DIM,),
-    "V.0.weight": (EMBED_DIM, STATE_DIM),
-    "V.0.bias": (EMBED_DIM,),
-    "V.2.weight": (1, EMBED_DIM),
-    "V.2.bias": (1,),
-}
-MIXER = {
-    1: {
-        "hyper_w_1.weight": (EMBED_DIM * N_AGENTS, STATE_DIM),
-        "hyper_w_1.bias": (EMBED_DIM * N_AGENTS,),
-        "hyper_w_final.weight": (EMBED_DIM, STATE_DIM),
-        "hyper_w_final.bias": (EMBED_DIM,),
-        **BIASES,
-    },
-    2: {
-        "hyper_w_1.0.weight": (HYPERNET_DIM, STATE_DIM),
-        "hyper_w_1.0.bias": (HYPERNET_DIM,),
-        "hyper_w_1.2.weight": (EMBED_DIM * N_AGENTS, HYPERNET_DIM),
-        "hyper_w_1.2.bias": (EMBED_DIM * N_AGENTS,),
-        "hyper_w_final.0.weight": (HYPERNET_DIM, STATE_DIM),
-        "hyper_w_final.0.bias": (HYPERNET_DIM,),
-        "hyper_w_final.2.weight": (EMBED_DIM, HYPERNET_DIM),
-        "hyper_w_final.2.bias": (EMBED_DIM,),
-        **BIASES,
-    },
-}
+AGENT = agent_spec(N_AGENTS, OBSERVATION_DIM, N_ACTIONS, HIDDEN_DIM)
+MIXER = {n: mixer_spec(N_AGENTS, STATE_DIM, EMBED_DIM, n, HYPERNET_DIM) for n in (1, 2)}
 ONLINE, TARGET = {"agent": 0, "mixer": 100}, {"agent": 50, "mixer": 200}  # offsets of ``weights``
 
 
@@ -87,71 +203,22 @@ def data(padding=0.0):
     return observation, state, available, action, reward, terminated
 
 
-def sigmoid(x):
-    """Return the logistic function."""
-    return 1 / (1 + np.exp(-x))
-
-
-def gru(x, h, p):
-    """Return the next hidden state of a GRU cell."""
-    gates_x = x @ p["rnn.weight_ih"].T + p["rnn.bias_ih"]
-    gates_h = h @ p["rnn.weight_hh"].T + p["rnn.bias_hh"]
-    reset_x, update_x, new_x = np.split(gates_x, 3, -1)
-    reset_h, update_h, new_h = np.split(gates_h, 3, -1)
-    update = sigmoid(update_x + update_h)
-    new = np.tanh(new_x + sigmoid(reset_x + reset_h) * new_h)
-    return (1 - update) * new + update * h
-
-
-def utilities(p, observation, action):
-    """Return Q_a(.) of T + 1 steps, one step after the other."""
-    n_rows, n_steps = observation.shape[:2]
-    h, values = np.zeros((n_rows, N_AGENTS, HIDDEN_DIM)), []
-    identity = np.broadcast_to(np.eye(N_AGENTS), (n_rows, N_AGENTS, N_AGENTS))
-    for t in range(n_steps):
-        last = np.eye(N_ACTIONS)[action[:, t - 1]]
-        last = last if t else np.zeros_like(last)
-        x = np.concatenate([observation[:, t], last, identity], -1)
-        h = gru(np.maximum(x @ p["fc1.weight"].T + p["fc1.bias"], 0), h, p)
-        values.append(h @ p["fc2.weight"].T + p["fc2.bias"])
-    return np.stack(values, 1)
-
-
-def mix(p, q, state, layers):
-    """Return Q_tot of utilities [.., N] and states."""
-
-    def linear(name, x):
-        return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
-
-    def hypernet(name):
-        if layers == 1:
-            return linear(name, state)
-        return linear(f"{name}.2", np.maximum(linear(f"{name}.0", state), 0))
-
-    w1 = np.abs(hypernet("hyper_w_1")).reshape(*q.shape, EMBED_DIM)
-    hidden = np.einsum("...n,...ne->...e", q, w1) + linear("hyper_b_1", state)
-    hidden = np.where(hidden > 0, hidden, np.expm1(np.minimum(hidden, 0)))
-    value = linear("V.2", np.maximum(linear("V.0", state), 0))[..., 0]
-    return (hidden * np.abs(hypernet("hyper_w_final"))).sum(-1) + value
-
-
-def loss(mixer, layers, double_q, padding=0.0):
+def golden_loss(mixer, layers, double_q, padding=0.0):
     """Return the one-step loss of the data by the weights ONLINE and TARGET."""
     observation, state, available, action, reward, terminated = data(padding)
-    q, target_q = (
-        utilities(weights(AGENT, offset["agent"]), observation, action)
-        for offset in (ONLINE, TARGET)
+    episodes = [
+        Episode(
+            observation[row, : length + 1],
+            state[row, : length + 1],
+            available[row, : length + 1],
+            action[row, :length],
+            reward[row, :length, None],
+            terminated[row].any(),
+        )
+        for row, length in enumerate(LENGTHS)
+    ]
+    online, target = (
+        {"agent": weights(AGENT, o["agent"]), "mixer": weights(MIXER[layers], o["mixer"])}
+        for o in (ONLINE, TARGET)
     )
-    mask = np.arange(N_STEPS)[None] < LENGTHS[:, None]
-    chosen = np.take_along_axis(q[:, :-1], action[:, :-1, :, None], -1)[..., 0]
-    chooser = np.where(available, q if double_q else target_q, -np.inf)[:, 1:]
-    greedy = chooser.argmax(-1)[..., None]
-    following = np.take_along_axis(target_q[:, 1:], greedy, -1)[..., 0]
-    if mixer == "vdn":
-        total, total_tp1 = chosen.sum(-1), following.sum(-1)
-    else:
-        online, target = (weights(MIXER[layers], o["mixer"]) for o in (ONLINE, TARGET))
-        total = mix(online, chosen, state[:, :-1], layers)
-        total_tp1 = mix(target, following, state[:, 1:], layers)
-    error = total - (reward + GAMMA * (1 - terminated) * total_tp1)
-    return (error[mask] ** 2).sum() / mask.sum()
+    return loss(episodes, online, target, mixer=mixer, double_q=double_q, gamma=GAMMA)

@@ -72,6 +72,10 @@ RECURRENT = (
 RMSPROP = "update.optimizer={name: rmsprop, lr: 5e-4, alpha: 0.99, eps: 1e-5}"
 SOFT = "update.target={name: soft, tau: 0.01}"
 SLICES = "collection.rows=slices"
+GAME = (
+    "env={family: games, scenario: memory, scenario_kwargs: {delay: 99}, n_envs: 30, "
+    "max_steps: 100, state: observations}"
+)
 
 
 @pytest.fixture
@@ -139,8 +143,8 @@ def test_a_loaded_file_has_the_values_it_holds(whole):
 
 @pytest.mark.parametrize(
     "overrides",
-    [[RECURRENT], [RMSPROP, SOFT], [SLICES, "replay.burn_in=7"], ["mixer={name: none}"]],
-    ids=["recurrent", "rmsprop-soft", "slices", "no-mixer"],
+    [[RECURRENT], [RMSPROP, SOFT], [SLICES, "replay.burn_in=7"], ["mixer={name: none}"], [GAME]],
+    ids=["recurrent", "rmsprop-soft", "slices", "no-mixer", "game"],
 )
 def test_other_sections_survive_saving(overrides, whole, tmp_path):
     config = load_config(whole, overrides)
@@ -269,10 +273,18 @@ def test_a_wrong_entry_gets_its_line_and_path(old, new, dotted, parts, tmp_path)
         ("env.n_envs=many", "env.n_envs: expected an integer, got 'many'"),
         ("loss.gamma=2", "loss.gamma: expected a number of at least 0 and at most 1, got 2"),
         ("mixer.name=vdm", "mixer.name: expected one of qmix, vdn, none, got 'vdm'"),
+        ("env.family=game", "env.family: expected one of vmas, games, got 'game'"),
+        ("env={scenario: balance}", "env: expected a mapping with a family of vmas, games"),
     ],
 )
 def test_a_whole_message(override, message, whole):
     assert refusal(whole, override).startswith(f"override {override!r}: {message}")
+
+
+def test_another_family_wants_another_section(whole):
+    said = refusal(whole, "env.family=games")
+    assert "env.group: unknown key" in said
+    assert "to choose another family, replace the section: 'env={family: games, ...}'" in said
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,14 @@ SINGLE_GROUP = [name for name in SCENARIOS if name not in SEVERAL_GROUPS]
 TIMING = ("frames_per_second", "seconds_left")
 
 
+def game(scenario: str, keywords: str = "") -> str:
+    """Return the override that puts a game in the environment's place."""
+    return (
+        f"env={{family: games, scenario: {scenario}, scenario_kwargs: {{{keywords}}}, n_envs: 2, "
+        "max_steps: 4, state: world}"
+    )
+
+
 def tiny(folder: Path) -> Path:
     """Write and return the file of a run of a fraction of a second."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,6 +162,12 @@ def command(folder: Path, recipe: str, *arguments: str) -> subprocess.CompletedP
 
 MISTAKES = {
     "unknown scenario": (["env.scenario=balanc"], 2, ["'balance'", "list.py scenarios"]),
+    "unknown game": ([game("two_stp")], 2, ["'two_stp'", "did you mean 'two_step'"]),
+    "misspelt keyword of a game": (
+        [game("memory", "delays: 3")],
+        2,
+        ["env.scenario_kwargs.delays", "did you mean 'delay'"],
+    ),
     "misspelt scenario keyword": (
         ["env.scenario_kwargs={n_agent: 3}"],
         2,
@@ -500,7 +514,35 @@ def test_each_of_several_groups_can_be_the_team(scenario, tmp_path):
         smoke(tmp_path, scenario, COMBINATIONS[:1], "env.group=nobody")
 
 
+@pytest.mark.parametrize(("mixer", "agent"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("scenario", "keywords"),
+    [
+        ("two_step", ""),
+        ("matrix", "payoff: [[[1, 2]], [[3, 4]], [[5, 6]]]"),
+        ("memory", "delay: 3, n_agents: 3, n_cues: 4"),
+        ("random_matrix", "n_games: 3"),
+    ],
+)
+def test_every_combination_trains_on_every_game(scenario, keywords, mixer, agent, tmp_path):
+    folder = run(tmp_path, game(scenario, keywords), MIXERS[mixer], AGENTS[agent])
+    assert all(math.isfinite(value) for value in metrics(folder)["loss"])
+    assert evaluate.evaluate(folder, episodes=3, seed=None, device="cpu")["greedy"]["episodes"] == 3
+
+
 # The other recipes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["two_stp"], "unknown game 'two_stp'; did you mean 'two_step'?; known: two_step, matrix"),
+        (["--seeds", "0"], "expected --seeds of at least 1, got 0"),
+    ],
+)
+def test_a_mistake_in_the_arguments_of_games(arguments, said, tmp_path):
+    check_mistake(command(tmp_path, "games.py", *arguments), 2, [said])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_each_loss_of_reuse_qmixer_falls():
@@ -508,6 +550,10 @@ def test_each_loss_of_reuse_qmixer_falls():
     assert set(losses) == {"qmixer_loss", "ddpg_loss", "torchrl_qmixer", "torchrl_vdn"}
     for name, (first, last) in losses.items():
         assert last < 0.97 * first, name
+
+
+def test_list_names_every_game():
+    assert listing.names("games") == ["matrix", "memory", "random_matrix", "two_step"]
 
 
 def test_list_names_every_scenario_of_vmas():
