@@ -33,10 +33,12 @@ class QMixLoss(LossModule):
     - ``u*_{t+1} = argmax Q_a(tau_{t+1}, .)`` over the available actions, by the online agent
       with ``double_q`` (van Hasselt et al. 2016), by the target agent without;
     - ``V_{t+1} = Q_tot(tau_{t+1}, u*_{t+1}, s_{t+1})`` of the target agent and mixer;
-    - ``y_t = r_t + gamma (1 - terminated_t) V_{t+1}``, or its TD(lambda) form
-      (``functional.lambda_returns``);
-    - ``loss = sum(w mask (Q_tot(tau_t, u_t, s_t) - y_t)^2) / sum(mask)``; without a mixer, the
-      mean over agents, too.
+    - ``y_t = c r_t + gamma (1 - terminated_t) [(1 - lambda) V_{t+1} + lambda y_{t+1}]``, with
+      V_{t+1} alone in the bracket at an episode's last valid step in the row
+      (``functional.lambda_returns``), c the ``reward_scale`` and lambda the ``td_lambda``;
+    - ``loss = sum(w m (Q_tot(tau_t, u_t, s_t) - y_t)^2) / sum(m)`` over rows and steps, with m the
+      ``mask`` less the ``burn_in``, w the ``priority_weight``; without a mixer every Q_a stands
+      for Q_tot, and the mean is over agents, too.
 
     A truncated step bootstraps from ``("next", observation)`` and ``("next", state)``, also where
     a reset follows inside the row. Padding, NaN included, changes neither loss nor gradient. The

@@ -83,10 +83,12 @@ def show(report: GameReport) -> None:
     seconds = sum(outcome.seconds for outcome in report.outcomes.values())
     print(f"\n{report.name}: a return of {most:.2f} is possible; {seconds:.0f} s")
     for algorithm, outcome in report.outcomes.items():
-        print(f"  {algorithm:<22}greedy return {numbers(outcome.greedy_return)}", end="")
-        if algorithm != "iql":
-            print(f"   squared error {numbers(report.squared_errors(outcome.tables))}", end="")
-        print()
+        show_measures(
+            algorithm,
+            greedy_return=outcome.greedy_return,
+            # Independent learners have no joint value.
+            squared_error=report.squared_errors(outcome.tables) if algorithm != "iql" else [],
+        )
         if report.is_shown:
             for kind, tables in (("learned", outcome.tables[0]), ("exact", outcome.exact)):
                 show_tables(kind, tables[report.deciding])
@@ -94,6 +96,13 @@ def show(report: GameReport) -> None:
         show_projections(report)
     elif len(report.deciding) == 1:
         show_orders(report)
+
+
+def show_measures(name: str, **measures: Sequence[float]) -> None:
+    """Print what a table earns and how far it is from the optimal one, a number for each seed."""
+    for i, (measure, values) in enumerate(measures.items()):
+        if len(values):
+            print(f"  {'' if i else name:<22}{measure.replace('_', ' '):<14}{numbers(values)}")
 
 
 def numbers(values: Iterable[float]) -> str:
@@ -112,7 +121,8 @@ def show_orders(report: GameReport) -> None:
     """Print the errors of the monotone tables next to the payoffs, in every order of actions."""
     payoff = report.optimal(report.gamma)[report.deciding[0]]
     errors = {round(squared_error(table, payoff), 2) for table in monotone_projections(payoff)}
-    print(f"  monotone tables, by the order of actions: squared error {numbers(sorted(errors))}")
+    listed = " ".join(f"{error:.2f}" for error in sorted(errors))
+    print(f"  errors of monotone tables by order: {listed}")
 
 
 def show_projections(report: GameReport) -> None:
@@ -126,9 +136,11 @@ def show_projections(report: GameReport) -> None:
     for name, project in projections.items():
         tables = [project(payoff) for payoff in payoffs]
         pairs = list(zip(tables, payoffs, strict=True))
-        earned = np.mean([payoff.flat[table.argmax()] for table, payoff in pairs])
-        error = np.mean([squared_error(*pair) for pair in pairs])
-        print(f"  {name:<22}greedy return {earned:7.2f}   squared error {error:7.2f}")
+        show_measures(
+            name,
+            greedy_return=[np.mean([payoff.flat[table.argmax()] for table, payoff in pairs])],
+            squared_error=[np.mean([squared_error(*pair) for pair in pairs])],
+        )
 
 
 def draw(reports: Sequence[GameReport], path: Path) -> None:

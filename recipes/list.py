@@ -1,4 +1,7 @@
-"""List what a configuration can name: python recipes/list.py [scenarios | games | agents | mixers]"""
+"""List what a configuration can name: python recipes/list.py [KIND]
+
+A kind is one of scenarios (of VMAS), games, agents and mixers.
+"""
 
 import argparse
 

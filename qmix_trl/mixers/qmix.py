@@ -16,6 +16,9 @@ class QMixer(nn.Module):
     ``Q_tot = ELU(q |W1(s)| + b1(s)) |w2(s)| + V(s)``. As no weight is negative, raising a utility
     never lowers Q_tot, and the tuple of greedy actions is the greedy joint action (equations 4
     and 5).
+    As ELU is convex, too, Q_tot has increasing differences: raising one utility gains no less where
+    another is higher. Of monotone tables of joint actions it can fit those alone; ``u_1 or u_2``
+    it fits no better than a sum.
     Keywords, call and parameter names are those of TorchRL's ``QMixer`` and of the authors' code.
 
     Args:
