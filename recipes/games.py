@@ -171,13 +171,14 @@ def main(names: Sequence[str], n_seeds: int, runs: str) -> Path:
         raise ConfigError(f"expected --seeds of at least 1, got {n_seeds}")
     folder = make_run_folder(Path(runs), AUTO, stem="games")
     seeds = list(range(n_seeds))
+    print(f"{folder}: {', '.join(names)}, {n_seeds} seeds of each algorithm", flush=True)
     reports = []
     for name in names:
         reports.append(play(name, seeds))
         show(reports[-1])
     write_json(folder / "summary.json", {report.name: report.summary(seeds) for report in reports})
     draw(reports, folder / "games.png")
-    print(f"{folder}: summary.json, games.png")
+    print(f"\n{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return folder
 
 
