@@ -104,10 +104,8 @@ def mix(p, q, state):
     w1 = np.abs(hypernet("hyper_w_1")).reshape(len(q), -1)
     hidden = q @ w1 + linear("hyper_b_1", state)
     hidden = np.where(hidden > 0, hidden, np.expm1(np.minimum(hidden, 0)))
-    return (
-        hidden @ np.abs(hypernet("hyper_w_final"))
-        + linear("V.2", np.maximum(linear("V.0", state), 0))[0]
-    )
+    value = linear("V.2", np.maximum(linear("V.0", state), 0))[0]
+    return hidden @ np.abs(hypernet("hyper_w_final")) + value
 
 
 def learned(mixer, p, q, states):
