@@ -89,7 +89,10 @@ def read_rows(
     terminated = done = after(keys.terminated)  # [B, T, 1]
     if next_key(keys.done) in present:
         done = after(keys.done) | terminated
-    begins = now(keys.is_init) if keys.is_init in present else first_steps(done)  # [B, T, 1]
+    if keys.is_init in present:
+        begins = now(keys.is_init)  # [B, T, 1]
+    else:
+        begins = first_steps(done) & mask.unsqueeze(-1)  # behind an end padding may follow
     is_init = torch.cat([begins, torch.zeros_like(begins[:, :1])], 1)
     next_observation = after(keys.observation)
     first_action = next_observation.new_zeros(*action[:, 0].shape, n_actions)  # [B, N, A]

@@ -10,7 +10,7 @@ from itertools import combinations_with_replacement, permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 
 from qmix_trl.envs.games import Game
 
@@ -28,7 +28,7 @@ def additive_projection(table: Table) -> Table:
     As all joint actions weigh the same, it is the table's main effects (analysis of variance).
     """
     agents = range(table.ndim)
-    fitted = np.full_like(table, table.mean())
+    fitted = np.full(table.shape, table.mean())
     for agent in agents:
         others = tuple(other for other in agents if other != agent)
         fitted += table.mean(others, keepdims=True) - table.mean()
@@ -60,7 +60,7 @@ def isotonic(table: Table) -> Table:
     lower = ~upper
     both = upper[:, None] & lower  # [K, K, R, C]
     means = (both * table).sum((-1, -2)) / np.maximum(both.sum((-1, -2)), 1)  # [K, K]
-    fitted = np.empty_like(table)
+    fitted = np.empty(table.shape)
     for row, column in np.ndindex(*table.shape):
         means_here = means[upper[:, row, column]][:, lower[:, row, column]]
         fitted[row, column] = means_here.min(1).max()
@@ -84,17 +84,21 @@ def supermodular_projection(table: Table) -> Table:
 
 
 def _isotonic_supermodular(table: Table) -> Table:
-    """As ``isotonic``, with increasing differences: a cone's, by non-negative least squares.
+    """As ``isotonic``, with increasing differences.
 
-    The cone is spanned by the indicators of "from this row and this column on".
+    Such tables are the sums of indicators of "from this row and this column on", none of which
+    but the first, a constant, is taken a negative number of times.
     """
     rows, columns = (np.arange(n) for n in table.shape)
-    corners = [
+    indicators = [
         np.outer(rows >= row, columns >= column).ravel().astype(float)
         for row, column in np.ndindex(*table.shape)
     ]
-    spanning = np.stack([*corners, -corners[0]], 1)  # the first, a constant, may be negative
-    return (spanning @ nnls(spanning, table.ravel())[0]).reshape(table.shape)
+    spanning = np.stack(indicators, 1)
+    least = np.r_[-np.inf, np.zeros(table.size - 1)]
+    # An exact active-set method; scipy's nnls stops short of the optimum on some tables with ties.
+    taken = lsq_linear(spanning, table.ravel(), (least, np.inf), method="bvls").x
+    return (spanning @ taken).reshape(table.shape)
 
 
 def _in_orders(table: Table, project: Callable[[Table], Table]) -> list[Table]:
@@ -102,7 +106,7 @@ def _in_orders(table: Table, project: Callable[[Table], Table]) -> list[Table]:
     found = []
     for rows, columns in product(*(permutations(range(n)) for n in table.shape)):
         places = np.ix_(rows, columns)
-        fitted = np.empty_like(table)
+        fitted = np.empty(table.shape)
         fitted[places] = project(table[places])
         found.append(fitted)
     return sorted(found, key=lambda fitted: squared_error(fitted, table))
@@ -112,21 +116,25 @@ def joint_fixed_point(game: Game, gamma: float, project: Callable[[Table], Table
     """Return Q_tot of every joint action [S, A, .., A].
 
     In each state it is the projection of the targets, which bootstrap from the largest entry of
-    the next state.
+    the next state's.
 
     Args:
-        game: whose episodes end by themselves, and whose actions are all available.
+        game: that never comes back to a state, and whose actions are all available.
         gamma: the discount per step.
         project: a table onto what the mixer can represent.
+
+    Raises:
+        ValueError: if the game comes back to a state.
     """
+    reward, next_state = game.reward.double().numpy(), game.next_state.numpy()
     value = np.zeros(game.n_states)
-    while True:
-        targets = game.reward.double().numpy() + gamma * value[game.next_state.numpy()]
-        tables = np.stack([project(target) for target in targets])
+    for _ in range(game.n_states + 1):
+        tables = np.stack([project(target) for target in reward + gamma * value[next_state]])
         best = tables.reshape(game.n_states, -1).max(1) * ~game.ends.numpy()
         if np.array_equal(best, value):
             return tables
         value = best
+    raise ValueError("expected a game that never comes back to a state")
 
 
 def independent_fixed_point(game: Game, gamma: float) -> Table:
@@ -135,17 +143,21 @@ def independent_fixed_point(game: Game, gamma: float) -> Table:
     Args:
         game: as in ``joint_fixed_point``.
         gamma: the discount per step.
+
+    Raises:
+        ValueError: if the game comes back to a state.
     """
+    reward, next_state = game.reward.double().numpy(), game.next_state.numpy()
     agents = range(game.n_agents)
     value = np.zeros((game.n_states, game.n_agents))
-    while True:
-        tables = []
+    for _ in range(game.n_states + 1):
+        means = []
         for agent in agents:
-            bootstrap = value[game.next_state.numpy(), agent]
-            targets = game.reward.double().numpy() + gamma * bootstrap
-            tables.append(targets.mean(tuple(1 + other for other in agents if other != agent)))
-        utilities = np.stack(tables, 1)  # [S, N, A]
+            targets = reward + gamma * value[next_state, agent]  # [S, A, .., A]
+            means.append(targets.mean(tuple(1 + other for other in agents if other != agent)))
+        utilities = np.stack(means, 1)  # [S, N, A]
         best = utilities.max(-1) * ~game.ends.numpy()[:, None]
         if np.array_equal(best, value):
             return utilities
         value = best
+    raise ValueError("expected a game that never comes back to a state")

@@ -42,6 +42,7 @@ MIXINGS = [("none", 1), ("vdn", 1), ("qmix", 1), ("qmix", 2)]  # and hypernetwor
 READINGS = [
     ((), None),
     ((), 0),
+    ((IS_INIT,), 0),
     ((IS_INIT,), None),
     ((next_key(DONE),), 1),
     ((IS_INIT, next_key(DONE)), 0),

@@ -229,9 +229,6 @@ def test_a_supermodular_projection_rises_by_no_less_where_the_other_is_higher(sh
         assert error <= squared_error(additive_projection(table), table) + 1e-9
 
 
-@pytest.mark.xfail(
-    reason="scipy.optimize.nnls stops short of the optimum (scipy #25389)", strict=True
-)
 def test_a_supermodular_projection_is_as_near_as_a_table_worked_by_hand():
     # The columns' order 1, 0, 2 and the rows' 1, 0 make this [[0, -1, -1], [-3, 0, 0]]. Pooling 0
     # and -3 gives [[-1.5, -1, -1], [-1.5, 0, 0]], whose steps are 0 and then 1: 2 * 1.5^2 = 4.5.
@@ -346,3 +343,27 @@ def test_the_best_of_a_memory_game_is_its_discounted_payment():
     game = memory(delay=2)
     best = joint_fixed_point(game, 0.9, lambda table: table).max((1, 2))
     assert best.tolist() == pytest.approx([0.81, 0.81, 0.9, 0.9, 1, 1, 0])
+
+
+def test_tables_of_integers_are_no_less_exact():
+    assert isotonic(np.array([[3, 2]])).tolist() == [[2.5, 2.5]]
+    assert additive_projection(np.array([[0, 1], [1, 1]])).tolist() == [[0.25, 0.75], [0.75, 1.25]]
+
+
+@pytest.mark.parametrize(
+    "solve",
+    [
+        lambda game: independent_fixed_point(game, 0.99),
+        lambda game: joint_fixed_point(game, 0.99, additive_projection),
+    ],
+)
+def test_a_game_that_comes_back_to_a_state_is_refused(solve):
+    back = Game(
+        reward=torch.ones(2, 2, 2),
+        next_state=torch.tensor([[[0, 0], [0, 1]], [[1, 1], [1, 1]]]),
+        ends=torch.tensor([False, True]),
+        starts=torch.tensor([0]),
+        observation=torch.eye(2)[:, None].expand(2, 2, 2),
+    )
+    with pytest.raises(ValueError, match="never comes back to a state"):
+        solve(back)

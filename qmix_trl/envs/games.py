@@ -45,7 +45,8 @@ class Game:
         action_mask: bool [S, N, A], True = available; None if all are.
 
     Raises:
-        ValueError: if the shapes do not fit each other, or a state is not in [0, S).
+        ValueError: if a table has another shape or dtype, names a state that is not in [0, S), or
+            an episode would begin where it ends.
     """
 
     reward: Tensor
@@ -56,31 +57,43 @@ class Game:
     action_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
-        n_states, n_agents, n_actions = self.n_states, self.n_agents, self.n_actions
-        joint = (n_states, *[n_actions] * n_agents)
+        if self.observation.dim() != 3 or self.reward.dim() < 2:
+            raise ValueError(
+                "Game: expected observation [S, N, O] and reward [S, A, .., A], got "
+                f"{tuple(self.observation.shape)} and {tuple(self.reward.shape)}"
+            )
+        n_states, n_agents, observation_dim = self.observation.shape
+        joint = (n_states, *[self.n_actions] * n_agents)
         expected = {
-            "reward": joint,
-            "next_state": joint,
-            "ends": (n_states,),
-            "observation": (n_states, n_agents, self.observation.shape[-1]),
-            "action_mask": (n_states, n_agents, n_actions),
+            "reward": (joint, torch.float32),
+            "next_state": (joint, torch.int64),
+            "ends": ((n_states,), torch.bool),
+            "starts": ((self.starts.numel(),), torch.int64),
+            "observation": ((n_states, n_agents, observation_dim), torch.float32),
+            "action_mask": ((n_states, n_agents, self.n_actions), torch.bool),
         }
-        for name, shape in expected.items():
+        for name, (shape, dtype) in expected.items():
             table = getattr(self, name)
-            if table is not None and table.shape != shape:
+            if table is not None and (table.shape != shape or table.dtype != dtype):
                 raise ValueError(
-                    f"Game: expected {name} of shape {shape} for {n_agents} agents as in "
-                    f"observation, got {tuple(table.shape)}"
+                    f"Game: expected {name} of {dtype} and shape {shape} by an observation of "
+                    f"{n_states} states and {n_agents} agents, got {table.dtype} and "
+                    f"{tuple(table.shape)}"
                 )
         for name in ("next_state", "starts"):
-            table = getattr(self, name)
-            if table.numel() == 0 or table.min() < 0 or table.max() >= n_states:
-                raise ValueError(f"Game: expected {name} of at least one state in [0, {n_states})")
+            states = set(getattr(self, name).unique().tolist())
+            if not states or not states <= set(range(n_states)):
+                raise ValueError(
+                    f"Game: expected {name} to be states in [0, {n_states}), at least one, got "
+                    f"{sorted(states)}"
+                )
+        if self.ends[self.starts].any():
+            raise ValueError("Game: expected starts that episodes go on from")
 
     @property
     def n_states(self) -> int:
         """S, the states in which episodes have ended included."""
-        return len(self.reward)
+        return len(self.observation)
 
     @property
     def n_agents(self) -> int:
@@ -109,11 +122,10 @@ def matrix(*, payoff: Any) -> Game:
         raise ConfigError(f"expected payoff to be an array of numbers: {error}") from None
     if table.dim() == 0 or table.numel() == 0 or not table.isfinite().all():
         raise ConfigError(
-            "expected payoff to be finite numbers with an axis for each agent, got "
-            f"{table.tolist()}"
+            "expected payoff to be finite float32 numbers with an axis for each agent, at least one"
         )
     n_agents, n_actions = table.dim(), max(table.shape)
-    _check_table(n_states=2, n_agents=n_agents, n_actions=n_actions)
+    _check_table(2, n_agents, n_actions)
     square = torch.zeros(1, *[n_actions] * n_agents)
     square[(0, *map(slice, table.shape))] = table
     sizes = torch.tensor(table.shape)
@@ -135,7 +147,8 @@ def random_matrix(*, n_games: int, n_agents: int = 2, n_actions: int = 3, seed: 
     Raises:
         ConfigError: if a size is below 1, or the games have too many entries.
     """
-    _check_table(n_states=n_games, n_agents=n_agents, n_actions=n_actions)
+    _check_counts(n_games=n_games, n_agents=n_agents, n_actions=n_actions)
+    _check_table(n_games + 1, n_agents, n_actions)
     generator = torch.Generator().manual_seed(seed)
     shape = (n_games, *[n_actions] * n_agents)
     return _one_step(20 * torch.rand(shape, generator=generator) - 10, None)
@@ -185,7 +198,8 @@ def memory(*, delay: int, n_agents: int = 2, n_cues: int = 2) -> Game:
     if delay < 0:
         raise ConfigError(f"expected delay of at least 0, got {delay}")
     n_states = (delay + 1) * n_cues + 1  # time * n_cues + cue; the last one is the end
-    _check_table(n_states=n_states, n_agents=n_agents, n_actions=n_cues)
+    _check_counts(n_agents=n_agents, n_cues=n_cues)
+    _check_table(n_states, n_agents, n_cues)
     state = torch.arange(n_states)
     time, cue = state.div(n_cues, rounding_mode="floor"), state % n_cues
     deciding = time == delay
@@ -229,7 +243,7 @@ def make_env(
     Args:
         scenario: a name in ``GAMES``, or a game of one's own.
         n_envs: E.
-        max_steps: the time limit in steps; an episode that has not ended then is truncated.
+        max_steps: the time limit in steps; reaching it truncates.
         state: "world", the game's state, one-hot; or "observations", those of the team side by
             side.
         seed: of the draws of starts, which are the environment's own.
@@ -266,9 +280,8 @@ def make_game(name: str, keywords: Mapping[str, Any]) -> Game:
         ConfigError: if there is none, or a keyword is unknown, missing or cannot be used.
     """
     if name not in GAMES:
-        raise ConfigError(
-            f"env.scenario: unknown game {name!r}{nearest(name, GAMES)}; known: {', '.join(GAMES)}"
-        )
+        near = nearest(str(name), GAMES)
+        raise ConfigError(f"env.scenario: unknown game {name!r}{near}; known: {', '.join(GAMES)}")
     parameters = inspect.signature(GAMES[name]).parameters
     check_keywords(f"game {name!r}", list(parameters), keywords)
     for keyword, parameter in parameters.items():
@@ -371,14 +384,18 @@ def _one_step(payoffs: Tensor, action_mask: Tensor | None) -> Game:
     )
 
 
-def _check_table(*, n_states: int, n_agents: int, n_actions: int) -> None:
-    """Refuse sizes below 1, and tables that would not fit."""
-    sizes = {"n_states": n_states, "n_agents": n_agents, "n_actions": n_actions}
-    if min(sizes.values()) < 1:
-        raise ConfigError(f"expected sizes of at least 1, got {sizes}")
+def _check_counts(**counts: int) -> None:
+    """Refuse counts below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"expected {name} of at least 1, got {count}")
+
+
+def _check_table(n_states: int, n_agents: int, n_actions: int) -> None:
+    """Refuse tables that would not fit."""
     # Exponents before powers: a huge one would never be computed.
-    entries = n_states * max(n_states, n_actions ** min(n_agents, MAX_AGENTS))
-    if n_agents > MAX_AGENTS or entries > MAX_TABLE:
+    if n_agents > MAX_AGENTS or n_states * max(n_states, n_actions**n_agents) > MAX_TABLE:
         raise ConfigError(
-            f"expected a game of at most {MAX_AGENTS} agents and {MAX_TABLE:,} entries, got {sizes}"
+            f"expected at most {MAX_AGENTS} agents and tables of at most {MAX_TABLE:,} entries, "
+            f"got {n_agents} agents, {n_actions} actions and {n_states} states"
         )
