@@ -61,6 +61,7 @@ GAMES = {
         "collection.total_frames=600000",
         "replay.capacity_rows=600000",
         "replay.batch_rows=24000",
+        "update.per_batch=6",
     ),
     "matrix_12": (
         *ONE_STEP,
