@@ -41,9 +41,9 @@ def summary(tmp_path_factory):
 def check_two_step(outcomes):
     """Check the two-step game's tables and returns against the paper's."""
     for table in outcomes["qmix"]["tables"]:
-        np.testing.assert_allclose(table, TWO_STEP_QMIX, atol=0.1)
+        np.testing.assert_allclose(table, TWO_STEP_QMIX, atol=0.05)  # gamma 1 would be off by 0.08
     for table in outcomes["vdn"]["tables"]:
-        np.testing.assert_allclose(table, TWO_STEP_VDN, atol=0.3)
+        np.testing.assert_allclose(table, TWO_STEP_VDN, atol=0.15)
     assert set(outcomes["qmix"]["greedy_return"]) == {8}
     assert set(outcomes["vdn"]["greedy_return"]) == set(outcomes["iql"]["greedy_return"]) == {7}
 
