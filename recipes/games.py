@@ -37,7 +37,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from qmix_trl import GreedyAction, env_dims, episode_returns, load_config, make_policy, with_memory
 from qmix_trl.config import RunConfig
-from qmix_trl.envs.games import Game, make_game
+from qmix_trl.envs.game_tables import Game, make_game
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
 from qmix_trl.logs import AUTO, make_run_folder, write_json
 

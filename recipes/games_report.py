@@ -19,7 +19,7 @@ from projections import (
     supermodular_projection,
 )
 
-from qmix_trl.envs.games import Game
+from qmix_trl.envs.game_tables import Game
 
 MOST_SHOWN = 4  # states whose tables are shown; of a game with more, means
 

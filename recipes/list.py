@@ -6,7 +6,7 @@ A kind is one of scenarios (of VMAS), games, agents and mixers.
 import argparse
 
 from qmix_trl import AGENTS, MIXERS
-from qmix_trl.envs.games import GAMES
+from qmix_trl.envs.game_tables import GAMES
 
 
 def names(what: str) -> list[str]:

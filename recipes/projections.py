@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from qmix_trl.envs.games import Game
+from qmix_trl.envs.game_tables import Game
 
 Table = NDArray[np.float64]
 

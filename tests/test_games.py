@@ -15,7 +15,7 @@ from torchrl.envs import check_env_specs
 
 from qmix_trl import RandomPolicy, env_dims, episode_returns, make_collector
 from qmix_trl import make_env as make_env_of
-from qmix_trl.envs.games import GAMES, Game, make_game, two_step
+from qmix_trl.envs.game_tables import GAMES, Game, make_game, two_step
 from qmix_trl.errors import ConfigError
 from qmix_trl.keys import (
     ACTION,

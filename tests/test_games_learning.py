@@ -11,7 +11,7 @@ from projections import monotone_projection, squared_error, supermodular_project
 from train import train
 
 from qmix_trl import load_config
-from qmix_trl.envs.games import make_game
+from qmix_trl.envs.game_tables import make_game
 
 MEMORY = Path(CONFIG).with_name("memory_qmix.yaml")
 FEEDFORWARD = (

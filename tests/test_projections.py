@@ -19,7 +19,7 @@ from projections import (
 )
 from scipy.optimize import minimize
 
-from qmix_trl.envs.games import Game, matrix, memory, two_step
+from qmix_trl.envs.game_tables import Game, matrix, memory, two_step
 
 CLIMBING = np.array([[8.0, -12, -12], [-12, 0, 0], [-12, 0, 0]])
 SHAPES = [(2, 2), (2, 3), (3, 3), (4, 2), (4, 4)]

@@ -83,7 +83,7 @@ def set_specs(env: EnvBase, dims: EnvDims, *, masked: bool = False) -> None:
     agents = team(observation=Unbounded((n_envs, n_agents, dims.observation_dim), **to))
     if masked:
         shape = (n_envs, n_agents, dims.n_actions)
-        agents["action_mask"] = Binary(dims.n_actions, shape, dtype=torch.bool, **to)
+        agents[keys.ACTION_MASK[-1]] = Binary(dims.n_actions, shape, dtype=torch.bool, **to)
     env.observation_spec = Composite(
         agents=agents,
         state=Unbounded((n_envs, *dims.state_shape), **to),
