@@ -1,4 +1,4 @@
-"""Collection: TorchRL's collector over a vectorised environment, in rows of T steps."""
+"""Collection in rows of T steps: by TorchRL's collector, or without its step loop."""
 
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -6,9 +6,11 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
 from qmix_trl.functional import first_episode_mask
+from qmix_trl.fused import FusedCollector, why_not
 from qmix_trl.keys import DONE, EPISODE_REWARD, MASK, next_key
 
 ROWS = ("episodes", "slices")
+COLLECTORS = ("auto", "fused", "stock")
 
 
 def make_collector(
@@ -18,7 +20,8 @@ def make_collector(
     rows: str,
     steps: int,
     n_batches: int,
-) -> Collector:
+    collector: str = "auto",
+) -> Collector | FusedCollector:
     """Return an iterator over batches [E, T] with ``mask``, as TorchRL lays them out.
 
     Args:
@@ -29,12 +32,29 @@ def make_collector(
             episodes reach across batches, and every step is valid.
         steps: T.
         n_batches: how many batches there will be.
+        collector: "stock", TorchRL's; "fused", without its step loop, where the environment can;
+            or "auto", fused where it can be. Both give the same numbers.
 
     Raises:
-        ValueError: if ``rows`` is neither of the two.
+        ValueError: if ``rows`` or ``collector`` is none of these, or the environment has no fused
+            collection.
     """
     if rows not in ROWS:
         raise ValueError(f"make_collector: expected rows of {', '.join(ROWS)}, got {rows!r}")
+    if collector not in COLLECTORS:
+        raise ValueError(
+            f"make_collector: expected collector of {', '.join(COLLECTORS)}, got {collector!r}"
+        )
+    add_mask = mask_episodes if rows == "episodes" else mask_nothing
+    if collector == "fused" or (collector == "auto" and why_not(env) is None):
+        return FusedCollector(
+            env,
+            policy,
+            steps=steps,
+            n_batches=n_batches,
+            reset_at_each_iter=rows == "episodes",
+            postproc=add_mask,
+        )
     frames_per_batch = env.batch_size[0] * steps
     return Collector(
         env,
@@ -42,7 +62,7 @@ def make_collector(
         frames_per_batch=frames_per_batch,
         total_frames=frames_per_batch * n_batches,
         reset_at_each_iter=rows == "episodes",
-        postproc=mask_episodes if rows == "episodes" else mask_nothing,
+        postproc=add_mask,
         trust_policy=True,
         auto_register_policy_transforms=False,
     )

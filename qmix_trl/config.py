@@ -30,6 +30,7 @@ class VmasConfig:
     max_steps: int = number(least=1)
     state: Literal["world", "observations"]
     team_reward: Literal["mean", "sum", "shared"]
+    engine: Literal["auto", "kernel", "inductor", "eager"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,7 @@ class CollectionConfig:
     total_frames: int = number(least=1)
     rows: Literal["episodes", "slices"]
     steps: int = number(least=1)
+    collector: Literal["auto", "fused", "stock"]
 
 
 @dataclass(frozen=True, kw_only=True)

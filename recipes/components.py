@@ -30,6 +30,7 @@ from qmix_trl import (
 )
 from qmix_trl.config import RunConfig, settings
 from qmix_trl.errors import DivergedError
+from qmix_trl.fused import FusedCollector
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
 
@@ -102,10 +103,19 @@ def n_batches(config: RunConfig) -> int:
     return math.ceil(config.collection.total_frames / frames_per_batch)
 
 
-def build_collector(config: RunConfig, env: EnvBase, policy: TensorDictModuleBase) -> Collector:
+def build_collector(
+    config: RunConfig, env: EnvBase, policy: TensorDictModuleBase
+) -> Collector | FusedCollector:
     """Return the configured collector of batches [E, T]."""
     c = config.collection
-    return make_collector(env, policy, rows=c.rows, steps=c.steps, n_batches=n_batches(config))
+    return make_collector(
+        env,
+        policy,
+        rows=c.rows,
+        steps=c.steps,
+        n_batches=n_batches(config),
+        collector=c.collector,
+    )
 
 
 def build_replay(config: RunConfig, device: torch.device) -> TensorDictReplayBuffer:

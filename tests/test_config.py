@@ -26,6 +26,7 @@ env:
   max_steps: 100
   state: world
   team_reward: mean
+  engine: auto
 agent:
   name: feedforward
   hidden_dims: [64, 64]
@@ -45,6 +46,7 @@ collection:
   total_frames: 240000
   rows: episodes
   steps: 100
+  collector: auto
 replay:
   capacity_rows: 5000
   batch_rows: 16

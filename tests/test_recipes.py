@@ -41,6 +41,7 @@ env:
   max_steps: 4
   state: world
   team_reward: mean
+  engine: eager
 agent:
   name: feedforward
   hidden_dims: [8]
@@ -60,6 +61,7 @@ collection:
   total_frames: 16
   rows: episodes
   steps: 4
+  collector: auto
 replay:
   capacity_rows: 16
   batch_rows: 2

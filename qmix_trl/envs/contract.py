@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -24,6 +24,29 @@ class EnvDims:
     observation_dim: int
     n_actions: int
     state_shape: torch.Size
+
+
+@runtime_checkable
+class RowsEnv(Protocol):
+    """An environment that steps rows of T steps by itself, for ``fused.FusedCollector``.
+
+    Attributes:
+        reset_when_done: an environment that is done is reset by itself.
+    """
+
+    reset_when_done: bool
+
+    def begin_rows(self, n_steps: int) -> Any:
+        """Return rows whose first observation is the present one."""
+
+    def seen_at(self, rows: Any, t: int) -> TensorDict:
+        """Return the observation of a step, a TensorDict [E]."""
+
+    def step_rows(self, rows: Any, t: int, action: Tensor) -> Tensor:
+        """Take one step by actions [E, N], with resets; return which are done: bool [E, 1]."""
+
+    def pack_rows(self, rows: Any, batch: TensorDict) -> None:
+        """Write all that was seen and earned to a batch [E, T]."""
 
 
 def env_dims(env: EnvBase) -> EnvDims:

@@ -1,0 +1,157 @@
+"""From a task to its compiled step: trace, lower, print, build and check, once."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qmix_trl.envs.compiled import store
+from qmix_trl.envs.compiled.arrays import Unlowerable
+from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
+from qmix_trl.envs.compiled.build import BuildFailed, build, toolchain
+from qmix_trl.envs.compiled.cpp import source
+from qmix_trl.envs.compiled.gate import Mismatch, Outcome, Reference, check
+from qmix_trl.envs.compiled.kernel import KernelEngine
+from qmix_trl.envs.compiled.lower import lower
+from qmix_trl.envs.compiled.pool import FreshStates, shares_draws
+from qmix_trl.envs.compiled.pure import Untraceable
+from qmix_trl.envs.compiled.rows import (
+    CompiledStep,
+    as_numbers,
+    read_rows,
+    rows_as_json,
+    rows_from_json,
+    state_rows,
+)
+from qmix_trl.envs.compiled.trace import TRACE_ENVS, StepGraph, variants
+from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
+
+LIBRARY = "step.so"
+NO_LIMIT = 2**31 - 1
+
+
+class Refused(Exception):
+    """A task has no compiled step; says why in one line."""
+
+
+class Checked(Protocol):
+    """An engine that can be put into any state."""
+
+    fresh: FreshStates
+
+    def jump(self, state: Tensor, key: Tensor) -> None:
+        """Go on from a state [E, K], with the random numbers of a key [2] (``draws.py``)."""
+
+    def state_rows(self) -> Tensor:
+        """Return the state, float32 [E, K]."""
+
+    def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
+        """Take steps."""
+
+
+def compiled_step(task: Task) -> CompiledStep:
+    """Return the compiled step of a task, from disk if it is there.
+
+    Raises:
+        Refused: if there is none.
+        NoCompiler: if it has to be built and there is no compiler.
+    """
+    try:
+        key = store.task_key(task, toolchain())
+    except store.Unrepeatable:
+        place = Path(tempfile.mkdtemp(prefix="qmix_trl-"))
+        return _from_notes(place, _make(task, place))
+    return _from_notes(*store.kept(key, lambda new: _make(task, new)))
+
+
+def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
+    if "refused" in notes:
+        raise Refused(notes["refused"])
+    return CompiledStep(
+        library=place / LIBRARY,
+        rows=rows_from_json(notes["rows"]),
+        layout=SeenLayout(**notes["layout"]),
+        choice_paths=notes["choice_paths"],
+        choices=notes["choices"],
+        shared=notes["shared"],
+        seconds=notes["seconds"],
+    )
+
+
+def _make(task: Task, place: Path) -> dict[str, Any]:
+    """Write a task's library to a folder; return notes, why there is none among them."""
+    try:
+        return _built(task, place)
+    except (Untraceable, Unlowerable, BuildFailed, Mismatch) as error:
+        return {"refused": " ".join(str(error).split())}
+
+
+def _built(task: Task, place: Path) -> dict[str, Any]:
+    simulation = VmasSimulation(task, TRACE_ENVS, 0, torch.device("cpu"))
+    seconds = {}
+    begin = time.perf_counter()
+
+    def lap(part: str) -> None:
+        nonlocal begin
+        now = time.perf_counter()
+        seconds[part], begin = round(now - begin, 2), now
+
+    graphs = variants(simulation)
+    lap("trace")
+    step = lower(graphs, state_is_observations=task.state == "observations")
+    rows = state_rows(graphs[0], step)
+    lap("lower")
+    text = source(step)
+    lap("print")
+    build(text, place / LIBRARY)
+    lap("build")
+    layout = SeenLayout(
+        step.n_agents,
+        len(step.observation) // step.n_agents,
+        None if task.state == "observations" else len(step.state),
+    )
+    matters = len(graphs) > 1
+    notes = {
+        "rows": rows_as_json(rows),
+        "layout": vars(layout),
+        "choice_paths": list(graphs[0].paths.choices) if matters else [],
+        "choices": [list(graph.choices) for graph in graphs] if matters else [],
+        "shared": shares_draws(simulation),
+        "seconds": seconds,
+    }
+    compiled = _from_notes(place, notes)
+    fresh = FreshStates(task, simulation.n_envs, 0, compiled)
+    check_engine(KernelEngine(compiled.library, fresh, NO_LIMIT, seed=0), graphs[0], simulation)
+    lap("gate")
+    return notes
+
+
+def check_engine(engine: Checked, graph: StepGraph, simulation: VmasSimulation) -> None:
+    """Run an engine's step beside VMAS.
+
+    Raises:
+        Mismatch: if they differ.
+    """
+    fresh = engine.fresh
+    rows, layout = fresh.step.rows, fresh.step.layout
+    buffers = Buffers.empty(simulation.n_envs, 1, layout, torch.device("cpu"))
+
+    def state() -> Tensor:
+        return read_rows(simulation.simulator, rows, fresh.choice(simulation))
+
+    def step(action: Tensor, key: Tensor) -> Outcome:
+        buffers.action[:, 0] = action
+        engine.jump(state(), key)
+        engine.advance(buffers, 0, 1, reset_when_done=False)
+        return Outcome(
+            buffers.seen[:, 1].clone(),
+            buffers.agent_reward[:, 0].clone(),
+            buffers.reward.clone(),
+            buffers.terminated.float(),
+            as_numbers(engine.state_rows(), rows),
+        )
+
+    check(Reference(simulation, graph.paths, layout, lambda: as_numbers(state(), rows)), step)

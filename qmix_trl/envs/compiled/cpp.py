@@ -1,0 +1,209 @@
+"""Prints a step as C++: straight-line code over W environments, with guards."""
+
+import math
+from importlib.resources import files
+
+import numpy as np
+
+from qmix_trl.envs.compiled.draws import SPAWN_STREAM, SPAWN_TRIES
+from qmix_trl.envs.compiled.expressions import BOOL, FLOAT, INT, PAIR, Expression, Scalar
+from qmix_trl.envs.compiled.lower import Step
+from qmix_trl.envs.compiled.schedule import Guard, scheduled
+
+TYPES = {FLOAT: "vf", INT: "vi", BOOL: "vi", PAIR: "Pair"}
+# By operation and type of the result; {0} and so on are the arguments.
+FORMS = {
+    "add": "({0} + {1})",
+    "sub": "({0} - {1})",
+    "mul": "({0} * {1})",
+    "div": "({0} / {1})",
+    "neg": "(-{0})",
+    "lt": "({0} < {1})",
+    "le": "({0} <= {1})",
+    "eq": "({0} == {1})",
+    "ne": "({0} != {1})",
+    "and": "({0} & {1})",
+    "or": "({0} | {1})",
+    "not": "(~{0})",
+    "isnan": "({0} != {0})",
+    "where": "({0} ? {1} : {2})",
+    "floor": "vfloor({0})",
+    "floor_divide": "floor_divide({0}, {1})",
+    **{op: f"v{op}({{0}})" for op in ("sqrt", "exp", "log", "sin", "cos", "tan", "tanh")},
+    **{op: f"v{op}({{0}}, {{1}})" for op in ("atan2", "logaddexp")},
+    "first": "{0}.x",
+    "second": "{0}.y",
+}
+FLOAT_FORMS = {
+    "abs": "vabs({0})",
+    "sign": "vsign({0})",
+    "minimum": "vmin({0}, {1})",
+    "maximum": "vmax({0}, {1})",
+    "remainder": "vremainder({0}, {1})",
+}
+INT_FORMS = {
+    "abs": "iabs({0})",
+    "sign": "isign({0})",
+    "minimum": "imin({0}, {1})",
+    "maximum": "imax({0}, {1})",
+    "remainder": "iremainder({0}, {1})",
+}
+CASTS = {
+    (FLOAT, INT): "to_i({0})",
+    (FLOAT, BOOL): "({0} != 0.0f)",
+    (INT, FLOAT): "to_f({0})",
+    (INT, BOOL): "({0} != 0)",
+    (BOOL, FLOAT): "b_to_f({0})",
+    (BOOL, INT): "b_to_i({0})",
+}
+
+
+def source(step: Step) -> str:
+    """Return the whole source of a step's library."""
+    here = files(__package__)
+    sizes = {
+        "SPAWN_TRIES": f"{SPAWN_TRIES}u",
+        "SPAWN_STREAM": f"{SPAWN_STREAM}u",
+        "ROWS": len(step.rows),
+        "AGENTS": step.n_agents,
+        "SEEN": len(step.observation) + len(step.state),
+    }
+    return "\n".join(
+        [
+            *(f"#define {name} {size}" for name, size in sizes.items()),
+            here.joinpath("simd.h").read_text(),
+            function(step),
+            here.joinpath("rollout.h").read_text(),
+        ]
+    )
+
+
+def function(step: Step) -> str:
+    """Return the function that takes one step of W environments."""
+    places = output_places(step)
+    row_of = {(row.path, row.place): k for k, row in enumerate(step.rows)}
+    printer = Printer(row_of)
+    lines = []
+    outputs = [value for _, _, value in places]
+    for statement in scheduled(outputs):
+        if isinstance(statement, int):
+            place, dtype, value = places[statement]
+            lines.append(f"{place} = {printer.stored(value, dtype)};")
+        elif isinstance(statement, Guard):
+            lines.extend(printer.guard(statement))
+        else:
+            lines.append(printer.definition(statement))
+    return (
+        "static void step(const vf *now, vf *then, const vi *action, const Draws &draws, vf *seen,\n"
+        "                 vf *agent_reward, vf *reward, vi *terminated) {\n  "
+        + "\n  ".join(lines)
+        + "\n}\n"
+    )
+
+
+def output_places(step: Step) -> list[tuple[str, str, Scalar]]:
+    """Return where each output is written, as which type, and its value."""
+    seen = [*step.observation, *step.state]
+    return [
+        *((f"seen[{j}]", FLOAT, x) for j, x in enumerate(seen)),
+        *((f"agent_reward[{a}]", FLOAT, x) for a, x in enumerate(step.agent_reward)),
+        ("*reward", FLOAT, step.reward),
+        ("*terminated", BOOL, step.terminated),
+        *(
+            (row_place(k, row.now.dtype), row.now.dtype, row.then)
+            for k, row in enumerate(step.rows)
+        ),
+    ]
+
+
+def row_place(k: int, dtype: str) -> str:
+    """Return where a row of the next state is written; whole numbers as their bits."""
+    return f"then[{k}]" if dtype == FLOAT else f"*(vi *)&then[{k}]"
+
+
+class Printer:
+    """Prints expressions.
+
+    Args:
+        row_of: the row of the state that holds a path's place.
+    """
+
+    def __init__(self, row_of: dict[tuple[int, int], int]) -> None:
+        self.row_of = row_of
+
+    def definition(self, x: Expression) -> str:
+        """Return the statement that computes an expression."""
+        return f"const {TYPES[x.dtype]} v{x.index} = {self.form(x)};"
+
+    def guard(self, guard: Guard) -> list[str]:
+        """Return the statements of a guard."""
+        other, mask = 3 - guard.side, f"v{guard.mask.index}"
+        lines = [
+            f"{TYPES[x.dtype]} v{x.index} = {self.value(x.args[other], x.dtype)};"
+            for x in guard.selections
+        ]
+        lines.append(f"if (any({mask if guard.side == 1 else '~' + mask})) {{")
+        lines.extend(f"  {self.definition(x)}" for x in guard.body)
+        lines.extend(f"  v{x.index} = {self.form(x)};" for x in guard.selections)
+        return [*lines, "}"]
+
+    def form(self, x: Expression) -> str:
+        """Return the code of an expression."""
+        match x.op:
+            case "state":
+                row = f"now[{self.row_of[x.args]}]"
+                return row if x.dtype == FLOAT else f"(vi){row}"
+            case "action":
+                return f"action[{x.args[1]}]"
+            case "uniform" | "normal":
+                return f"{x.op}(draws, {x.args[0]}u)"
+            case "environment":
+                return "(vi)draws.environment"
+            case "spawn":
+                return self._spawn(x)
+            case "cast":
+                form = CASTS[x.args[0].dtype, x.dtype]
+                return form.format(self.value(x.args[0], x.args[0].dtype))
+        typed = INT_FORMS if x.dtype == INT else FLOAT_FORMS
+        form = FORMS.get(x.op) or typed[x.op]
+        return form.format(
+            *(self.value(arg, kind) for arg, kind in zip(x.args, kinds(x), strict=True))
+        )
+
+    def _spawn(self, x: Expression) -> str:
+        (site, *settings), *occupied = x.args
+        numbers = ", ".join(number(value) for value in settings)
+        listed = ", ".join(self.value(value, FLOAT) for value in occupied)
+        n = len(occupied) // 2
+        return f"spawn<{n}>(draws, {site}u, {numbers}, Points<{n}>{{{{{listed}}}}})"
+
+    def value(self, x: Scalar, dtype: str) -> str:
+        """Return an argument."""
+        if isinstance(x, Expression):
+            return f"v{x.index}"
+        if dtype == FLOAT:
+            return f"F({number(x)})"
+        return f"N({-int(x) if dtype == BOOL else int(x)})"
+
+    def stored(self, x: Scalar, dtype: str) -> str:
+        """Return a value as the type that it is written in."""
+        if isinstance(x, Expression) and x.dtype != dtype:
+            return CASTS[x.dtype, dtype].format(self.value(x, x.dtype))
+        return self.value(x, dtype)
+
+
+def kinds(x: Expression) -> list[str]:
+    """Return the types of an operation's arguments."""
+    if x.op == "where":
+        return [BOOL, x.dtype, x.dtype]
+    known = [arg.dtype for arg in x.inputs]
+    return [known[0]] * len(x.args)
+
+
+def number(x: float) -> str:
+    """Return a float constant, exact in 32 bits."""
+    x = float(np.float32(x))
+    if math.isinf(x) or math.isnan(x):
+        return "NAN" if math.isnan(x) else "INFINITY" if x > 0 else "-INFINITY"
+    text = repr(x)
+    return text + ("f" if "." in text or "e" in text else ".0f")

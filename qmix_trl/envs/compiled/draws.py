@@ -1,0 +1,172 @@
+"""Random numbers of a step, as a function of (seed, step, environment, number).
+
+A compiled step cannot draw from a generator that is shared and ordered. Each number is made from
+its own counter by Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
+3"), so that a kernel, inductor and unmodified VMAS under ``DrawMode`` all see the same ones.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+KEY_PARITY = 0x1BD11BDA
+WORD = 0xFFFFFFFF
+SPAWN_TRIES = 4096  # VMAS tries for ever
+SPAWN_STREAM = 1 << 24  # numbers of the i-th spawn begin at (i + 1) of these
+
+
+def threefry(key: Tensor, environments: Tensor, counter: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Return two random words for each environment: int64 in [0, 2**32).
+
+    Args:
+        key: int64 [2], seed and step.
+        environments: int64 [..], the first word of the counter.
+        counter: int64 [..], or one number; the second word.
+    """
+    keys = (key[0], key[1], key[0] ^ key[1] ^ KEY_PARITY)
+    x = (environments + keys[0]) & WORD
+    y = (counter + keys[1] + torch.zeros_like(x)) & WORD
+    for block in range(5):
+        for rotation in ROTATIONS[4 * (block % 2) :][:4]:
+            x = (x + y) & WORD
+            y = (((y << rotation) | (y >> (32 - rotation))) & WORD) ^ x
+        x = (x + keys[(block + 1) % 3]) & WORD
+        y = (y + keys[(block + 2) % 3] + block + 1) & WORD
+    return x, y
+
+
+def unit(word: Tensor) -> Tensor:
+    """Return a random word as float32 in [0, 1), of 24 bits."""
+    return (word >> 8).to(torch.float32) * 2**-24
+
+
+def draw(kind: str, key: Tensor, n_envs: int, first: int, shape: Sequence[int]) -> Tensor:
+    """Return float32 [E, *shape], numbers ``first`` and on of a step.
+
+    Args:
+        kind: "uniform", in [0, 1), or "normal", of mean 0 and variance 1 (Box and Muller 1958).
+        key: int64 [2], seed and step.
+        n_envs: E.
+        first: the number of the first element.
+        shape: of each environment's elements.
+    """
+    size = math.prod(shape)
+    environments = torch.arange(n_envs, device=key.device)[:, None]  # [E, 1]
+    numbers = first + torch.arange(size, device=key.device)  # [size]
+    x, y = threefry(key, environments.expand(n_envs, size), numbers)
+    if kind == "uniform":
+        return unit(x).view(n_envs, *shape)
+    radius = torch.sqrt(-2 * torch.log(1 - unit(x)))
+    return (radius * torch.cos(2 * math.pi * unit(y))).view(n_envs, *shape)
+
+
+@torch.library.custom_op("qmix_trl::spawn", mutates_args=())
+def spawn(
+    occupied: Tensor,
+    key: Tensor,
+    site: int,
+    min_distance: float,
+    low: list[float],
+    high: list[float],
+) -> Tensor:
+    """Return a random position that keeps its distance from those occupied: float32 [E, 1, 2].
+
+    Each environment takes the first of its own proposals that is far enough, as in VMAS's
+    ``find_random_pos_for_entity``; the last of ``SPAWN_TRIES`` if none is.
+
+    Args:
+        occupied: float32 [E, K, 2].
+        key: int64 [2], seed and step.
+        site: the number of this call within the step.
+        min_distance: to all that is occupied.
+        low: of x and y.
+        high: of x and y.
+    """
+    n_envs = occupied.shape[0]
+    environments = torch.arange(n_envs, device=occupied.device)
+    position = occupied.new_zeros(n_envs, 2)
+    waiting = torch.ones(n_envs, dtype=torch.bool, device=occupied.device)
+    for i in range(SPAWN_TRIES):
+        words = threefry(key, environments, (site + 1) * SPAWN_STREAM + i)
+        proposed = [
+            unit(word) * (top - bottom) + bottom
+            for word, top, bottom in zip(words, high, low, strict=True)
+        ]
+        position = torch.where(waiting[:, None], torch.stack(proposed, -1), position)
+        distance = torch.linalg.vector_norm(occupied - position[:, None], dim=-1)  # [E, K]
+        waiting = (distance < min_distance).any(-1)
+        if not waiting.any():
+            break
+    return position[:, None]
+
+
+@spawn.register_fake
+def _(occupied, key, site, min_distance, low, high):
+    return occupied.new_empty(occupied.shape[0], 1, 2)
+
+
+class DrawMode(TorchFunctionMode):
+    """Gives what ``source`` returns wherever torch would draw from its own generator.
+
+    Args:
+        source: ``source(kind, shape)`` returns the numbers, float32 of that shape.
+
+    Raises:
+        NotImplementedError: where something else than uniform or normal numbers is drawn.
+    """
+
+    def __init__(self, source: Callable[[str, tuple[int, ...]], Tensor]) -> None:
+        super().__init__()
+        self.source = source
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in (torch.rand, torch.randn):
+            sizes = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
+            sizes = kwargs.get("size", sizes)
+            return self.source(KINDS[function], tuple(sizes))
+        if function in (torch.rand_like, torch.randn_like):
+            return self.source(KINDS[function], tuple(args[0].shape))
+        if function is torch.Tensor.uniform_:
+            low, high = _arguments(args, kwargs, {"from": 0.0, "to": 1.0})
+            drawn = self.source("uniform", tuple(args[0].shape))
+            return args[0].copy_(drawn * (high - low) + low)
+        if function is torch.Tensor.normal_:
+            mean, std = _arguments(args, kwargs, {"mean": 0.0, "std": 1.0})
+            return args[0].copy_(self.source("normal", tuple(args[0].shape)) * std + mean)
+        if function in OTHER_DRAWS:
+            raise NotImplementedError(f"it draws by torch.{function.__name__}")
+        return function(*args, **kwargs)
+
+
+KINDS = {
+    torch.rand: "uniform",
+    torch.randn: "normal",
+    torch.rand_like: "uniform",
+    torch.randn_like: "normal",
+}
+OTHER_DRAWS = (
+    torch.randint,
+    torch.randint_like,
+    torch.randperm,
+    torch.bernoulli,
+    torch.multinomial,
+    torch.normal,
+    torch.Tensor.random_,
+    torch.Tensor.bernoulli_,
+    torch.Tensor.exponential_,
+    torch.Tensor.multinomial,
+)
+
+
+def _arguments(args: tuple, kwargs: dict, defaults: dict[str, float]) -> list[float]:
+    """Return the arguments behind the tensor, by position or by name."""
+    given = dict(zip(defaults, args[1:], strict=False)) | kwargs
+    return [given.get(name, default) for name, default in defaults.items()]

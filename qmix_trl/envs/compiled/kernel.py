@@ -1,0 +1,145 @@
+"""The compiled step as an engine: all environments' state in one matrix, one call for T steps."""
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qmix_trl.envs.compiled.buffers import Buffers
+from qmix_trl.envs.compiled.pool import FreshStates
+
+LANES = 16  # the widest block of environments of any build
+_POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
+
+
+class Call(ctypes.Structure):
+    """``Rollout`` of ``rollout.h``."""
+
+    _fields_ = [
+        *((name, _INT) for name in ("n_envs", "n_steps", "threads")),
+        ("state", _POINTER),
+        ("stride", _INT),
+        *((name, _POINTER) for name in ("steps", "resets")),
+        *((name, _INT) for name in ("max_steps", "reset_when_done")),
+        ("pool", _POINTER),
+        *((name, _INT) for name in ("pool_size", "seed", "number", "row_steps")),
+        *(
+            (name, _POINTER)
+            for name in (
+                "action",
+                "seen",
+                "last_seen",
+                "agent_reward",
+                "reward",
+                "terminated",
+                "truncated",
+                "done",
+            )
+        ),
+    ]
+
+
+class KernelEngine:
+    """Steps environments by a library that ``build`` made.
+
+    Args:
+        library: the library's path.
+        fresh: the pool that resets take from.
+        max_steps: the time limit.
+        seed: of the random numbers of steps.
+    """
+
+    name = "kernel"
+    _STATE = ("state", "steps", "resets")
+
+    def __init__(self, library: Path, fresh: FreshStates, max_steps: int, seed: int) -> None:
+        self.fresh = fresh
+        self.layout = fresh.step.layout
+        n_envs, n_rows = fresh.n_envs, len(fresh.step.rows)
+        stride = -(-n_envs // LANES) * LANES
+        self._state = torch.zeros(n_rows, stride)
+        self._steps = torch.zeros(n_envs, dtype=torch.int32)
+        self._resets = torch.zeros(n_envs, dtype=torch.int32)
+        self._seed, self._number = seed % 2**32, 0
+        loaded = ctypes.CDLL(str(library))
+        self._rollout, self._reset = loaded.rollout, loaded.reset
+        self._rollout.argtypes = [ctypes.POINTER(Call)]
+        self._reset.argtypes = [ctypes.POINTER(Call), _POINTER, _POINTER]
+        self._rollout.restype = self._reset.restype = _INT
+        self._buffers: Buffers | None = None
+        self._call = Call(
+            n_envs=n_envs,
+            state=self._state.data_ptr(),
+            stride=stride,
+            steps=self._steps.data_ptr(),
+            resets=self._resets.data_ptr(),
+            max_steps=max_steps,
+            pool=fresh.pool.data_ptr(),
+            pool_size=len(fresh.pool),
+        )
+        self._state.copy_(self.fresh.pool[:1, :n_rows].t().expand(-1, stride))
+
+    def state_rows(self) -> Tensor:
+        """Return the state, float32 [E, K]."""
+        return self._state[:, : self.fresh.n_envs].t().contiguous()
+
+    def jump(self, state: Tensor, key: Tensor) -> None:
+        """Go on from a state [E, K], with the random numbers of a key [2] (``draws.py``)."""
+        self._state[:, : self.fresh.n_envs] = state.t()
+        self._seed, self._number = key.tolist()
+
+    def reset(self, mask: Tensor, seen: Tensor) -> None:
+        """Begin environments anew.
+
+        Args:
+            mask: bool [E], which.
+            seen: float [E, R]; what these see then is written there.
+        """
+        self._renew()
+        mask = mask.contiguous()
+        call = ctypes.byref(self._call)
+        self.fresh.taken += self._reset(call, mask.data_ptr(), seen.data_ptr())
+
+    def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
+        """Take steps ``t`` to ``t + n_steps`` of rows, by the actions that stand there."""
+        if t == 0:
+            self._renew()
+        if buffers is not self._buffers:
+            self._buffers = buffers
+            self._call.row_steps = buffers.action.shape[1]
+        call = self._call
+        for name in ("action", "seen", "last_seen", "agent_reward", "reward"):
+            tensor = getattr(buffers, name)
+            setattr(call, name, tensor.data_ptr() + t * tensor.stride(1) * tensor.element_size())
+        for name in ("terminated", "truncated", "done"):
+            setattr(call, name, getattr(buffers, name).data_ptr() + t)
+        call.n_steps, call.reset_when_done = n_steps, reset_when_done
+        call.threads = torch.get_num_threads()
+        call.seed, call.number = self._seed, self._number
+        self.fresh.taken += self._rollout(ctypes.byref(call))
+        self._number += n_steps
+
+    def _renew(self) -> None:
+        if self.fresh.is_due():
+            self.fresh.renew()
+            self._resets.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that the next steps depend on."""
+        tensors = {name: getattr(self, f"_{name}").clone() for name in self._STATE}
+        key = torch.tensor([self._seed, self._number])
+        return {**tensors, "key": key, **self.fresh.state()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what ``state`` returned."""
+        for name in self._STATE:
+            getattr(self, f"_{name}").copy_(state[name])
+        self._seed, self._number = state["key"].tolist()
+        self.fresh.load_state(state)
+
+    def seed(self, seed: int) -> None:
+        """Begin other random streams."""
+        self._seed, self._number = seed % 2**32, 0
+        self.fresh.reseed(seed)
+        self._resets.zero_()

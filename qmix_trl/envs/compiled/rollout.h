@@ -1,0 +1,120 @@
+// Steps and resets of all environments, W at a time. The step itself, and ROWS, AGENTS and SEEN,
+// are printed in front of this.
+
+struct Rollout {
+  int64_t n_envs, n_steps, threads;
+  // State [ROWS, stride]; environments above n_envs are copies of others.
+  float *state;
+  int64_t stride;
+  int32_t *steps;   // [n_envs] since the last reset
+  int32_t *resets;  // [n_envs] since the pool was drawn
+  int64_t max_steps, reset_when_done;
+  // Fresh states [pool_size, ROWS + SEEN].
+  const float *pool;
+  int64_t pool_size;
+  int64_t seed, number;  // of the first step
+  // Rows of row_steps steps, beginning at the first step that is asked for.
+  int64_t row_steps;
+  const int64_t *action;  // [n_envs, row_steps, AGENTS]
+  float *seen;            // [n_envs, row_steps + 1, SEEN], from the second step on
+  float *last_seen;       // [n_envs, row_steps, SEEN], before a reset; written only where done
+  float *agent_reward;    // [n_envs, row_steps, AGENTS]
+  float *reward;          // [n_envs, row_steps]
+  bool *terminated, *truncated, *done;  // [n_envs, row_steps]
+};
+
+// Environment e's r-th reset takes row e + r n_envs of the pool: no other environment takes it
+// before the pool is through. Then it goes on one row further, so that it never meets a row twice.
+static inline const float *fresh(const Rollout *r, int64_t e) {
+  int64_t place = e + (int64_t)r->resets[e] * r->n_envs;
+  return r->pool + (place + place / r->pool_size) % r->pool_size * (ROWS + SEEN);
+}
+
+// Write what each lane sees to its own row.
+static inline void scatter(const vf *seen, float *const *to, int lanes) {
+  int j = 0;
+#ifdef TRANSPOSES
+  if (lanes == W)
+    for (; j + W <= SEEN; j += W) {
+      vf rows[W];
+      transpose(seen + j, rows);
+      for (int l = 0; l < W; l++) memcpy(to[l] + j, &rows[l], sizeof(vf));
+    }
+#endif
+  for (; j < SEEN; j++)
+    for (int l = 0; l < lanes; l++) to[l][j] = ((const float *)&seen[j])[l];
+}
+
+static int64_t advance(const Rollout *r, int64_t b) {
+  const int lanes = r->n_envs - b < W ? (int)(r->n_envs - b) : W;
+  vf now[ROWS + 1], then[ROWS + 1], seen[SEEN + 1], agent_reward[AGENTS], reward;
+  vi action[AGENTS], terminated;
+  int64_t n_resets = 0;
+  for (int k = 0; k < ROWS; k++) memcpy(&now[k], r->state + k * r->stride + b, sizeof(vf));
+  for (int64_t t = 0; t < r->n_steps; t++) {
+    for (int a = 0; a < AGENTS; a++) {
+      action[a] = N(0);
+      for (int l = 0; l < lanes; l++)
+        action[a][l] = (int32_t)r->action[((b + l) * r->row_steps + t) * AGENTS + a];
+    }
+    Draws draws = {{}, (uint32_t)r->seed, (uint32_t)(r->number + t)};
+    for (int l = 0; l < W; l++) draws.environment[l] = (uint32_t)(b + l);
+    step(now, then, action, draws, seen, agent_reward, &reward, &terminated);
+    float *to[W];
+    for (int l = 0; l < W; l++)
+      to[l] = r->seen + ((b + l) * (r->row_steps + 1) + t + 1) * SEEN;
+    scatter(seen, to, lanes);
+    for (int l = 0; l < lanes; l++) {
+      const int64_t e = b + l, place = e * r->row_steps + t;
+      for (int a = 0; a < AGENTS; a++)
+        r->agent_reward[place * AGENTS + a] = ((const float *)&agent_reward[a])[l];
+      r->reward[place] = reward[l];
+      const bool ends = terminated[l] != 0, cut = ++r->steps[e] >= r->max_steps;
+      r->terminated[place] = ends;
+      r->truncated[place] = cut;
+      r->done[place] = ends | cut;
+      if (!(ends | cut)) continue;
+      memcpy(r->last_seen + place * SEEN, to[l], SEEN * sizeof(float));
+      if (!r->reset_when_done) continue;
+      const float *row = fresh(r, e);
+      for (int k = 0; k < ROWS; k++) ((float *)&then[k])[l] = row[k];
+      memcpy(to[l], row + ROWS, SEEN * sizeof(float));
+      r->steps[e] = 0;
+      r->resets[e]++;
+      n_resets++;
+    }
+    memcpy(now, then, ROWS * sizeof(vf));
+  }
+  for (int k = 0; k < ROWS; k++) memcpy(r->state + k * r->stride + b, &now[k], sizeof(vf));
+  return n_resets;
+}
+
+// Take n_steps steps; return how many environments were reset.
+extern "C" int64_t rollout(const Rollout *r) {
+  int64_t n_resets = 0;
+#ifdef _OPENMP
+  if (r->threads > 1) {
+// torch sets the shared runtime to its own number of threads; hence the number here.
+#pragma omp parallel for schedule(static) num_threads((int)r->threads) reduction(+ : n_resets)
+    for (int64_t b = 0; b < r->n_envs; b += W) n_resets += advance(r, b);
+    return n_resets;
+  }
+#endif
+  for (int64_t b = 0; b < r->n_envs; b += W) n_resets += advance(r, b);
+  return n_resets;
+}
+
+// Begin the environments of a mask [n_envs] anew; write what they then see to seen [n_envs, SEEN].
+extern "C" int64_t reset(const Rollout *r, const bool *mask, float *seen) {
+  int64_t n_resets = 0;
+  for (int64_t e = 0; e < r->n_envs; e++) {
+    if (!mask[e]) continue;
+    const float *row = fresh(r, e);
+    for (int k = 0; k < ROWS; k++) r->state[k * r->stride + e] = row[k];
+    memcpy(seen + e * SEEN, row + ROWS, SEEN * sizeof(float));
+    r->steps[e] = 0;
+    r->resets[e]++;
+    n_resets++;
+  }
+  return n_resets;
+}

@@ -1,0 +1,154 @@
+"""Collection without TorchRL's step loop: policy, step and reset into buffers of a whole batch."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import (
+    Compose,
+    EnvBase,
+    RewardSum,
+    TensorDictPrimer,
+    Transform,
+    TransformedEnv,
+)
+
+from qmix_trl.envs.contract import RowsEnv
+from qmix_trl.functional import keep_where
+from qmix_trl.keys import ACTION, DONE, EPISODE_REWARD, IS_INIT, REWARD, next_key
+
+KNOWN_TRANSFORMS = (TensorDictPrimer, RewardSum)
+
+
+def split(env: EnvBase) -> tuple[EnvBase, list[Transform]]:
+    """Return an environment without its transforms, and these."""
+    if not isinstance(env, TransformedEnv):
+        return env, []
+    chain = env.transform
+    return env.base_env, list(chain) if isinstance(chain, Compose) else [chain]
+
+
+def why_not(env: EnvBase) -> str | None:
+    """Return why an environment has no fused collection, None if it has."""
+    base, transforms = split(env)
+    if not isinstance(base, RowsEnv):
+        return f"{type(base).__name__} does not step rows of a batch by itself"
+    unknown = [t for t in transforms if not isinstance(t, KNOWN_TRANSFORMS)]
+    return f"it knows nothing of the transform {type(unknown[0]).__name__}" if unknown else None
+
+
+class FusedCollector:
+    """Iterates over batches [E, T], laid out as TorchRL's collector does.
+
+    The policy is called once a step for E environments; everything else of a step is one call of
+    the environment's. The policy acts by its own weights: there is nothing to send to it.
+
+    Args:
+        env: steps rows of a batch by itself, with the policy's memory and, if wanted, TorchRL's
+            ``RewardSum`` of the team's reward.
+        policy: reads observations, ``is_init`` and memory; writes actions and the next memory.
+        steps: T.
+        n_batches: how many batches there will be.
+        reset_at_each_iter: all environments begin each batch anew.
+        postproc: what is done to each batch.
+
+    Raises:
+        ValueError: if the environment has no fused collection.
+    """
+
+    def __init__(
+        self,
+        env: EnvBase,
+        policy: TensorDictModuleBase,
+        *,
+        steps: int,
+        n_batches: int,
+        reset_at_each_iter: bool,
+        postproc: Callable[[TensorDictBase], TensorDictBase],
+    ) -> None:
+        reason = why_not(env)
+        if reason is not None:
+            raise ValueError(f"FusedCollector: {reason}")
+        self.env, transforms = split(env)
+        self.policy = policy
+        self.steps = steps
+        self.n_batches = n_batches
+        self.reset_at_each_iter = reset_at_each_iter
+        self.postproc = postproc
+        observed = env.observation_spec.keys(True, True)
+        carried = [key[1:] for key in policy.out_keys if key[0] == "next"]
+        self._zero_memory = {k: env.observation_spec[k].zero() for k in carried if k in observed}
+        self._kept = [IS_INIT, *self._zero_memory, *policy.out_keys]
+        self._sums_rewards = any(isinstance(t, RewardSum) for t in transforms)
+        self._begin()
+        # Once to see what the policy writes, as TorchRL's collector does: the random numbers that
+        # this takes are the same.
+        self._written = self._act(self.env.begin_rows(1), 0).select(*self._kept)
+
+    def _begin(self) -> None:
+        """Reset all environments, and what is carried from step to step."""
+        (n_envs,), to = self.env.batch_size, {"device": self.env.device}
+        self.env.reset()
+        self._begins = torch.ones(n_envs, 1, dtype=torch.bool, **to)
+        self._memory = dict(self._zero_memory)
+        self._returns = torch.zeros(n_envs, **to)
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        for _ in range(self.n_batches):
+            if self.reset_at_each_iter:
+                self._begin()
+            yield self.postproc(self.collect())
+
+    def collect(self) -> TensorDictBase:
+        """Return the next batch [E, T]."""
+        rows = self.env.begin_rows(self.steps)
+        batch = self._empty_batch()
+        for t in range(self.steps):
+            step = self._act(rows, t)
+            for key in self._kept:
+                batch.get(key)[:, t] = step.get(key)
+            done = self.env.step_rows(rows, t, step.get(ACTION))  # [E, 1]
+            self._begins = done if self.env.reset_when_done else torch.zeros_like(done)
+            goes_on = ~done[:, 0]
+            for key in self._memory:
+                self._memory[key] = keep_where(goes_on, step.get(next_key(key)))
+        self.env.pack_rows(rows, batch)
+        return self._with_returns(batch) if self._sums_rewards else batch
+
+    @torch.no_grad()
+    def _act(self, rows: Any, t: int) -> TensorDictBase:
+        """Return one step's observation with what the policy carries and writes."""
+        step = self.env.seen_at(rows, t).set(IS_INIT, self._begins)
+        for key, value in self._memory.items():
+            step.set(key, value)
+        return self.policy(step)
+
+    def _empty_batch(self) -> TensorDict:
+        """Return a batch [E, T] for what the policy carries and writes."""
+        (n_envs,) = self.env.batch_size
+        batch = TensorDict({}, (n_envs, self.steps), device=self.env.device)
+        for key in self._kept:
+            one = self._written.get(key)
+            batch.set(key, one.new_empty(n_envs, self.steps, *one.shape[1:]))
+        return batch
+
+    def _with_returns(self, batch: TensorDict) -> TensorDict:
+        """Add what the team has earned since the reset, before and behind each step."""
+        rewards, done = batch.get(next_key(REWARD)), batch.get(next_key(DONE))  # [E, T, 1]
+        before, after = torch.empty_like(rewards), torch.empty_like(rewards)
+        returns = self._returns
+        for t in range(self.steps):
+            before[:, t, 0] = returns
+            returns = returns + rewards[:, t, 0]
+            after[:, t, 0] = returns
+            returns = returns.masked_fill(done[:, t, 0], 0)
+        self._returns = returns
+        return batch.set(EPISODE_REWARD, before).set(next_key(EPISODE_REWARD), after)
+
+    def update_policy_weights_(self) -> None:
+        """Do nothing: the policy that acts is the one that learns."""
+
+    def shutdown(self) -> None:
+        """Do nothing: no process was started."""
