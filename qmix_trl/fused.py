@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.envs import (
     Compose,
     EnvBase,
@@ -16,7 +17,6 @@ from torchrl.envs import (
 )
 
 from qmix_trl.envs.contract import RowsEnv
-from qmix_trl.functional import keep_where
 from qmix_trl.keys import ACTION, DONE, EPISODE_REWARD, IS_INIT, REWARD, next_key
 
 KNOWN_TRANSFORMS = (TensorDictPrimer, RewardSum)
@@ -80,12 +80,11 @@ class FusedCollector:
         observed = env.observation_spec.keys(True, True)
         carried = [key[1:] for key in policy.out_keys if key[0] == "next"]
         self._zero_memory = {k: env.observation_spec[k].zero() for k in carried if k in observed}
-        self._kept = [IS_INIT, *self._zero_memory, *policy.out_keys]
         self._sums_rewards = any(isinstance(t, RewardSum) for t in transforms)
         self._begin()
         # Once to see what the policy writes, as TorchRL's collector does: the random numbers that
         # this takes are the same.
-        self._written = self._act(self.env.begin_rows(1), 0).select(*self._kept)
+        self._written = self._act(self.env.begin_rows(1), 0, self._memory)
 
     def _begin(self) -> None:
         """Reset all environments, and what is carried from step to step."""
@@ -104,47 +103,53 @@ class FusedCollector:
     def collect(self) -> TensorDictBase:
         """Return the next batch [E, T]."""
         rows = self.env.begin_rows(self.steps)
-        batch = self._empty_batch()
+        begins = self._begins.new_empty(self.steps, *self._begins.shape)  # [T, E, 1]
+        memory = {key: self._empty(key, self.steps + 1) for key in self._memory}
+        written = {key: self._empty(key, self.steps) for key in self.policy.out_keys}
+        for key, sequence in memory.items():
+            sequence[0] = self._memory[key]
         for t in range(self.steps):
-            step = self._act(rows, t)
-            for key in self._kept:
-                batch.get(key)[:, t] = step.get(key)
+            begins[t] = self._begins
+            step = self._act(rows, t, {key: sequence[t] for key, sequence in memory.items()})
+            for key, sequence in written.items():
+                sequence[t] = step.get(key)
             done = self.env.step_rows(rows, t, step.get(ACTION))  # [E, 1]
             self._begins = done if self.env.reset_when_done else torch.zeros_like(done)
-            goes_on = ~done[:, 0]
-            for key in self._memory:
-                self._memory[key] = keep_where(goes_on, step.get(next_key(key)))
+            for key, sequence in memory.items():
+                sequence[t + 1] = step.get(next_key(key))
+                sequence[t + 1].masked_fill_(done.view(-1, *[1] * (sequence.dim() - 2)), 0)
+        self._memory = {key: sequence[-1] for key, sequence in memory.items()}
+        carried = {key: sequence[:-1] for key, sequence in memory.items()}
+        batch = TensorDict({}, (*self.env.batch_size, self.steps), device=self.env.device)
+        for key, sequence in (carried | written | {IS_INIT: begins}).items():
+            batch.set(key, sequence.transpose(0, 1))
         self.env.pack_rows(rows, batch)
         return self._with_returns(batch) if self._sums_rewards else batch
 
     @torch.no_grad()
-    def _act(self, rows: Any, t: int) -> TensorDictBase:
-        """Return one step's observation with what the policy carries and writes."""
+    def _act(self, rows: Any, t: int, memory: dict) -> TensorDictBase:
+        """Return one step's observation with what the policy reads and writes."""
         step = self.env.seen_at(rows, t).set(IS_INIT, self._begins)
-        for key, value in self._memory.items():
+        for key, value in memory.items():
             step.set(key, value)
         return self.policy(step)
 
-    def _empty_batch(self) -> TensorDict:
-        """Return a batch [E, T] for what the policy carries and writes."""
-        (n_envs,) = self.env.batch_size
-        batch = TensorDict({}, (n_envs, self.steps), device=self.env.device)
-        for key in self._kept:
-            one = self._written.get(key)
-            batch.set(key, one.new_empty(n_envs, self.steps, *one.shape[1:]))
-        return batch
+    def _empty(self, key: tuple | str, n_steps: int) -> Tensor:
+        """Return room for an entry of the policy's in so many steps: [n_steps, E, ..].
+
+        Time comes first, so that a step is written in one piece.
+        """
+        one = self._written.get(key)
+        return one.new_empty(n_steps, *one.shape)
 
     def _with_returns(self, batch: TensorDict) -> TensorDict:
         """Add what the team has earned since the reset, before and behind each step."""
         rewards, done = batch.get(next_key(REWARD)), batch.get(next_key(DONE))  # [E, T, 1]
         before, after = torch.empty_like(rewards), torch.empty_like(rewards)
-        returns = self._returns
         for t in range(self.steps):
-            before[:, t, 0] = returns
-            returns = returns + rewards[:, t, 0]
-            after[:, t, 0] = returns
-            returns = returns.masked_fill(done[:, t, 0], 0)
-        self._returns = returns
+            before[:, t, 0] = self._returns
+            after[:, t, 0] = self._returns + rewards[:, t, 0]
+            self._returns = after[:, t, 0].masked_fill(done[:, t, 0], 0)
         return batch.set(EPISODE_REWARD, before).set(next_key(EPISODE_REWARD), after)
 
     def update_policy_weights_(self) -> None:
