@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.collectors import Collector
 from torchrl.data import TensorDictReplayBuffer
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, TransformedEnv
 
 from qmix_trl import (
     AGENTS,
@@ -68,6 +68,15 @@ def build_env(
     """Return the configured environment, with another number of copies and another seed."""
     arguments = {**settings(config.env), "n_envs": n_envs, "seed": seed}
     return make_env(**arguments, device=device, reset_when_done=reset_when_done)
+
+
+def engine_line(env: EnvBase) -> str:
+    """Say what steps an environment, and why nothing faster does."""
+    base = env.base_env if isinstance(env, TransformedEnv) else env
+    if not hasattr(base, "engine"):
+        return f"stepped by {type(base).__name__}"
+    reasons = "".join(f"; no {name}: {why}" for name, why in base.passed_over.items())
+    return f"stepped by the engine {base.engine.name}{reasons}"
 
 
 def build_agent(config: RunConfig, dims: EnvDims, device: torch.device) -> TensorDictModuleBase:

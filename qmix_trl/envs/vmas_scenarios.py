@@ -3,6 +3,7 @@
 import ast
 import inspect
 
+import torch
 import vmas
 from vmas.scenarios import load
 from vmas.simulator.scenario import BaseScenario
@@ -55,3 +56,10 @@ def agent_groups(agent_names: list[str]) -> dict[str, list[int]]:
             return {"agents": list(range(len(agent_names)))}
         groups.setdefault(prefix, []).append(i)
     return {"agents": groups["agent"]} if list(groups) == ["agent"] else groups
+
+
+def first_group(name: str) -> str | None:
+    """Return the first of a scenario's groups of agents, None if there is only one."""
+    world = load_scenario(name).env_make_world(1, torch.device("cpu"))
+    groups = agent_groups([agent.name for agent in world.policy_agents])
+    return next(iter(groups)) if len(groups) > 1 else None

@@ -91,7 +91,7 @@ class Arithmetic:
         return as_array(np.frompyfunc(lambda a: self.program.cast(a, dtype), 1, 1)(x))
 
     def each(self, op: str, *xs: Any, of: str, to: str | None = None) -> Array:
-        """Apply an operation to arguments of type ``of``; it gives type ``to``, the same if None."""
+        """Apply an operation to arguments of type ``of``; it gives ``to``, the same if None."""
         arrays = [self.cast(x, of) for x in xs]
         function = np.frompyfunc(
             lambda *args: self.program.apply(op, *args, dtype=to or of), len(xs), 1

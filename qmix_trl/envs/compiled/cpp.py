@@ -11,6 +11,10 @@ from qmix_trl.envs.compiled.lower import Step
 from qmix_trl.envs.compiled.schedule import Guard, scheduled
 
 TYPES = {FLOAT: "vf", INT: "vi", BOOL: "vi", PAIR: "Pair"}
+PARAMETERS = (
+    "const vf *now, vf *then, const vi *action, const Draws &draws, "
+    "vf *seen, vf *agent_reward, vf *reward, vi *terminated"
+)
 # By operation and type of the result; {0} and so on are the arguments.
 FORMS = {
     "add": "({0} + {1})",
@@ -93,12 +97,8 @@ def function(step: Step) -> str:
             lines.extend(printer.guard(statement))
         else:
             lines.append(printer.definition(statement))
-    return (
-        "static void step(const vf *now, vf *then, const vi *action, const Draws &draws, vf *seen,\n"
-        "                 vf *agent_reward, vf *reward, vi *terminated) {\n  "
-        + "\n  ".join(lines)
-        + "\n}\n"
-    )
+    body = "\n  ".join(lines)
+    return f"static void step({PARAMETERS}) {{\n  {body}\n}}\n"
 
 
 def output_places(step: Step) -> list[tuple[str, str, Scalar]]:

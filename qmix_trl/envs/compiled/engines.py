@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
+from qmix_trl.envs.compiled.arrays import Unlowerable
 from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.build import NoCompiler, compiler
 from qmix_trl.envs.compiled.compile import Refused, check_engine, compiled_step
@@ -98,7 +99,7 @@ def inductor(s: Settings) -> Engine:
     try:
         engine = InductorEngine(simulation, s.layout, s.max_steps, s.seed)
         check_engine(engine, engine.graph, simulation)
-    except (Untraceable, Mismatch, TorchDynamoException) as error:
+    except (Untraceable, Unlowerable, Mismatch, TorchDynamoException) as error:
         raise Refused(one_line(error)) from error
     engine.seed(s.seed)
     return engine

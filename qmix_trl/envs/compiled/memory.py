@@ -29,7 +29,7 @@ OPAQUE = (
 )
 # Packages whose objects hold no state of a simulation.
 FOREIGN = {"gym", "gymnasium", "numpy", "threading", "pyglet", "builtins", "logging", "random"}
-DRAWING = ("render", "viewer", "visible_display", "headless", "text_lines", "_seed", "color")
+DRAWING = ("render", "viewer", "visible_display", "headless", "text_lines", "_seed")
 N_PROBES = 8  # resets and steps after which a value that never changed counts as constant
 
 
@@ -220,19 +220,21 @@ def find_state(simulator: Environment, step: Callable[[], None]) -> StatePaths:
     by_steps, by_resets = set(), set()
     step()
     memory = walk(simulator)
+    kept = []
     for _ in range(N_PROBES):
         reset = run(lambda: simulator.reset(return_observations=False), memory)
         by_resets |= differing(memory, reset)
         stepped = run(step, reset)
         memory = run(step, stepped)
         by_steps |= differing(reset, stepped) | differing(stepped, memory)
+        kept += [reset, memory]
     by_resets -= by_steps
     tensors = tuple(path for path in memory.slots if path in changed)
     floats = tuple(p for p in memory.floats if p in by_resets | by_steps)
     return StatePaths(
         tensors=tensors,
         floats=floats,
-        aliases=_aliases(tensors, reset, memory),
+        aliases=_aliases(tensors, kept),
         choices=tuple(sorted(by_resets - set(floats))),
         fleeting=tuple(sorted(by_steps - set(floats))),
     )
@@ -244,18 +246,15 @@ def differing(a: Memory, b: Memory) -> set[str]:
     return {p for p in paths if not any(word in p for word in DRAWING)}
 
 
-def _aliases(paths: tuple[str, ...], *memories: Memory) -> dict[str, str]:
-    """Return which paths hold the tensor of an earlier path in all of the memories."""
+def _aliases(paths: tuple[str, ...], memories: list[Memory]) -> dict[str, str]:
+    """Return which paths hold the tensor of one earlier path in all of the memories."""
     firsts = []
     for memory in memories:
         first: dict[int, str] = {}
         held = {path: memory.slots[path].value for path in paths if path in memory.slots}
         firsts.append({path: first.setdefault(id(t), path) for path, t in held.items()})
-    return {
-        path: firsts[0][path]
-        for path in paths
-        if all(f.get(path, path) != path for f in firsts) and len({f[path] for f in firsts}) == 1
-    }
+    always = {path: {first.get(path, path) for first in firsts} for path in paths}
+    return {path: next(iter(of)) for path, of in always.items() if len(of) == 1 and path not in of}
 
 
 def snapshot(simulator: Environment) -> dict[str, Tensor]:

@@ -130,7 +130,9 @@ def read_rows(simulator: Environment, rows: list[Row], choice: int) -> Tensor:
 def _value(memory: Memory, path: str, choice: int, device: torch.device) -> Tensor:
     if path == CHOICE:
         return torch.tensor([choice], device=device)
-    slot = memory.slots.get(path) or memory.floats[path]
+    slot = memory.slots.get(path) or memory.floats.get(path)
+    if slot is None:
+        raise Unlowerable(f"a state that is not always there: {path}")
     return torch.as_tensor(slot.value, device=device)
 
 

@@ -83,15 +83,27 @@ def variants(simulation: VmasSimulation) -> list[StepGraph]:
         if chosen in graphs:
             continue
         graphs[chosen] = trace_step(simulation, paths)
-        codes = {graph.graph.code for graph in graphs.values()}
-        if len(graphs) == SAME_CHOICES and len(codes) == 1:
+        if len(graphs) == SAME_CHOICES and all_same(list(graphs.values())):
             break
         if len(graphs) > MOST_CHOICES:
             raise Untraceable(
                 f"its resets make more than {MOST_CHOICES} choices in Python: {paths.choices[0]}"
             )
     traced = list(graphs.values())
-    return traced if len({graph.graph.code for graph in traced}) > 1 else traced[:1]
+    return traced[:1] if all_same(traced) else traced
+
+
+def all_same(graphs: list[StepGraph]) -> bool:
+    """Say whether graphs are the same, constants included."""
+    first, *others = graphs
+    constants = dict(first.graph.named_buffers())
+    for other in others:
+        theirs = dict(other.graph.named_buffers())
+        if other.graph.code != first.graph.code or theirs.keys() != constants.keys():
+            return False
+        if any(not torch.equal(value, theirs[name]) for name, value in constants.items()):
+            return False
+    return True
 
 
 def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:

@@ -1,0 +1,467 @@
+"""Engines beside VMAS and beside each other: steps, resets, state, and what they do without."""
+
+import gc
+import resource
+import subprocess
+import sys
+from contextlib import nullcontext
+
+import pytest
+import torch
+from scipy.stats import ks_2samp
+from torchrl.envs import RewardSum, check_env_specs
+from vmas.simulator.core import Agent, Sphere, World
+from vmas.simulator.scenario import BaseScenario
+
+from qmix_trl import (
+    AGENTS,
+    EpsilonGreedyAction,
+    env_dims,
+    make_collector,
+    make_env,
+    make_policy,
+    with_memory,
+)
+from qmix_trl.envs.compiled import build, cpp, engines
+from qmix_trl.envs.compiled.buffers import Buffers
+from qmix_trl.envs.compiled.pure import static_collisions
+from qmix_trl.envs.compiled.rows import read_rows
+from qmix_trl.envs.vmas_simulation import VmasSimulation
+from qmix_trl.errors import ConfigError
+from qmix_trl.keys import EPISODE_REWARD, MASK, OBSERVATION, REWARD
+from qmix_trl.policy import RandomPolicy
+
+try:
+    build.compiler()
+except build.NoCompiler as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+# Contacts, joints' absence and presence, lidars, spawning in a step, noise, communication,
+# several groups, choices and masses that resets draw.
+SCENARIOS = {
+    "balance": None,
+    "transport": None,
+    "dispersion": None,
+    "simple_spread": None,
+    "navigation": None,
+    "discovery": None,
+    "dropout": None,
+    "wheel": None,
+    "goal": None,
+    "drone": None,
+    "het_mass": None,
+    "wind_flocking": None,
+    "simple_reference": None,
+    "simple_adversary": "adversary",
+    "simple_crypto": "eve",
+    "line_trajectory": None,
+}
+CPU = torch.device("cpu")
+
+
+def env_of(scenario="balance", **settings):
+    """Return a small environment; ``settings`` replace its own."""
+    settings = {
+        "n_envs": 8,
+        "max_steps": 20,
+        "state": "world",
+        "team_reward": "mean",
+        "seed": 0,
+        "engine": "kernel",
+        "group": SCENARIOS.get(scenario) if isinstance(scenario, str) else None,
+        **settings,
+    }
+    return make_env("vmas", scenario=scenario, **settings)
+
+
+def actions(env, n_steps, *, seed=0):
+    """Return random actions int64 [E, T, N]."""
+    dims, generator = env_dims(env), torch.Generator().manual_seed(seed)
+    shape = (env.batch_size[0], n_steps, dims.n_agents)
+    return torch.randint(dims.n_actions, shape, generator=generator)
+
+
+def rollout(env, n_steps, *, seed=0):
+    """Return rows of so many random steps."""
+    rows = env.begin_rows(n_steps)
+    rows.action.copy_(actions(env, n_steps, seed=seed))
+    env.engine.advance(rows, 0, n_steps, reset_when_done=True)
+    env.seen.copy_(rows.seen[:, -1])
+    return rows
+
+
+def simulation_of(env, n_envs, seed):
+    """Return unmodified VMAS of an environment's task."""
+    return VmasSimulation(env.engine.fresh.simulation.task, n_envs, seed, CPU)
+
+
+# ------------------------------------------------------------------- steps beside VMAS
+
+DRAWS_IN_STEPS = ("discovery", "line_trajectory")  # a test of their own compares what is drawn
+
+
+@pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s not in DRAWS_IN_STEPS])
+def test_200_steps_are_those_of_vmas_from_equal_states(scenario):
+    env = env_of(scenario, n_envs=16, max_steps=10**6)
+    fresh, engine = env.engine.fresh, env.engine
+    vmas = simulation_of(env, 16, seed=5)
+    buffers = Buffers.empty(16, 1, engine.layout, CPU)
+    action = actions(env, 200)  # [E, T, N]
+    # VMAS decides for the whole batch whether two entities are near enough to collide; where those
+    # of no environment are, navigation leaves out a penalty. There, all that may collide do.
+    world = vmas.simulator.world
+    wrong = 0
+    for t in range(200):
+        broad_phase = static_collisions(world) if scenario == "navigation" else nullcontext()
+        if t % 50 == 0:
+            vmas.reset()
+        state = read_rows(vmas.simulator, fresh.step.rows, fresh.choice(vmas))
+        engine.jump(state, torch.tensor([0, t]))
+        buffers.action[:, 0] = action[:, t]
+        engine.advance(buffers, 0, 1, reset_when_done=False)
+        with broad_phase:
+            theirs = vmas.step(action[:, t])
+        for a, b in (
+            (buffers.seen[:, 1], engine.layout.pack(theirs.seen)),
+            (buffers.agent_reward[:, 0], theirs.agent_reward[..., 0]),
+            (buffers.reward, theirs.reward),
+            (buffers.terminated, theirs.terminated),
+        ):
+            close = torch.isclose(a.float(), b.float(), rtol=1e-4, atol=1e-3)
+            wrong += int((~close.flatten(1).all(1)).sum())
+    # Stiff contacts multiply a rounding beyond any fixed bound now and then.
+    assert wrong <= 4, f"{wrong} of 12,800 comparisons"
+
+
+def test_balance_is_bit_equal_to_vmas():
+    # What is seen of balance needs only operations that IEEE rounds, in VMAS's order, as long as
+    # nothing touches: contacts take exp, log, sin and cos, which are not selected then.
+    env = env_of(n_envs=16, max_steps=10**6)
+    engine, vmas = env.engine, simulation_of(env, 16, seed=5)
+    vmas.reset()
+    engine.jump(read_rows(vmas.simulator, engine.fresh.step.rows, 0), torch.tensor([0, 0]))
+    buffers = Buffers.empty(16, 1, engine.layout, CPU)
+    buffers.action[:, 0] = actions(env, 1)[:, 0]
+    engine.advance(buffers, 0, 1, reset_when_done=False)
+    theirs = vmas.step(buffers.action[:, 0])
+    assert torch.equal(buffers.seen[:, 1], engine.layout.pack(theirs.seen))
+
+
+def test_spawning_in_a_step_is_like_that_of_vmas():
+    # discovery: covered targets come back at a random place at a distance from all others.
+    env = env_of("discovery", n_envs=500, max_steps=10**6)
+    engine, vmas = env.engine, simulation_of(env, 500, seed=5)
+    vmas.reset()
+    agents, targets = vmas.simulator.agents, vmas.simulator.scenario._targets
+    for agent in agents[:2]:  # two agents on one target cover it
+        agent.set_pos(targets[0].state.pos.clone(), batch_index=None)
+    state = read_rows(vmas.simulator, engine.fresh.step.rows, 0)
+    buffers = Buffers.empty(500, 2, engine.layout, CPU)  # no forces
+    engine.jump(state, torch.tensor([0, 0]))
+    engine.advance(buffers, 0, 2, reset_when_done=False)
+    for _ in range(2):
+        vmas.step(buffers.action[:, 0])
+    place = vmas.simulator.world.entities.index(targets[0]) * 6  # of position, in the state
+    ours = engine.layout.state(buffers.seen[:, 2])[:, place : place + 2]
+    theirs = targets[0].state.pos
+    moved = (theirs - state_position(state, engine, targets[0])).norm(dim=-1) > 1e-6
+    assert moved.all()
+    for axis in range(2):
+        assert ks_2samp(ours[:, axis].numpy(), theirs[:, axis].numpy()).pvalue > 1e-3
+
+
+def state_position(state, engine, entity):
+    """Return an entity's position in a state [E, K]: float [E, 2]."""
+    path = f"<{entity.name}>._state._pos"
+    columns = [k for k, row in enumerate(engine.fresh.step.rows) if row.path == path]
+    return state[:, columns]
+
+
+# ----------------------------------------------------------------------------- resets
+
+
+@pytest.mark.parametrize(("scenario", "shared"), [("balance", False), ("give_way", True)])
+def test_fresh_states_are_distributed_as_vmas_resets_them_one_by_one(scenario, shared):
+    env = env_of(scenario, n_envs=200)
+    fresh = env.engine.fresh
+    assert fresh.step.shared is shared
+    vmas = simulation_of(env, 4, seed=5)
+    rows, theirs = fresh.step.rows, []
+    for _ in range(100):
+        for i in range(4):
+            vmas.reset_at(i)
+        theirs.append(read_rows(vmas.simulator, rows, 0))
+    theirs = torch.cat(theirs)  # [400, K]
+    ours = fresh.pool[:, : len(rows)]
+    compared = 0
+    for k, row in enumerate(rows):
+        if row.dtype == "f" and theirs[:, k].std() > 1e-6:
+            compared += 1
+            assert ks_2samp(ours[:, k].numpy(), theirs[:, k].numpy()).pvalue > 1e-4, row.path
+    assert compared >= 4
+
+
+def test_no_environment_meets_a_fresh_state_twice():
+    fresh = env_of(n_envs=8).engine.fresh
+    fresh.pool[:, 0] = torch.arange(len(fresh.pool))
+    met = [fresh.rows_for(torch.full((8,), r))[:, 0] for r in range(len(fresh.pool))]
+    for numbers in torch.stack(met, 1).tolist():
+        assert len(set(numbers)) == len(fresh.pool)
+
+
+def test_kernel_takes_the_rows_that_the_pool_names():
+    env = env_of(n_envs=8, max_steps=3)
+    fresh = env.engine.fresh
+    env.engine.fresh.taken = -(10**9)  # not renewed
+    env.reset()
+    expected = fresh.rows_for(torch.zeros(8, dtype=torch.int64))[:, len(fresh.step.rows) :]
+    assert torch.equal(env.seen, expected)
+    rows = rollout(env, 7)
+    for r, t in ((1, 3), (2, 6)):
+        expected = fresh.rows_for(torch.full((8,), r))[:, len(fresh.step.rows) :]
+        assert torch.equal(rows.seen[:, t], expected)
+
+
+@pytest.mark.parametrize("engine", ["kernel", "eager"])
+def test_the_true_last_observation_is_kept(engine):
+    env = env_of(n_envs=8, max_steps=5, engine=engine)
+    env.reset()
+    start = env.simulation_state()
+    rows = rollout(env, 5)
+    env.load_simulation_state(start)
+    unbroken = env.begin_rows(5)
+    unbroken.action.copy_(rows.action)
+    env.engine.advance(unbroken, 0, 5, reset_when_done=False)
+    assert rows.done[:, 4].all()
+    assert torch.equal(rows.next_seen[:, 4], unbroken.seen[:, 5])
+    assert not torch.equal(rows.seen[:, 5], unbroken.seen[:, 5])
+
+
+def test_a_masked_reset_of_vmas_leaves_the_others_alone():
+    env = env_of("navigation", n_envs=6, engine="eager")
+    env.reset()
+    rollout(env, 3)
+    before = env.engine.state()
+    mask = torch.tensor([True, False, True, False, False, True])
+    env.engine.reset(mask, env.seen)
+    after = env.engine.state()
+    changed = 0
+    for path, value in before.items():
+        if path.startswith("vmas <") and value.shape[:1] == (6,):
+            assert torch.equal(value[~mask], after[path][~mask]), path
+            changed += int((value[mask] != after[path][mask]).any())
+    assert changed > 4
+
+
+# -------------------------------------------------------------------- seeds and state
+
+
+@pytest.mark.parametrize("scenario", ["balance", "discovery", "line_trajectory"])
+def test_the_seed_reproduces(scenario):
+    first, again, other = (env_of(scenario, seed=seed) for seed in (3, 3, 4))
+    seen = []
+    for env in (first, again, other):
+        env.reset()
+        seen.append(rollout(env, 50).seen)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+    other.set_seed(3)
+    other.reset()
+    first.set_seed(3)
+    first.reset()
+    assert torch.equal(rollout(first, 30).seen, rollout(other, 30).seen)
+
+
+@pytest.mark.parametrize("engine", ["kernel", "eager"])
+@pytest.mark.parametrize("scenario", ["balance", "discovery", "het_mass", "simple_reference"])
+def test_state_out_and_in_again_goes_on_bit_for_bit(scenario, engine):
+    env, other = env_of(scenario, engine=engine), env_of(scenario, engine=engine, seed=9)
+    env.reset()
+    rollout(env, 33)
+    state = env.simulation_state()
+    expected = rollout(env, 60, seed=1)
+    other.reset()
+    rollout(other, 7)
+    other.load_simulation_state(state)
+    got = rollout(other, 60, seed=1)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    for part in ("seen", "next_seen", "agent_reward", "reward", "terminated", "done"):
+        assert torch.equal(getattr(got, part), getattr(expected, part)), part
+
+
+# -------------------------------------------------------------------- the environment
+
+
+@pytest.mark.parametrize("scenario", ["balance", "simple_adversary"])
+def test_specs_are_kept(scenario):
+    env = env_of(scenario, max_steps=3)
+    assert env.engine.name == "kernel"
+    check_env_specs(env)
+
+
+def test_state_of_observations_is_the_teams_side_by_side():
+    env = env_of(state="observations")
+    step = env.reset()
+    assert torch.equal(step["state"], step[OBSERVATION].flatten(1))
+
+
+def test_threads_change_nothing():
+    seen = []
+    for n in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(n)
+        env = env_of(n_envs=100)
+        env.reset()
+        seen.append(rollout(env, 40).seen)
+        torch.set_num_threads(before)
+    assert torch.equal(*seen)
+
+
+class OwnScenario(BaseScenario):
+    """One agent that is to go to the origin; it may look at its reward in Python."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.branches = kwargs.pop("branches", False)
+        world = World(batch_dim, device)
+        world.add_agent(Agent("walker_0", shape=Sphere(0.05)))
+        return world
+
+    def reset_world_at(self, env_index=None):
+        pos = torch.zeros(1 if env_index is not None else self.world.batch_dim, 2).uniform_(-1, 1)
+        self.world.agents[0].set_pos(pos, batch_index=env_index)
+
+    def observation(self, agent):
+        return agent.state.pos
+
+    def reward(self, agent):
+        distance = agent.state.pos.norm(dim=-1)
+        if self.branches and distance.max() > 1:
+            return -2 * distance
+        return -distance
+
+
+def test_a_scenario_of_ones_own_is_compiled():
+    env = env_of(OwnScenario(), engine="auto")
+    assert (env.engine.name, env.passed_over) == ("kernel", {})
+    env.reset()
+    rows = rollout(env, 10)
+    position = env.engine.layout.observation(rows.next_seen)[:, :, 0]
+    assert torch.allclose(rows.reward, -position.norm(dim=-1), atol=1e-6)
+
+
+def test_a_step_that_branches_on_tensors_runs_on_vmas_itself():
+    env = env_of(OwnScenario(), engine="auto", scenario_kwargs={"branches": True})
+    assert env.engine.name == "eager"
+    assert "depends on tensors at test_engines.py" in env.passed_over["kernel"]
+    env.reset()
+    rollout(env, 3)
+
+
+def test_an_engine_that_is_asked_for_and_cannot_is_an_error():
+    with pytest.raises(ConfigError, match=r"env\.engine: .* does not run on kernel: .*branches"):
+        env_of(OwnScenario(), engine="kernel", scenario_kwargs={"branches": True})
+
+
+def test_a_wrong_kernel_does_not_pass_the_gate(monkeypatch):
+    monkeypatch.setitem(cpp.FORMS, "sub", "({1} - {0})")
+    env = env_of(OwnScenario(), engine="auto", scenario_kwargs={"branches": 0})
+    assert env.engine.name == "inductor"
+    assert "its step differs from VMAS's" in env.passed_over["kernel"]
+
+
+def test_without_a_compiler_vmas_itself_steps_and_the_reason_says_what_to_install(monkeypatch):
+    def none():
+        raise build.NoCompiler("no C++ compiler was found; install one (apt install g++)")
+
+    monkeypatch.setattr(engines, "compiler", none)
+    monkeypatch.setattr("qmix_trl.envs.compiled.compile.toolchain", none)
+    env = env_of(engine="auto")
+    assert env.engine.name == "eager"
+    assert all("apt install g++" in why for why in env.passed_over.values())
+    env.reset()
+    rollout(env, 3)
+
+
+# ---------------------------------------------------------------- collection and memory
+
+
+def collector_of(kind, engine, rows, agent_kind):
+    """Return a collector of a few batches, and what its policy draws from new."""
+    torch.manual_seed(0)
+    env = env_of(n_envs=4, max_steps=10, engine=engine, reset_when_done=rows == "slices")
+    dims = env_dims(env)
+    agent = AGENTS[agent_kind](dims.n_agents, dims.observation_dim, dims.n_actions)
+    env = with_memory(env, agent)
+    env.append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
+    policy = make_policy(agent, EpsilonGreedyAction(0.5, 0.5, 0, seed=0))
+    return make_collector(env, policy, rows=rows, steps=12, n_batches=4, collector=kind)
+
+
+@pytest.mark.parametrize("agent_kind", ["recurrent", "feedforward"])
+@pytest.mark.parametrize("rows", ["slices", "episodes"])
+@pytest.mark.parametrize("engine", ["kernel", "eager"])
+def test_fused_batches_are_those_of_torchrls_collector(engine, rows, agent_kind):
+    stock = [b.clone() for b in collector_of("stock", engine, rows, agent_kind)]
+    fused = list(collector_of("fused", engine, rows, agent_kind))
+    assert len(stock) == len(fused) == 4
+    for a, b in zip(stock, fused, strict=True):
+        a = a.exclude(("collector", "traj_ids"))
+        assert set(a.keys(True, True)) == set(b.keys(True, True))
+        valid = a[MASK]
+        for key in a.keys(True, True):
+            assert a[key].dtype == b[key].dtype, key
+            assert torch.equal(a[key][valid], b[key][valid]), key
+
+
+def test_batches_own_their_memory():
+    first, second, *_ = collector_of("fused", "kernel", "slices", "recurrent")
+    before = first.clone()
+    second.zero_()
+    assert (first == before).all()
+
+
+def test_fused_collection_wants_an_environment_that_steps_rows():
+    env = with_memory(
+        make_env("games", scenario="two_step", n_envs=2, max_steps=2, state="world", seed=0),
+        AGENTS["recurrent"](2, 3, 2),
+    )
+    policy = RandomPolicy(2, seed=0)
+    with pytest.raises(ValueError, match="FusedCollector: GameTeam"):
+        make_collector(env, policy, rows="slices", steps=2, n_batches=1, collector="fused")
+
+
+def test_a_thousand_rollouts_leak_nothing():
+    env = env_of(n_envs=256)
+    env.reset()
+    for _ in range(50):
+        rollout(env, 10)
+    gc.collect()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+    for _ in range(1000):
+        rollout(env, 10)
+    # A row of buffers is 1.4 MB: leaking one a rollout would be 1.4 GB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000
+
+
+PEAK = """
+import resource, sys, torch
+from qmix_trl import make_env
+env = make_env("vmas", scenario="navigation", n_envs=4096, max_steps=20, state="world",
+               team_reward="mean", seed=0, engine=sys.argv[1])
+start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+env.reset()
+rows = env.begin_rows(10)
+for _ in range(3):
+    env.engine.advance(rows, 0, 10, reset_when_done=True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_at_4096_environments_is_within_twice_that_of_vmas():
+    env_of("navigation")  # built before it is measured
+    peaks = []
+    for engine in ("kernel", "eager"):
+        command = [sys.executable, "-W", "ignore", "-c", PEAK, engine]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+    assert peaks[0] < 2 * peaks[1]
