@@ -26,6 +26,7 @@ from qmix_trl.envs.compiled.rows import (
     rows_from_json,
     state_rows,
 )
+from qmix_trl.envs.compiled.schedule import live
 from qmix_trl.envs.compiled.trace import TRACE_ENVS, StepGraph, variants
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
@@ -33,8 +34,19 @@ LIBRARY = "step.so"
 NO_LIMIT = 2**31 - 1
 
 
+MOST_EXPRESSIONS = 60_000  # of a step; compilers take minutes for more
+
+
 class Refused(Exception):
-    """A task has no compiled step; says why in one line."""
+    """A task has no compiled step; says why in one line.
+
+    Attributes:
+        n_nodes: of the traced graph, None if the step could not be traced.
+    """
+
+    def __init__(self, reason: str, n_nodes: int | None = None) -> None:
+        super().__init__(reason)
+        self.n_nodes = n_nodes
 
 
 class Checked(Protocol):
@@ -69,7 +81,7 @@ def compiled_step(task: Task) -> CompiledStep:
 
 def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
     if "refused" in notes:
-        raise Refused(notes["refused"])
+        raise Refused(notes["refused"], notes["n_nodes"])
     return CompiledStep(
         library=place / LIBRARY,
         rows=rows_from_json(notes["rows"]),
@@ -83,26 +95,32 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
 
 def _make(task: Task, place: Path) -> dict[str, Any]:
     """Write a task's library to a folder; return notes, why there is none among them."""
-    try:
-        return _built(task, place)
-    except (Untraceable, Unlowerable, BuildFailed, Mismatch) as error:
-        return {"refused": " ".join(str(error).split())}
-
-
-def _built(task: Task, place: Path) -> dict[str, Any]:
-    simulation = VmasSimulation(task, TRACE_ENVS, 0, torch.device("cpu"))
-    seconds = {}
+    simulation, n_nodes = VmasSimulation(task, TRACE_ENVS, 0, torch.device("cpu")), None
     begin = time.perf_counter()
+    try:
+        graphs = variants(simulation)
+        n_nodes = len(graphs[0].graph.graph.nodes)
+        traced = {"trace": round(time.perf_counter() - begin, 2)}
+        return _built(simulation, graphs, place, traced)
+    except (Untraceable, Unlowerable, BuildFailed, Mismatch) as error:
+        return {"refused": " ".join(str(error).split()), "n_nodes": n_nodes}
+
+
+def _built(
+    simulation: VmasSimulation, graphs: list[StepGraph], place: Path, seconds: dict[str, float]
+) -> dict[str, Any]:
+    task, begin = simulation.task, time.perf_counter()
 
     def lap(part: str) -> None:
         nonlocal begin
         now = time.perf_counter()
         seconds[part], begin = round(now - begin, 2), now
 
-    graphs = variants(simulation)
-    lap("trace")
     step = lower(graphs, state_is_observations=task.state == "observations")
     rows = state_rows(graphs[0], step)
+    n = len(live(step.outputs))
+    if n > MOST_EXPRESSIONS:
+        raise Unlowerable(f"its step has {n:,} operations, more than {MOST_EXPRESSIONS:,}")
     lap("lower")
     text = source(step)
     lap("print")

@@ -14,7 +14,7 @@ from qmix_trl.envs.compiled.build import NoCompiler, compiler
 from qmix_trl.envs.compiled.compile import Refused, check_engine, compiled_step
 from qmix_trl.envs.compiled.eager import EagerEngine
 from qmix_trl.envs.compiled.gate import Mismatch
-from qmix_trl.envs.compiled.inductor import InductorEngine
+from qmix_trl.envs.compiled.inductor import MOST_NODES, InductorEngine
 from qmix_trl.envs.compiled.kernel import KernelEngine
 from qmix_trl.envs.compiled.pool import FreshStates
 from qmix_trl.envs.compiled.pure import Untraceable
@@ -95,6 +95,7 @@ def inductor(s: Settings) -> Engine:
     if s.device.type != "cpu":
         raise Refused(f"there is no inductor engine for {s.device.type}")
     compiler()
+    check_size(s.task)
     simulation = VmasSimulation(s.task, s.n_envs, 0, s.device)
     try:
         engine = InductorEngine(simulation, s.layout, s.max_steps, s.seed)
@@ -103,6 +104,23 @@ def inductor(s: Settings) -> Engine:
         raise Refused(one_line(error)) from error
     engine.seed(s.seed)
     return engine
+
+
+def check_size(task: Task) -> None:
+    """Refuse a task whose trace is known to fail, or to be too large for inductor.
+
+    Raises:
+        Refused: if it is.
+    """
+    try:
+        compiled_step(task)
+    except Refused as error:
+        if error.n_nodes is None:
+            raise
+        if error.n_nodes > MOST_NODES:
+            raise Refused(
+                f"its traced step has {error.n_nodes:,} operations, more than {MOST_NODES:,}"
+            ) from error
 
 
 def eager(s: Settings) -> Engine:

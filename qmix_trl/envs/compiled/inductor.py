@@ -26,7 +26,7 @@ class InductorEngine:
         seed: of the random streams.
 
     Raises:
-        Untraceable: if the step is no pure function of tensors, or a very large one.
+        Untraceable: if the step is no pure function of tensors.
     """
 
     name = "inductor"
@@ -113,17 +113,14 @@ class InductorEngine:
 
 
 def traced(simulation: VmasSimulation) -> StepGraph:
-    """Return the graph of a step of so many environments as the simulation has.
+    """Return the graph of a step of as many environments as the simulation has.
 
     Raises:
-        Untraceable: if there is none that inductor compiles in reasonable time.
+        Untraceable: if there is none, or one for each choice of resets.
     """
     graphs = variants(simulation)
-    n_nodes = len(graphs[0].graph.graph.nodes)
     if len(graphs) > 1:
         raise Untraceable("its resets make choices in Python")
-    if n_nodes > MOST_NODES:
-        raise Untraceable(f"its step has {n_nodes:,} operations, more than {MOST_NODES:,}")
     return graphs[0]
 
 

@@ -49,11 +49,18 @@ def mask_and_rest(index: Any) -> tuple[Tensor | None, tuple]:
 
 
 class MaskMode(TorchFunctionMode):
-    """Turns masked reads and writes into ``where``, and decides branches on constants."""
+    """Turns masked reads and writes into ``where``, and decides branches on constants.
+
+    Attributes:
+        calls: how many functions of torch were called.
+    """
+
+    calls = 0
 
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        self.calls += 1
         if function is Tensor.__getitem__:
             mask, rest = mask_and_rest(args[1])
             if mask is not None:

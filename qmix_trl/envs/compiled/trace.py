@@ -47,6 +47,7 @@ N_RESULTS = 5  # in front of the next state
 CHOICE_RESETS = 200  # in which every choice of resets should appear
 SAME_CHOICES = 3  # if steps are the same for so many choices, they are for all
 MOST_CHOICES = 12
+MOST_CALLS = 40_000  # of torch in a step
 
 
 def random_step(simulation: VmasSimulation) -> Callable[[], None]:
@@ -182,7 +183,7 @@ def count_draws(
     """Return what a step draws, in order.
 
     Raises:
-        Untraceable: if it draws something that is not of every environment's own.
+        Untraceable: if it draws something that is not of every environment's own, or is too long.
     """
     draws: list[Draw] = []
 
@@ -192,6 +193,11 @@ def count_draws(
         draws.append(Draw(kind, shape[1:]))
         return torch.zeros(shape)
 
-    with torch.no_grad(), static_collisions(simulation.simulator.world), MaskMode():
+    with torch.no_grad(), static_collisions(simulation.simulator.world), MaskMode() as mode:
         run_step(simulation, paths, state, action, key, count)
+    if mode.calls > MOST_CALLS:
+        raise Untraceable(
+            f"its step calls torch {mode.calls:,} times, more than {MOST_CALLS:,}: tracing would "
+            "take minutes"
+        )
     return draws
