@@ -19,6 +19,10 @@ from qmix_trl.envs.compiled.expressions import BOOL, FLOAT, INT, Expression, Pro
 Array = np.ndarray  # of expressions and constants
 
 
+# What an operation on numbers is on booleans.
+OF_BOOLEANS = {"add": "or", "mul": "and", "minimum": "and", "maximum": "or"}
+
+
 class Unlowerable(Exception):
     """An operation has no form for one environment; says which."""
 
@@ -69,7 +73,7 @@ class Arithmetic:
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return a shape of the graph with the batch taken out."""
-        return tuple(n // self.batch if n and n % self.batch == 0 else n for n in shape)
+        return tuple(n // self.batch if self.is_batch(n) else n for n in shape)
 
     def dtype(self) -> str:
         return dtype_letter(self.meta().dtype)
@@ -100,9 +104,7 @@ class Arithmetic:
 
     def arithmetic(self, op: str, *xs: Any) -> Array:
         dtype = self.dtype()
-        if dtype == BOOL:
-            op = {"add": "or", "mul": "and"}[op]
-        return self.each(op, *xs, of=dtype)
+        return self.each(OF_BOOLEANS.get(op, op) if dtype == BOOL else op, *xs, of=dtype)
 
     def compare(self, op: str, a: Any, b: Any) -> Array:
         kinds = [self.arg_dtype(0), self.arg_dtype(1)]
@@ -114,10 +116,27 @@ class Arithmetic:
     def fold(self, op: str, x: Array, axes: Sequence[int], keepdim: bool, dtype: str) -> Array:
         """Reduce over axes by an operation of two arguments, from the left."""
         x = self.cast(x, dtype)
+        op = OF_BOOLEANS.get(op, op) if dtype == BOOL else op
+        if any(x.shape[axis] == 0 for axis in axes):
+            raise Unlowerable(f"{self.node.target} of nothing")
         function = np.frompyfunc(lambda a, b: self.program.apply(op, a, b, dtype=dtype), 2, 1)
         for axis in sorted(axes, reverse=True):
             x = as_array(function.reduce(x, axis=axis, keepdims=keepdim))
         return x
+
+    def is_batch(self, size: int) -> bool:
+        """Say whether an axis of this size in the graph holds the environments."""
+        return size > 0 and size % self.batch == 0
+
+    def refuse_batch(self, dim: int, what: str) -> None:
+        """Refuse an operation along an axis of the first argument that holds the environments.
+
+        Raises:
+            Unlowerable: if it does; ``what`` says what was asked for.
+        """
+        shape = self.node.args[0].meta["val"].shape
+        if shape and self.is_batch(shape[dim]):
+            raise Unlowerable(what)
 
     def axes(self, dims: int | Sequence[int] | None) -> list[int]:
         """Return axes of the first argument, none of which may be the batch."""
@@ -126,13 +145,13 @@ class Arithmetic:
             dims = range(len(shape))
         axes = [dim % max(1, len(shape)) for dim in ([dims] if isinstance(dims, int) else dims)]
         for axis in axes:
-            if shape and shape[axis] and shape[axis] % self.batch == 0:
+            if shape and self.is_batch(shape[axis]):
                 raise Unlowerable(f"{self.node.target} over the environments")
         return axes if shape else []
 
     def first_index(self, op: str, x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
         """Return the least (or greatest) along an axis and its index."""
-        dtype = self.arg_dtype(0)
+        dtype = INT if self.arg_dtype(0) == BOOL else self.arg_dtype(0)
         (axis,) = self.axes(dim)
         parts = [self.cast(part, dtype) for part in unstacked(x, axis)]
         best, index = parts[0], boxed(0, parts[0].shape)

@@ -143,8 +143,9 @@ class Printer:
             for x in guard.selections
         ]
         lines.append(f"if (any({mask if guard.side == 1 else '~' + mask})) {{")
-        lines.extend(f"  {self.definition(x)}" for x in guard.body)
-        lines.extend(f"  v{x.index} = {self.form(x)};" for x in guard.selections)
+        for x in guard.members:
+            selected = f"v{x.index} = {self.form(x)};"
+            lines.append(f"  {selected if x in guard.selections else self.definition(x)}")
         return [*lines, "}"]
 
     def form(self, x: Expression) -> str:

@@ -163,6 +163,11 @@ OTHER_DRAWS = (
     torch.Tensor.bernoulli_,
     torch.Tensor.exponential_,
     torch.Tensor.multinomial,
+    torch.Tensor.bernoulli,
+    torch.Tensor.cauchy_,
+    torch.Tensor.geometric_,
+    torch.Tensor.log_normal_,
+    torch.poisson,
 )
 
 

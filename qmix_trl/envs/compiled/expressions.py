@@ -137,16 +137,14 @@ class Program:
                 return _if_constant(args, 0)
             case "sub" if is_constant(b, 0):
                 return a
-            case "sub" if a is b:
-                return None  # not zero where it is infinite
             case "mul" if is_constant(a, 0) or is_constant(b, 0):
                 return CASTS[dtype](0)
             case "mul" | "and":
                 return _if_constant(args, 1) if op == "mul" else self._conjunction(a, b)
             case "div" if is_constant(b, 1):
                 return a
-            case "div" if not isinstance(b, Expression) and math.frexp(b)[0] == 0.5:
-                return self.apply("mul", a, 1 / b, dtype=dtype)  # exact
+            case "div" if isinstance(b, float) and _has_exact_inverse(b):
+                return self.apply("mul", a, 1 / b, dtype=dtype)
             case "minimum" | "maximum" if a is b:
                 return a
             case "neg" if a.op == "neg":
@@ -171,6 +169,12 @@ class Program:
         if condition.op == "not":
             return self.apply("where", condition.args[0], b, a, dtype=dtype_of(a, b))
         return None
+
+
+def _has_exact_inverse(x: float) -> bool:
+    """Say whether x is a power of two whose inverse is a normal float32."""
+    mantissa, exponent = math.frexp(x)
+    return abs(mantissa) == 0.5 and abs(exponent) < 120
 
 
 def dtype_of(*values: Scalar) -> str:

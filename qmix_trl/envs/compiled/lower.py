@@ -240,8 +240,19 @@ class Run:
         rule = RULES.get(name.removesuffix("_") if in_place else name)
         if rule is None:
             raise Unlowerable(f"there is no rule for {node.target}")
-        result = rule(self.maths, *args, **kwargs)
+        self._check_one_batch(node)
+        try:
+            result = rule(self.maths, *args, **kwargs)
+        except (TypeError, ValueError, KeyError, IndexError) as error:
+            raise Unlowerable(f"{node.target}: {error}") from error
         return self._write(args[0], result) if in_place else result
+
+    def _check_one_batch(self, node: Node) -> None:
+        """Refuse a tensor that has the environments in two axes: one beside another."""
+        made = node.meta["val"]
+        for tensor in made if isinstance(made, (list, tuple)) else [made]:
+            if sum(map(self.maths.is_batch, tensor.shape)) > 1:
+                raise Unlowerable(f"{node.target} over pairs of environments")
 
     def _write(self, target: Array, value: Any) -> Array:
         if not target.flags.writeable:

@@ -258,9 +258,20 @@ def _aliases(paths: tuple[str, ...], memories: list[Memory]) -> dict[str, str]:
 
 
 def snapshot(simulator: Environment) -> dict[str, Tensor]:
-    """Return copies of all tensors, numbers and references to entities, by path."""
+    """Return copies of all tensors, numbers and references to entities, by path.
+
+    A tensor that several places hold stands under the first; under the others, whose name then
+    ends in "=", stands the number of the first.
+    """
     memory, names = walk(simulator), [e.name for e in simulator.world.entities]
-    kept = {path: slot.value.clone() for path, slot in memory.slots.items()}
+    kept: dict[str, Tensor] = {}
+    first: dict[int, int] = {}
+    for i, (path, slot) in enumerate(memory.slots.items()):
+        if id(slot.value) in first:
+            kept[path + "="] = torch.tensor(first[id(slot.value)])
+        else:
+            first[id(slot.value)] = i
+            kept[path] = slot.value.clone()
     for path, slot in (memory.floats | memory.counts).items():
         kept[path] = torch.tensor(slot.value, dtype=_wide(slot.value))
     for path, slot in memory.entities.items():
@@ -277,9 +288,11 @@ def _wide(value: float | int | bool) -> torch.dtype:
 
 def restore(simulator: Environment, kept: dict[str, Tensor]) -> None:
     """Put back what ``snapshot`` returned."""
-    memory = walk(simulator)
+    memory, restored = walk(simulator), []
     for path, slot in memory.slots.items():
-        slot.set(kept[path].clone())
+        shared = kept.get(path + "=")
+        restored.append(kept[path].clone() if shared is None else restored[int(shared)])
+        slot.set(restored[-1])
     for path, slot in (memory.floats | memory.counts).items():
         slot.set(type(slot.value)(kept[path].item()))
     for path, slot in memory.entities.items():

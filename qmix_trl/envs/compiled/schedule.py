@@ -39,10 +39,10 @@ class Guard:
     selections: tuple[Expression, ...]
     body: tuple[Expression, ...]
 
-    @property
+    @cached_property
     def members(self) -> tuple[Expression, ...]:
-        """All expressions of the guard."""
-        return self.selections + self.body
+        """All expressions of the guard, in order: a body may read a selection before it."""
+        return tuple(sorted(self.selections + self.body, key=lambda x: x.index))
 
     @cached_property
     def span(self) -> tuple[int, int]:

@@ -30,8 +30,8 @@ INLINE vi b_to_i(vi mask) { return -mask; }
 INLINE vf vsqrt(vf x) { return (vf)_mm256_sqrt_ps((__m256)x); }
 INLINE vf vfloor(vf x) { return (vf)_mm256_floor_ps((__m256)x); }
 // The first argument is given back where one is no number.
-INLINE vf vmin(vf a, vf b) { return (vf)_mm256_min_ps((__m256)b, (__m256)a); }
-INLINE vf vmax(vf a, vf b) { return (vf)_mm256_max_ps((__m256)b, (__m256)a); }
+INLINE vf first_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)b, (__m256)a); }
+INLINE vf first_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)b, (__m256)a); }
 INLINE bool any(vi mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
 #else
 INLINE vf vsqrt(vf x) {
@@ -42,8 +42,8 @@ INLINE vf vfloor(vf x) {
   for (int i = 0; i < W; i++) x[i] = __builtin_floorf(x[i]);
   return x;
 }
-INLINE vf vmin(vf a, vf b) { return b < a ? b : a; }
-INLINE vf vmax(vf a, vf b) { return b > a ? b : a; }
+INLINE vf first_min(vf a, vf b) { return b < a ? b : a; }
+INLINE vf first_max(vf a, vf b) { return b > a ? b : a; }
 INLINE bool any(vi mask) {
   int32_t found = 0;
   for (int i = 0; i < W; i++) found |= mask[i];
@@ -74,19 +74,27 @@ INLINE void transpose(const vf *in, vf *out) {
 #endif
 #endif
 
+INLINE vf vmin(vf a, vf b) { return b != b ? b : first_min(a, b); }
+INLINE vf vmax(vf a, vf b) { return b != b ? b : first_max(a, b); }
 INLINE vf vabs(vf x) { return (vf)((vi)x & N(0x7fffffff)); }
 INLINE vf vsign(vf x) { return b_to_f(x > 0.0f) - b_to_f(x < 0.0f); }
 INLINE vi imin(vi a, vi b) { return a < b ? a : b; }
 INLINE vi imax(vi a, vi b) { return a > b ? a : b; }
 INLINE vi iabs(vi x) { return x < 0 ? -x : x; }
 INLINE vi isign(vi x) { return (x < 0) - (x > 0); }
-INLINE vi floor_divide(vi a, vi b) { return to_i(vfloor((to_f(a) + 0.5f) / to_f(b))); }
+// Through floats, which have no division of vectors of whole numbers; exact to quotients of 2^22.
+INLINE vi floor_divide(vi a, vi b) {
+  vi q = to_i(vfloor(to_f(a) / to_f(b))), rest = a - q * b;
+  q += iabs(rest) >= iabs(b) ? ((rest ^ b) < 0 ? N(-1) : N(1)) : N(0);
+  rest = a - q * b;
+  return q - (vi)((rest != 0) & ((rest ^ b) < 0) & 1);
+}
 INLINE vi iremainder(vi a, vi b) { return a - floor_divide(a, b) * b; }
 INLINE vf vremainder(vf a, vf b) { return a - b * vfloor(a / b); }
 
 INLINE vf vexp(vf x) {
-  vi over = x > 88.72f, under = x < -87.33f;
-  vf n = vfloor(vmax(vmin(x, F(88.72f)), F(-87.33f)) * 1.44269504088896341f + 0.5f);
+  vi over = x > 88.7228f, under = x < -87.33f;
+  vf n = vfloor(vmax(vmin(x, F(88.7228f)), F(-87.33f)) * 1.44269504088896341f + 0.5f);
   vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
   vf p = F(1.9875691500E-4f);
   p = p * r + 1.3981999507E-3f;

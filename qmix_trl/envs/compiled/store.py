@@ -17,7 +17,8 @@ from vmas.simulator.scenario import BaseScenario
 from qmix_trl.envs.vmas_simulation import Task
 
 PACKAGES = ("vmas", "torch", "numpy")
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+# In a text of a value: its address, or the ellipsis of an array that is too long to be shown.
+UNCLEAR = re.compile(r" at 0x[0-9a-f]+|\.\.\.")
 NOTES = "notes.json"  # of a compiled step, beside its files
 
 
@@ -54,8 +55,8 @@ def task_key(task: Task, *more: str) -> str:
         "more": more,
     }
     text = json.dumps(settings, sort_keys=True)
-    if ADDRESS.search(json.dumps([settings["kwargs"], settings["attributes"]])):
-        raise Unrepeatable("a keyword of the scenario is known by its address only")
+    if UNCLEAR.search(json.dumps([settings["kwargs"], settings["attributes"]])):
+        raise Unrepeatable("a keyword of the scenario has no text that tells it from others")
     return f"{task.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
@@ -65,10 +66,14 @@ def _is_scenario(cls: type) -> bool:
 
 def _text(cls: type) -> str:
     """Return the source of the file that a class stands in; VMAS's are no importable modules."""
-    functions = [member for member in vars(cls).values() if inspect.isfunction(member)]
+    members = [getattr(member, "__func__", member) for member in vars(cls).values()]
+    members = [getattr(member, "fget", member) for member in members]
+    files_ = {member.__code__.co_filename for member in members if inspect.isfunction(member)}
     try:
-        return "".join(Path(f.__code__.co_filename).read_text() for f in functions[:1])
-    except OSError as error:
+        if not files_:
+            files_ = {inspect.getfile(cls)}
+        return "".join(Path(name).read_text() for name in sorted(files_))
+    except (OSError, TypeError) as error:
         raise Unrepeatable(f"the source of {cls.__name__} is not in a file") from error
 
 
