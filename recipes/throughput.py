@@ -40,6 +40,7 @@ ENGINES = ("kernel", "inductor", "eager")
 MAX_STEPS = 100
 WARM_UP_STEPS = 100  # until environments are at different steps of their episodes
 BASELINE_STEPS = 10
+ROLLOUT_STEPS = 20  # of the kernel in one call; its rows then stay in the cache
 OF_VMAS_ENV = "VmasEnv"
 OF_COLLECTOR = "Collector over VmasEnv"
 
@@ -110,7 +111,7 @@ def vmas_env_steps(scenario: str, n_envs: int) -> tuple[Timed, int]:
 def engine_steps(scenario: str, n_envs: int, engine: str) -> tuple[Timed, int]:
     """Return what times an engine's rollout of random actions, and its operations a step."""
     env = our_env(scenario, n_envs, engine)
-    dims, n_steps = env_dims(env), MAX_STEPS if engine == "kernel" else BASELINE_STEPS
+    dims, n_steps = env_dims(env), ROLLOUT_STEPS if engine == "kernel" else BASELINE_STEPS
     rows = Buffers.empty(n_envs, n_steps, env.engine.layout, env.device)
     rows.action.random_(dims.n_actions)
     env.reset()

@@ -17,6 +17,7 @@ HEADER = (
     "build",
     "cached",
 )
+COLORS = {"kernel": "C0", "inductor": "C1", "eager": "C7"}
 
 
 def print_table(rows: Sequence[Any], *, header: bool) -> None:
@@ -54,6 +55,7 @@ def draw(rows: Sequence[Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
 
     titles = {"env": "steps and resets", "collect": "collection, GRU of 64"}
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
@@ -62,15 +64,13 @@ def draw(rows: Sequence[Any], path: Path) -> None:
         for i, row in enumerate(chosen):
             median = row.ratio["median"]
             spread = [[median - row.ratio["min"]], [row.ratio["max"] - median]]
-            color = "C0" if row.engine == "kernel" else "C1" if row.engine == "inductor" else "C7"
-            axis.bar(i, median, color=color, yerr=spread, capsize=2)
+            axis.bar(i, median, color=COLORS[row.engine], yerr=spread, capsize=2)
         names = [f"{row.scenario} {row.n_envs}" for row in chosen]
         axis.set_xticks(range(len(chosen)), names, rotation=90, fontsize=7)
         axis.set_title(title)
         axis.set_yscale("log")
         axis.axhline(1, color="black", linewidth=0.8)
     axes[0].set_ylabel("times faster than TorchRL's VmasEnv and Collector")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in ("C0", "C1", "C7")]
-    axes[1].legend(handles, ("kernel", "inductor", "eager"), fontsize=8)
+    axes[1].legend(handles=[Patch(color=c, label=e) for e, c in COLORS.items()], fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
