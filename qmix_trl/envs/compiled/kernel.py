@@ -10,6 +10,17 @@ from qmix_trl.envs.compiled.buffers import Buffers
 from qmix_trl.envs.compiled.pool import FreshStates
 
 LANES = 16  # the widest block of environments of any build
+# Of ``Buffers``, in the order of ``Rollout``.
+WRITTEN = (
+    "action",
+    "seen",
+    "last_seen",
+    "agent_reward",
+    "reward",
+    "terminated",
+    "truncated",
+    "done",
+)
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -24,19 +35,7 @@ class Call(ctypes.Structure):
         *((name, _INT) for name in ("max_steps", "reset_when_done")),
         ("pool", _POINTER),
         *((name, _INT) for name in ("pool_size", "seed", "number", "row_steps")),
-        *(
-            (name, _POINTER)
-            for name in (
-                "action",
-                "seen",
-                "last_seen",
-                "agent_reward",
-                "reward",
-                "terminated",
-                "truncated",
-                "done",
-            )
-        ),
+        *((name, _POINTER) for name in WRITTEN),
     ]
 
 
@@ -67,7 +66,6 @@ class KernelEngine:
         self._rollout.argtypes = [ctypes.POINTER(Call)]
         self._reset.argtypes = [ctypes.POINTER(Call), _POINTER, _POINTER]
         self._rollout.restype = self._reset.restype = _INT
-        self._buffers: Buffers | None = None
         self._call = Call(
             n_envs=n_envs,
             state=self._state.data_ptr(),
@@ -94,8 +92,13 @@ class KernelEngine:
 
         Args:
             mask: bool [E], which.
-            seen: float [E, R]; what these see then is written there.
+            seen: float [E, R] in one piece; what these see then is written there.
+
+        Raises:
+            ValueError: if ``seen`` is not in one piece.
         """
+        if not seen.is_contiguous():
+            raise ValueError(f"KernelEngine: expected seen in one piece, got {seen.stride()}")
         self._renew()
         mask = mask.contiguous()
         call = ctypes.byref(self._call)
@@ -105,15 +108,11 @@ class KernelEngine:
         """Take steps ``t`` to ``t + n_steps`` of rows, by the actions that stand there."""
         if t == 0:
             self._renew()
-        if buffers is not self._buffers:
-            self._buffers = buffers
-            self._call.row_steps = buffers.action.shape[1]
         call = self._call
-        for name in ("action", "seen", "last_seen", "agent_reward", "reward"):
+        for name in WRITTEN:
             tensor = getattr(buffers, name)
             setattr(call, name, tensor.data_ptr() + t * tensor.stride(1) * tensor.element_size())
-        for name in ("terminated", "truncated", "done"):
-            setattr(call, name, getattr(buffers, name).data_ptr() + t)
+        call.row_steps = buffers.action.shape[1]
         call.n_steps, call.reset_when_done = n_steps, reset_when_done
         call.threads = torch.get_num_threads()
         call.seed, call.number = self._seed, self._number
