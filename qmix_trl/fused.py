@@ -19,8 +19,6 @@ from torchrl.envs import (
 from qmix_trl.envs.contract import RowsEnv
 from qmix_trl.keys import ACTION, DONE, EPISODE_REWARD, IS_INIT, REWARD, next_key
 
-KNOWN_TRANSFORMS = (TensorDictPrimer, RewardSum)
-
 
 def split(env: EnvBase) -> tuple[EnvBase, list[Transform]]:
     """Return an environment without its transforms, and these."""
@@ -35,8 +33,15 @@ def why_not(env: EnvBase) -> str | None:
     base, transforms = split(env)
     if not isinstance(base, RowsEnv):
         return f"{type(base).__name__} does not step rows of a batch by itself"
-    unknown = [t for t in transforms if not isinstance(t, KNOWN_TRANSFORMS)]
+    unknown = [t for t in transforms if not is_known(t)]
     return f"it knows nothing of the transform {type(unknown[0]).__name__}" if unknown else None
+
+
+def is_known(transform: Transform) -> bool:
+    """Say whether a transform is memory that begins at zero, or sums the team's rewards."""
+    if isinstance(transform, RewardSum):
+        return (transform.in_keys, transform.out_keys) == ([REWARD], [EPISODE_REWARD])
+    return isinstance(transform, TensorDictPrimer) and not transform.random
 
 
 class FusedCollector:

@@ -62,9 +62,9 @@ def make_env(
         group: the group of agents that is the team, where there are several; the others then
             do nothing. None where there is one.
         scenario_kwargs: the scenario's own keywords.
-        engine: what steps it: "kernel", a compiled step; "eager", VMAS itself; or "auto", the first
-            of these that runs the scenario. They give the same numbers, but for roundings and for
-            the random numbers that they draw.
+        engine: what steps it: "kernel", a compiled step; "inductor", the traced step compiled by
+            torch; "eager", VMAS itself; or "auto", the first of these that runs the scenario. They
+            give the same numbers, but for roundings and for the random numbers that they draw.
         reset_when_done: an environment that is done is reset by itself. If not, it runs on until
             all are reset together; what it gives in between belongs to no episode.
 
@@ -121,10 +121,10 @@ class VmasTeam(EnvBase):
         """VMAS's environment, of the eager engine.
 
         Raises:
-            AttributeError: if another engine steps.
+            RuntimeError: if another engine steps.
         """
         if not isinstance(self.engine, EagerEngine):
-            raise AttributeError(f"the engine {self.engine.name} runs no VMAS environment")
+            raise RuntimeError(f"the engine {self.engine.name} runs no VMAS environment")
         return self.engine.simulation.simulator
 
     def _dims(self, n_actions: int) -> EnvDims:

@@ -11,11 +11,12 @@ from torch import Tensor
 from qmix_trl.envs.compiled import store
 from qmix_trl.envs.compiled.arrays import Unlowerable
 from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
-from qmix_trl.envs.compiled.build import BuildFailed, build, toolchain
+from qmix_trl.envs.compiled.build import build, toolchain
 from qmix_trl.envs.compiled.cpp import source
-from qmix_trl.envs.compiled.gate import Mismatch, Outcome, Reference, check
+from qmix_trl.envs.compiled.gate import STEPS, Mismatch, Outcome, Reference, check
 from qmix_trl.envs.compiled.kernel import KernelEngine
 from qmix_trl.envs.compiled.lower import lower
+from qmix_trl.envs.compiled.memory import StatePaths, find_state
 from qmix_trl.envs.compiled.pool import FreshStates, shares_draws
 from qmix_trl.envs.compiled.pure import Untraceable
 from qmix_trl.envs.compiled.rows import (
@@ -27,11 +28,12 @@ from qmix_trl.envs.compiled.rows import (
     state_rows,
 )
 from qmix_trl.envs.compiled.schedule import live
-from qmix_trl.envs.compiled.trace import TRACE_ENVS, StepGraph, variants
+from qmix_trl.envs.compiled.trace import TRACE_ENVS, StepGraph, random_step, variants
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
 LIBRARY = "step.so"
 NO_LIMIT = 2**31 - 1
+AGAIN_ENVS, AGAIN_STEPS = 5, 8  # of the check at every start
 
 
 MOST_EXPRESSIONS = 60_000  # of a step; compilers take minutes for more
@@ -102,7 +104,7 @@ def _make(task: Task, place: Path) -> dict[str, Any]:
         n_nodes = len(graphs[0].graph.graph.nodes)
         traced = {"trace": round(time.perf_counter() - begin, 2)}
         return _built(simulation, graphs, place, traced)
-    except (Untraceable, Unlowerable, BuildFailed, Mismatch) as error:
+    except (Untraceable, Unlowerable, Mismatch) as error:
         return {"refused": " ".join(str(error).split()), "n_nodes": n_nodes}
 
 
@@ -131,23 +133,53 @@ def _built(
         len(step.observation) // step.n_agents,
         None if task.state == "observations" else len(step.state),
     )
-    matters = len(graphs) > 1
     notes = {
         "rows": rows_as_json(rows),
         "layout": vars(layout),
-        "choice_paths": list(graphs[0].paths.choices) if matters else [],
-        "choices": [list(graph.choices) for graph in graphs] if matters else [],
+        "choice_paths": list(graphs[0].choice_paths),
+        "choices": [list(graph.choices) for graph in graphs if graph.choices],
         "shared": shares_draws(simulation),
         "seconds": seconds,
     }
     compiled = _from_notes(place, notes)
-    fresh = FreshStates(task, simulation.n_envs, 0, compiled)
-    check_engine(KernelEngine(compiled.library, fresh, NO_LIMIT, seed=0), graphs[0], simulation)
+    check_kernel(compiled, simulation, graphs[0].paths, STEPS)
     lap("gate")
     return notes
 
 
-def check_engine(engine: Checked, graph: StepGraph, simulation: VmasSimulation) -> None:
+def check_again(compiled: CompiledStep, task: Task) -> None:
+    """Run a step that may have been built long ago beside VMAS as it is now.
+
+    Of another number of environments: a step that depends on it is found out, too.
+
+    Raises:
+        Refused: if they differ.
+    """
+    simulation = VmasSimulation(task, AGAIN_ENVS, 0, torch.device("cpu"))
+    with simulation.own_randomness():
+        paths = find_state(simulation.simulator, random_step(simulation))
+    try:
+        check_kernel(compiled, simulation, paths, AGAIN_STEPS)
+    except Mismatch as error:
+        raise Refused(str(error)) from error
+
+
+def check_kernel(
+    compiled: CompiledStep, simulation: VmasSimulation, paths: StatePaths, n_steps: int
+) -> None:
+    """Run a compiled step beside VMAS.
+
+    Raises:
+        Mismatch: if they differ.
+    """
+    fresh = FreshStates(simulation.task, simulation.n_envs, 0, compiled, least_rows=1)
+    engine = KernelEngine(compiled.library, fresh, NO_LIMIT, seed=0)
+    check_engine(engine, paths, simulation, n_steps)
+
+
+def check_engine(
+    engine: Checked, paths: StatePaths, simulation: VmasSimulation, n_steps: int
+) -> None:
     """Run an engine's step beside VMAS.
 
     Raises:
@@ -157,12 +189,15 @@ def check_engine(engine: Checked, graph: StepGraph, simulation: VmasSimulation) 
     rows, layout = fresh.step.rows, fresh.step.layout
     buffers = Buffers.empty(simulation.n_envs, 1, layout, torch.device("cpu"))
 
-    def state() -> Tensor:
-        return read_rows(simulation.simulator, rows, fresh.choice(simulation))
+    def state(of: VmasSimulation) -> Tensor:
+        return read_rows(of.simulator, rows, fresh.choice(simulation))
+
+    def numbers(of: VmasSimulation) -> Tensor:
+        return as_numbers(state(of), rows)
 
     def step(action: Tensor, key: Tensor) -> Outcome:
         buffers.action[:, 0] = action
-        engine.jump(state(), key)
+        engine.jump(state(simulation), key)
         engine.advance(buffers, 0, 1, reset_when_done=False)
         return Outcome(
             buffers.seen[:, 1].clone(),
@@ -172,4 +207,5 @@ def check_engine(engine: Checked, graph: StepGraph, simulation: VmasSimulation) 
             as_numbers(engine.state_rows(), rows),
         )
 
-    check(Reference(simulation, graph.paths, layout, lambda: as_numbers(state(), rows)), step)
+    scratch = VmasSimulation(simulation.task, simulation.n_envs, 0, simulation.device)
+    check(Reference(simulation, scratch, paths, layout, numbers), step, n_steps)

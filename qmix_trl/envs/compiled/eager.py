@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
-from qmix_trl.envs.compiled.memory import restore, snapshot, walk
+from qmix_trl.envs.compiled.memory import (
+    is_written,
+    overlapping,
+    restore,
+    snapshot,
+    walk,
+)
 from qmix_trl.envs.compiled.pool import shares_draws
 from qmix_trl.envs.compiled.trace import TRACE_ENVS
 from qmix_trl.envs.vmas_simulation import VmasSimulation
@@ -31,12 +37,7 @@ class EagerEngine:
         self.simulation = simulation
         self.max_steps = max_steps
         self._steps = torch.zeros(simulation.n_envs, dtype=torch.int32, device=simulation.device)
-        seen = simulation.observe()
-        n_agents, observation_dim = seen.observation.shape[1:]
-        of_team = simulation.task.state == "observations"
-        self.layout = SeenLayout(
-            n_agents, observation_dim, None if of_team else seen.state.shape[1]
-        )
+        self.layout = layout
 
     def reset(self, mask: Tensor, seen: Tensor) -> None:
         """Begin environments anew.
@@ -47,7 +48,7 @@ class EagerEngine:
         """
         if mask.all():
             self.simulation.reset()
-        elif self._draws_for_all:
+        elif self._resets_one_by_one:
             for i in mask.nonzero()[:, 0].tolist():
                 self.simulation.reset_at(i)
         else:
@@ -57,10 +58,11 @@ class EagerEngine:
         seen.copy_(torch.where(mask[:, None], now, seen))
 
     @cached_property
-    def _draws_for_all(self) -> bool:
-        """Whether a reset draws something once for all environments."""
+    def _resets_one_by_one(self) -> bool:
+        """Whether a reset draws something for all environments, or writes what is not theirs."""
         own = self.simulation
-        return shares_draws(VmasSimulation(own.task, TRACE_ENVS, 0, own.device))
+        probe = VmasSimulation(own.task, TRACE_ENVS, 0, own.device)
+        return shares_draws(probe) or not writes_rows_only(probe)
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
         """Take steps ``t`` to ``t + n_steps`` of rows, by the actions that stand there."""
@@ -94,6 +96,23 @@ class EagerEngine:
         restore(self.simulation.simulator, values)
         self.simulation.set_random_state(state)
         self._steps.copy_(state["steps"])
+
+
+def writes_rows_only(simulation: VmasSimulation) -> bool:
+    """Say whether all that a reset changes has the environments first, and stands by itself."""
+    memory, n_envs = walk(simulation.simulator), simulation.n_envs
+    before = {path: (t, t._version, t.clone()) for path, t in memory.tensors().items()}
+    simulation.reset()
+    memory = walk(simulation.simulator)
+    changed = [
+        path
+        for path, tensor in memory.tensors().items()
+        if path not in before
+        or (is_written(tensor, before[path][:2]) and not torch.equal(tensor, before[path][2]))
+    ]
+    if any(path in memory.fixed for path in changed) or overlapping(memory, changed):
+        return False
+    return all(memory.slots[path].value.shape[:1] == (n_envs,) for path in changed)
 
 
 def reset_some(simulation: VmasSimulation, mask: Tensor) -> None:

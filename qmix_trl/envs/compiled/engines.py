@@ -10,10 +10,15 @@ from torch._dynamo.exc import TorchDynamoException
 
 from qmix_trl.envs.compiled.arrays import Unlowerable
 from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
-from qmix_trl.envs.compiled.build import NoCompiler, compiler
-from qmix_trl.envs.compiled.compile import Refused, check_engine, compiled_step
+from qmix_trl.envs.compiled.build import BuildFailed, NoCompiler, compiler
+from qmix_trl.envs.compiled.compile import (
+    Refused,
+    check_again,
+    check_engine,
+    compiled_step,
+)
 from qmix_trl.envs.compiled.eager import EagerEngine
-from qmix_trl.envs.compiled.gate import Mismatch
+from qmix_trl.envs.compiled.gate import STEPS, Mismatch
 from qmix_trl.envs.compiled.inductor import MOST_NODES, InductorEngine
 from qmix_trl.envs.compiled.kernel import KernelEngine
 from qmix_trl.envs.compiled.pool import FreshStates
@@ -79,7 +84,11 @@ def kernel(s: Settings) -> Engine:
     """
     if s.device.type != "cpu":
         raise Refused(f"there is no kernel for {s.device.type}")
-    step = compiled_step(s.task)
+    try:
+        step = compiled_step(s.task)
+    except BuildFailed as error:
+        raise Refused(str(error)) from error
+    check_again(step, s.task)
     return KernelEngine(
         step.library, FreshStates(s.task, s.n_envs, s.seed, step), s.max_steps, s.seed
     )
@@ -99,7 +108,7 @@ def inductor(s: Settings) -> Engine:
     simulation = VmasSimulation(s.task, s.n_envs, 0, s.device)
     try:
         engine = InductorEngine(simulation, s.layout, s.max_steps, s.seed)
-        check_engine(engine, engine.graph, simulation)
+        check_engine(engine, engine.graph.paths, simulation, STEPS)
     except (Untraceable, Unlowerable, Mismatch, TorchDynamoException) as error:
         raise Refused(one_line(error)) from error
     engine.seed(s.seed)

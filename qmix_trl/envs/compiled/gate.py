@@ -13,7 +13,7 @@ from qmix_trl.envs.compiled.pure import spawning, static_collisions
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 
 STEPS = 60
-RESET_EVERY = 20
+RESET_EVERY = 6
 ABSOLUTE, RELATIVE = 1e-4, 1e-5  # what a few roundings make of a number
 # Stiff contacts and joints multiply roundings by any factor. How much is measured: VMAS takes the
 # same step again from states that are a rounding away.
@@ -50,15 +50,17 @@ class Reference:
 
     Attributes:
         simulation: VMAS.
+        scratch: another one, to take steps from any state in.
         paths: where its state stands.
         layout: of what is seen.
-        read_state: returns the simulator's state, float32 [E, K].
+        read_state: returns a simulation's state, float32 [E, K].
     """
 
     simulation: VmasSimulation
+    scratch: VmasSimulation
     paths: StatePaths
     layout: SeenLayout
-    read_state: Callable[[], Tensor]
+    read_state: Callable[[VmasSimulation], Tensor]
 
     def state(self) -> list[Tensor]:
         """Return a copy of the whole state."""
@@ -66,6 +68,9 @@ class Reference:
 
     def step(self, action: Tensor, key: Tensor) -> Outcome:
         """Take one step with the random numbers of a key."""
+        return self._step(self.simulation, action, key)
+
+    def _step(self, simulation: VmasSimulation, action: Tensor, key: Tensor) -> Outcome:
         first = 0
 
         def source(kind: str, shape: tuple[int, ...]) -> Tensor:
@@ -75,23 +80,22 @@ class Reference:
             return numbers
 
         with spawning(key), DrawMode(source):
-            stepped = self.simulation.pure_step(action)
+            stepped = simulation.pure_step(action)
         return Outcome(
             self.layout.pack(stepped.seen).clone(),
             stepped.agent_reward.clone(),
             stepped.reward.clone(),
             stepped.terminated.float(),
-            self.read_state(),
+            self.read_state(simulation),
         )
 
     def step_from(self, state: list[Tensor], action: Tensor, key: Tensor) -> Outcome:
-        """Take one step from a state, without VMAS's broad phase; then go on as before."""
-        after = self.state()
-        self.paths.write(self.simulation.simulator, [value.clone() for value in state])
-        with static_collisions(self.simulation.simulator.world):
-            taken = self.step(action, key)
-        self.paths.write(self.simulation.simulator, after)
-        return taken
+        """Take one step from a state, without VMAS's broad phase."""
+        simulator = self.scratch.simulator
+        self.paths.copy_choices(self.simulation.simulator, simulator)
+        self.paths.copy_into(simulator, state)
+        with static_collisions(simulator.world):
+            return self._step(self.scratch, action, key)
 
     def allowed(self, state: list[Tensor], action: Tensor, key: Tensor) -> list[Tensor]:
         """Return by how much each number of an outcome may differ for float error."""
@@ -101,8 +105,19 @@ class Reference:
         for _ in range(PERTURBATIONS):
             near = self.step_from([rounded(value, generator) for value in state], action, key)
             for most, a, b in zip(spread, exact, near.parts(), strict=True):
-                torch.maximum(most, (a - b).abs().nan_to_num(torch.inf), out=most)
-        return [AMPLIFIED * most.amax(1, keepdim=True).expand_as(most) for most in spread]
+                torch.maximum(most, distance(a, b), out=most)
+        return [AMPLIFIED * torch.maximum(most, finite_most(most)) for most in spread]
+
+
+def distance(a: Tensor, b: Tensor) -> Tensor:
+    """Return how far numbers are apart; 0 if both are none, infinite if one is."""
+    apart = (a - b).abs().nan_to_num(torch.inf)
+    return apart.masked_fill((a == b) | (a.isnan() & b.isnan()), 0)
+
+
+def finite_most(spread: Tensor) -> Tensor:
+    """Return the greatest finite number of each environment: [E, 1] of [E, ..]."""
+    return spread.masked_fill(spread.isinf(), 0).amax(1, keepdim=True)
 
 
 def rounded(value: Tensor, generator: torch.Generator) -> Tensor:
@@ -123,12 +138,15 @@ def differing(a: list[Tensor], b: list[Tensor], allowed: list[Tensor] | None = N
     return bad
 
 
-def check(reference: Reference, step: Callable[[Tensor, Tensor], Outcome]) -> None:
+def check(
+    reference: Reference, step: Callable[[Tensor, Tensor], Outcome], n_steps: int = STEPS
+) -> None:
     """Compare a compiled step with VMAS's from equal states.
 
     Args:
         reference: unmodified VMAS.
         step: takes the compiled step of (action, key) from the state where the reference is.
+        n_steps: how many are compared.
 
     Raises:
         Mismatch: if they differ beyond float error, and not for VMAS's broad phase of collisions,
@@ -137,7 +155,7 @@ def check(reference: Reference, step: Callable[[Tensor, Tensor], Outcome]) -> No
     simulation, wrong_steps = reference.simulation, 0
     generator = torch.Generator().manual_seed(1)
     shape = (simulation.n_envs, len(simulation.team))
-    for i in range(STEPS):
+    for i in range(n_steps):
         if i % RESET_EVERY == 0:
             simulation.reset()
         action = torch.randint(simulation.n_actions, shape, generator=generator)
@@ -149,7 +167,7 @@ def check(reference: Reference, step: Callable[[Tensor, Tensor], Outcome]) -> No
             allowed = reference.allowed(before, action, key)
             wrong = differing(ours.parts(), theirs.parts(), allowed)
         wrong_steps += int(torch.stack([bad.any(1) for bad in wrong]).any(0).sum())
-        if wrong_steps > TOLERATED * STEPS * simulation.n_envs:
+        if wrong_steps > TOLERATED * n_steps * simulation.n_envs:
             raise Mismatch(described(ours, theirs, wrong, i))
 
 

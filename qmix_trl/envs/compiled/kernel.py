@@ -106,13 +106,15 @@ class KernelEngine:
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
         """Take steps ``t`` to ``t + n_steps`` of rows, by the actions that stand there."""
-        if t == 0:
-            self._renew()
+        row_steps = buffers.action.shape[1]
+        if t + n_steps > row_steps:
+            raise ValueError(f"KernelEngine: expected rows of {t + n_steps} steps, got {row_steps}")
+        self._renew()
         call = self._call
         for name in WRITTEN:
             tensor = getattr(buffers, name)
             setattr(call, name, tensor.data_ptr() + t * tensor.stride(1) * tensor.element_size())
-        call.row_steps = buffers.action.shape[1]
+        call.row_steps = row_steps
         call.n_steps, call.reset_when_done = n_steps, reset_when_done
         call.threads = torch.get_num_threads()
         call.seed, call.number = self._seed, self._number

@@ -30,7 +30,7 @@ from qmix_trl.envs.compiled.expressions import (
     dtype_of,
 )
 from qmix_trl.envs.compiled.rules import RULES
-from qmix_trl.envs.compiled.trace import N_RESULTS, StepGraph
+from qmix_trl.envs.compiled.trace import N_RESULTS, StepGraph, live_nodes, writes
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class Run:
         self._check_one_batch(node)
         try:
             result = rule(self.maths, *args, **kwargs)
-        except (TypeError, ValueError, KeyError, IndexError) as error:
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise Unlowerable(f"{node.target}: {error}") from error
         return self._write(args[0], result) if in_place else result
 
@@ -268,20 +268,3 @@ class Run:
         position = boxed(None, (1, 1, 2))
         position[0, 0, :] = [program.leaf(op, spawned, dtype=FLOAT) for op in ("first", "second")]
         return position
-
-
-def writes(node: Node) -> bool:
-    """Say whether a node writes to its first argument."""
-    if node.op != "call_function" or node.target is operator.getitem:
-        return False
-    name = str(node.target).split(".")[1]
-    return name.endswith("_") and not name.startswith("_")
-
-
-def live_nodes(nodes: list[Node]) -> set[Node]:
-    """Return what the output or a write in place needs."""
-    alive: set[Node] = set()
-    for node in reversed(nodes):
-        if node.op == "output" or writes(node) or any(user in alive for user in node.users):
-            alive.add(node)
-    return alive

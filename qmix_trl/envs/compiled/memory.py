@@ -7,7 +7,7 @@ them all; ``find_state`` runs the simulator and keeps what steps and resets writ
 
 import types
 from collections import deque
-from collections.abc import Callable, MutableMapping, MutableSequence
+from collections.abc import Callable, Iterable, MutableMapping, MutableSequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -54,8 +54,13 @@ class Memory:
     floats: dict[str, Slot] = field(default_factory=dict)
     counts: dict[str, Slot] = field(default_factory=dict)  # whole numbers and booleans
     entities: dict[str, Slot] = field(default_factory=dict)  # places that refer to one
+    fixed: dict[str, Tensor] = field(default_factory=dict)  # in tuples, closures and partials
     # Paths of primitives, lengths of lists ("#") and names of entities referred to ("@").
     values: dict[str, Any] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by path."""
+        return {path: slot.value for path, slot in self.slots.items()} | self.fixed
 
 
 def walk(simulator: Environment) -> Memory:
@@ -64,7 +69,9 @@ def walk(simulator: Environment) -> Memory:
 
     def visit(thing: Any, path: str, holder: Any, key: Any) -> None:
         if isinstance(thing, Tensor):
-            if holder is not None:
+            if holder is None:
+                memory.fixed[path] = thing
+            else:
                 memory.slots[path] = Slot(holder, key, thing)
             return
         if isinstance(thing, PRIMITIVES):
@@ -157,6 +164,8 @@ class StatePaths:
         choices: paths of other Python values that resets change, such as which landmark is the
             goal; a trace holds for one value of each.
         fleeting: paths of other Python values that steps change.
+        unsettable: paths of tensors that are written, but where no other can be put in their
+            place: in a tuple or a closure.
     """
 
     tensors: tuple[str, ...]
@@ -164,6 +173,7 @@ class StatePaths:
     aliases: dict[str, str]
     choices: tuple[str, ...]
     fleeting: tuple[str, ...]
+    unsettable: tuple[str, ...]
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -185,6 +195,29 @@ class StatePaths:
         for path, value in by_path.items():
             if path in places:
                 places[path].set(by_path.get(self.aliases.get(path, path), value))
+
+    def copy_into(self, simulator: Environment, state: list[Tensor]) -> None:
+        """Copy a state into the tensors that are there, so that views of them see it."""
+        memory = walk(simulator)
+        for path, value in zip(self.all, state, strict=True):
+            if path in memory.floats:
+                memory.floats[path].set(value.item())
+            elif path in memory.slots:
+                slot = memory.slots[path]
+                if slot.value.shape == value.shape and 0 not in slot.value.stride():
+                    slot.value.copy_(value)
+                else:
+                    slot.set(value.clone())
+
+    def copy_choices(self, source: Environment, target: Environment) -> None:
+        """Give a simulator the Python values that resets of another one have chosen."""
+        theirs, ours = walk(source), walk(target)
+        entities = {entity.name: entity for entity in target.world.entities}
+        for path in self.choices:
+            if path.endswith("@") and path[:-1] in ours.entities:
+                ours.entities[path[:-1]].set(entities[theirs.values[path]])
+            elif path in ours.counts:
+                ours.counts[path].set(theirs.values[path])
 
     def chosen(self, simulator: Environment) -> tuple:
         """Return the values of ``choices``."""
@@ -208,13 +241,10 @@ def find_state(simulator: Environment, step: Callable[[], None]) -> StatePaths:
     changed: set[str] = set()
 
     def run(action: Callable[[], Any], before: Memory) -> Memory:
-        versions = {path: (slot.value, slot.value._version) for path, slot in before.slots.items()}
+        versions = {path: (t, t._version) for path, t in before.tensors().items()}
         action()
         after = walk(simulator)
-        for path, slot in after.slots.items():
-            old, version = versions.get(path, (None, None))
-            if old is not slot.value or version != slot.value._version:
-                changed.add(path)
+        changed.update(p for p, t in after.tensors().items() if is_written(t, versions.get(p)))
         return after
 
     by_steps, by_resets = set(), set()
@@ -237,7 +267,25 @@ def find_state(simulator: Environment, step: Callable[[], None]) -> StatePaths:
         aliases=_aliases(tensors, kept),
         choices=tuple(sorted(by_resets - set(floats))),
         fleeting=tuple(sorted(by_steps - set(floats))),
+        unsettable=tuple(sorted(changed & memory.fixed.keys())),
     )
+
+
+def is_written(now: Tensor, before: tuple[Tensor, int] | None) -> bool:
+    """Say whether a place holds another tensor than before, or one written since that version."""
+    return before is None or before[0] is not now or before[1] != now._version
+
+
+def overlapping(memory: Memory, paths: Iterable[str]) -> set[str]:
+    """Return the paths of tensors that are views of the memory of others among them."""
+    seen: dict[int, tuple[str, Tensor]] = {}
+    found = set()
+    for path in paths:
+        tensor = memory.slots[path].value
+        other, first = seen.setdefault(tensor.untyped_storage().data_ptr(), (path, tensor))
+        if first is not tensor and tensor.numel():
+            found |= {path, other}
+    return found
 
 
 def differing(a: Memory, b: Memory) -> set[str]:
@@ -264,7 +312,7 @@ def snapshot(simulator: Environment) -> dict[str, Tensor]:
     ends in "=", stands the number of the first.
     """
     memory, names = walk(simulator), [e.name for e in simulator.world.entities]
-    kept: dict[str, Tensor] = {}
+    kept = {path + "()": tensor.clone() for path, tensor in memory.fixed.items()}
     first: dict[int, int] = {}
     for i, (path, slot) in enumerate(memory.slots.items()):
         if id(slot.value) in first:
@@ -289,8 +337,15 @@ def _wide(value: float | int | bool) -> torch.dtype:
 def restore(simulator: Environment, kept: dict[str, Tensor]) -> None:
     """Put back what ``snapshot`` returned."""
     memory, restored = walk(simulator), []
+    for path, tensor in memory.fixed.items():
+        tensor.copy_(kept[path + "()"])
+    views = overlapping(memory, memory.slots)
     for path, slot in memory.slots.items():
         shared = kept.get(path + "=")
+        if shared is None and path in views and slot.value.shape == kept[path].shape:
+            slot.value.copy_(kept[path])  # so that the others go on seeing it
+            restored.append(slot.value)
+            continue
         restored.append(kept[path].clone() if shared is None else restored[int(shared)])
         slot.set(restored[-1])
     for path, slot in (memory.floats | memory.counts).items():

@@ -16,13 +16,14 @@ from torch.overrides import TorchFunctionMode
 from vmas.simulator.environment.environment import Environment, local_seed
 
 from qmix_trl.envs.compiled.draws import KINDS, OTHER_DRAWS
-from qmix_trl.envs.compiled.memory import walk
+from qmix_trl.envs.compiled.memory import Memory, differing, walk
 from qmix_trl.envs.compiled.rows import CompiledStep, read_rows
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
-SHARED_ROWS = 8  # environments of a reset that draws once for all of them
+SHARED_ROWS = 16  # environments of a reset that draws once for all of them
 LAYERS = 4  # resets of each environment that a pool holds at least
 LEAST_ROWS = 1024
+MOST_TOGETHER = 4096  # environments of a reset, if there are not more: memory is theirs
 WATCHED = (*KINDS, *OTHER_DRAWS, torch.Tensor.uniform_, torch.Tensor.normal_)
 
 
@@ -50,11 +51,34 @@ def shares_draws(simulation: VmasSimulation) -> bool:
         simulation: of a number of environments that is no other size of the scenario's; left in
             another state.
     """
+    simulation.reset()
+    before = walk(simulation.simulator)
     randomness = local_seed(Environment.vmas_random_state)
     with simulation.own_randomness(), randomness, SharedDraws(simulation.n_envs) as watch:
-        before = _python_generators()
+        generators = _python_generators()
         simulation.simulator._reset(return_observations=False)
-        return watch.found or before != _python_generators()
+        drawn = watch.found or generators != _python_generators()
+    after = walk(simulation.simulator)
+    return (
+        drawn or bool(differing(before, after)) or _moves_as_one(before, after, simulation.n_envs)
+    )
+
+
+def _moves_as_one(before: Memory, after: Memory, n_envs: int) -> bool:
+    """Say whether a reset gave all environments the same new value, from whatever source."""
+
+    def is_one(x: Tensor) -> bool:
+        return x.shape[:1] != (n_envs,) or bool((x == x[:1]).all())
+
+    old = before.tensors()
+    return any(
+        path in old
+        and x.shape == old[path].shape
+        and is_one(x)
+        and is_one(old[path])
+        and not torch.equal(x, old[path])
+        for path, x in after.tensors().items()
+    )
 
 
 def _python_generators() -> tuple:
@@ -69,16 +93,32 @@ class FreshStates:
     time that the pool is through: a row is one environment's until then, and no environment meets
     a row twice within P resets.
 
+    Args:
+        task: what is simulated.
+        n_envs: E.
+        seed: of the random stream.
+        step: the compiled step.
+        least_rows: P is at least this, and ``LAYERS`` E, or E where resets draw for many.
+
     Attributes:
         pool: float32 [P, K + R], rows of the state and of what is seen.
     """
 
-    def __init__(self, task: Task, n_envs: int, seed: int, step: CompiledStep) -> None:
+    def __init__(
+        self,
+        task: Task,
+        n_envs: int,
+        seed: int,
+        step: CompiledStep,
+        *,
+        least_rows: int = LEAST_ROWS,
+    ) -> None:
         self.n_envs = n_envs
         self.step = step
-        drawn_together = SHARED_ROWS if step.shared else n_envs
+        self.n_layers = max(1 if step.shared else LAYERS, -(-least_rows // n_envs))
+        together = max(n_envs, min(self.n_layers * n_envs, MOST_TOGETHER))
+        drawn_together = SHARED_ROWS if step.shared else together
         self.simulation = VmasSimulation(task, drawn_together, seed, torch.device("cpu"))
-        self.n_layers = max(LAYERS, -(-LEAST_ROWS // n_envs))
         self.taken = 0
         self.pool = self.drawn()
 
@@ -87,7 +127,14 @@ class FreshStates:
         if not self.step.choices:
             return 0
         values = walk(simulation.simulator).values
-        return self.step.choices.index([values.get(path) for path in self.step.choice_paths])
+        chosen = [values.get(path) for path in self.step.choice_paths]
+        if chosen not in self.step.choices:
+            raise RuntimeError(
+                f"a reset of VMAS scenario {simulation.task.name!r} chose {chosen} for "
+                f"{self.step.choice_paths}, which none did when its step was compiled; use "
+                "env.engine=eager"
+            )
+        return self.step.choices.index(chosen)
 
     def drawn(self) -> Tensor:
         """Return new rows [P, K + R]."""

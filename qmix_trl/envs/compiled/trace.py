@@ -1,12 +1,14 @@
 """One step of unmodified VMAS as a graph of aten operations over a state of tensors."""
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 
@@ -14,6 +16,7 @@ from qmix_trl.envs.compiled.draws import DrawMode
 from qmix_trl.envs.compiled.memory import StatePaths, find_state
 from qmix_trl.envs.compiled.pure import MaskMode, Untraceable, spawning, static_collisions
 from qmix_trl.envs.vmas_simulation import VmasSimulation
+from qmix_trl.errors import one_line
 
 # Environments of a trace: a prime, so that a size that is a multiple of it is one of the batch.
 TRACE_ENVS = 37
@@ -37,6 +40,7 @@ class StepGraph:
 
     graph: GraphModule
     paths: StatePaths
+    choice_paths: tuple[str, ...]
     choices: tuple
     state: list[Tensor]
     draws: tuple[Draw, ...]
@@ -45,8 +49,8 @@ class StepGraph:
 
 N_RESULTS = 5  # in front of the next state
 CHOICE_RESETS = 200  # in which every choice of resets should appear
-SAME_CHOICES = 3  # if steps are the same for so many choices, they are for all
-MOST_CHOICES = 12
+SAME_CHOICES = 8  # if steps are the same for so many choices, they are for all
+MOST_CHOICES = 24
 MOST_CALLS = 40_000  # of torch in a step
 
 
@@ -77,6 +81,8 @@ def variants(simulation: VmasSimulation) -> list[StepGraph]:
         paths = find_state(simulation.simulator, random_step(simulation))
     if paths.fleeting:
         raise Untraceable(f"its steps change Python values: {', '.join(paths.fleeting[:3])}")
+    if paths.unsettable:
+        raise Untraceable(f"its state is where it cannot be set: {paths.unsettable[0]}")
     graphs = {paths.chosen(simulation.simulator): trace_step(simulation, paths)}
     for _ in range(CHOICE_RESETS if paths.choices else 0):
         simulation.reset()
@@ -90,21 +96,68 @@ def variants(simulation: VmasSimulation) -> list[StepGraph]:
             raise Untraceable(
                 f"its resets make more than {MOST_CHOICES} choices in Python: {paths.choices[0]}"
             )
-    traced = list(graphs.values())
-    return traced[:1] if all_same(traced) else traced
+    return by_what_decides(list(graphs.values()))
+
+
+def by_what_decides(graphs: list[StepGraph]) -> list[StepGraph]:
+    """Keep one graph for each of those choices that make a difference, none of them if none does.
+
+    Args:
+        graphs: with all ``choices`` of their paths.
+    """
+    kinds: list[StepGraph] = []
+    kind_of = []
+    for graph in graphs:
+        same = [i for i, kind in enumerate(kinds) if all_same([kind, graph])]
+        kind_of.append(same[0] if same else len(kinds))
+        kinds += [] if same else [graph]
+    if len(kinds) == 1:
+        return [replace(graphs[0], choice_paths=(), choices=())]
+    names = graphs[0].choice_paths
+    places = deciding([graph.choices for graph in graphs], kind_of)
+    kept = {tuple(graph.choices[i] for i in places): graph for graph in graphs}
+    paths = tuple(names[i] for i in places)
+    return [replace(graph, choice_paths=paths, choices=value) for value, graph in kept.items()]
+
+
+def deciding(choices: list[tuple], kind_of: list[int]) -> tuple[int, ...]:
+    """Return one or two places in choices that tell kinds apart, all places if there are none."""
+    everything = range(len(choices[0]))
+    for size in (1, 2):
+        for places in combinations(everything, size):
+            values = [tuple(choice[i] for i in places) for choice in choices]
+            if len(set(values)) == len(set(zip(values, kind_of, strict=True))):
+                return places
+    return tuple(everything)
 
 
 def all_same(graphs: list[StepGraph]) -> bool:
     """Say whether graphs are the same, constants included."""
     first, *others = graphs
-    constants = dict(first.graph.named_buffers())
-    for other in others:
-        theirs = dict(other.graph.named_buffers())
-        if other.graph.code != first.graph.code or theirs.keys() != constants.keys():
-            return False
-        if any(not torch.equal(value, theirs[name]) for name, value in constants.items()):
-            return False
-    return True
+    alive = live_nodes(list(first.graph.graph.nodes))
+    names = [node.target for node in alive if node.op == "get_attr"]
+    return all(
+        other.graph.code == first.graph.code
+        and all(torch.equal(getattr(first.graph, n), getattr(other.graph, n)) for n in names)
+        for other in others
+    )
+
+
+def writes(node: Node) -> bool:
+    """Say whether a node writes to its first argument."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return False
+    name = str(node.target).split(".")[1]
+    return name.endswith("_") and not name.startswith("_")
+
+
+def live_nodes(nodes: list[Node]) -> set[Node]:
+    """Return what the output or a write in place needs."""
+    alive: set[Node] = set()
+    for node in reversed(nodes):
+        if node.op == "output" or writes(node) or any(user in alive for user in node.users):
+            alive.add(node)
+    return alive
 
 
 def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:
@@ -120,22 +173,29 @@ def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:
     state = [value.clone() for value in paths.read(simulation.simulator)]
     action = torch.zeros(simulation.n_envs, len(simulation.team), dtype=torch.int64)
     key = torch.zeros(2, dtype=torch.int64)
-    draws = count_draws(simulation, paths, state, action, key)
-    numbers = [torch.zeros(simulation.n_envs, *draw.shape) for draw in draws]
 
     def step(state: list[Tensor], action: Tensor, numbers: list[Tensor], key: Tensor) -> list:
         waiting = iter(numbers)
         return run_step(simulation, paths, state, action, key, lambda *_: next(waiting))
 
     try:
+        draws = count_draws(simulation, paths, state, action, key)
+        numbers = [torch.zeros(simulation.n_envs, *draw.shape) for draw in draws]
         with torch.no_grad(), static_collisions(simulation.simulator.world), MaskMode():
             graph = make_fx(step, tracing_mode="real")(state, action, numbers, key)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise Untraceable(str(error).splitlines()[0]) from error
+    # What a scenario's code makes of a tensor that is being traced is anything.
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise Untraceable(one_line(error)) from error
     graph.graph.set_codegen(CodeGen())  # arguments one by one, without lists
     graph.recompile()
     return StepGraph(
-        graph, paths, paths.chosen(simulation.simulator), state, tuple(draws), simulation.n_envs
+        graph=graph,
+        paths=paths,
+        choice_paths=paths.choices,
+        choices=paths.chosen(simulation.simulator),
+        state=state,
+        draws=tuple(draws),
+        n_envs=simulation.n_envs,
     )
 
 
