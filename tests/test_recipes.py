@@ -287,6 +287,7 @@ def test_a_run_leaves_its_folder(mixer, agent, tmp_path, capsys):
         "frames_per_second",
         "seed",
         "device",
+        "engine",
         "return",
     ]
     assert (found["frames"], found["gradient_steps"]) == (16, 2)
