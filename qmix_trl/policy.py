@@ -92,6 +92,25 @@ class EpsilonGreedyAction(TensorDictModuleBase):
         explored = random_action(values, mask, self.generator)
         return tensordict.set(ACTION, torch.where(draw < self.epsilon, explored, greedy))
 
+    def draws(self, n_steps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Draw ahead what ``forward`` draws in so many steps.
+
+        Args:
+            n_steps: T.
+            shape: of the action values, [*B, N, A].
+
+        Returns:
+            float [T, *B, N] in [0, 1), an agent explores where it is below epsilon; and float
+            [T, *B, N, A], an agent that explores takes the action of the highest.
+        """
+        device = self.generator.device
+        explore = torch.empty(n_steps, *shape[:-1], device=device)
+        choose = torch.empty(n_steps, *shape, device=device)
+        for t in range(n_steps):
+            explore[t].uniform_(generator=self.generator)
+            choose[t].uniform_(generator=self.generator)
+        return explore, choose
+
 
 class RememberAction(TensorDictModuleBase):
     """Writes the one-hot action where the agent of the next step reads it."""

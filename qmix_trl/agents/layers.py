@@ -39,6 +39,7 @@ class AgentInput(nn.Module):
         self.use_last_action = use_last_action
         self.use_agent_id = use_agent_id
         self.n_agents = n_agents
+        self.observation_dim = observation_dim
         self.dim = observation_dim + use_last_action * n_actions + use_agent_id * n_agents
 
     def forward(self, observation: Tensor, last_action: Tensor | None) -> Tensor:

@@ -68,8 +68,14 @@ def processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def build(source: str, library: Path) -> None:
+def build(source: str, library: Path, *, fused_products: bool = False) -> None:
     """Compile a source to a shared library.
+
+    Args:
+        source: C++.
+        library: where it is written, its source beside it.
+        fused_products: ``a * b + c`` may be rounded once. Never in a step, which is compared with
+            VMAS.
 
     Raises:
         NoCompiler: if there is no compiler.
@@ -77,7 +83,8 @@ def build(source: str, library: Path) -> None:
     """
     code = library.with_suffix(".cpp")
     code.write_text(source)
-    command = [compiler(), *FLAGS, str(code), "-o", str(library)]
+    contract = ["-ffp-contract=fast"] if fused_products else []  # the last one counts
+    command = [compiler(), *FLAGS, *contract, str(code), "-o", str(library)]
     for extra in (["-fopenmp"], []):  # not every compiler has the threads
         try:
             done = subprocess.run(

@@ -76,6 +76,7 @@ def source(step: Step) -> str:
         [
             *(f"#define {name} {size}" for name, size in sizes.items()),
             here.joinpath("simd.h").read_text(),
+            here.joinpath("draws.h").read_text(),
             function(step),
             here.joinpath("rollout.h").read_text(),
         ]

@@ -1,7 +1,9 @@
 """The compiled step as an engine: all environments' state in one matrix, one call for T steps."""
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +68,7 @@ class KernelEngine:
         self._rollout.argtypes = [ctypes.POINTER(Call)]
         self._reset.argtypes = [ctypes.POINTER(Call), _POINTER, _POINTER]
         self._rollout.restype = self._reset.restype = _INT
+        self._one_step = ctypes.cast(loaded.one_step, _POINTER)
         self._call = Call(
             n_envs=n_envs,
             state=self._state.data_ptr(),
@@ -106,6 +109,35 @@ class KernelEngine:
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
         """Take steps ``t`` to ``t + n_steps`` of rows, by the actions that stand there."""
+        self.fresh.taken += self._rollout(self._prepared(buffers, t, n_steps, reset_when_done))
+        self._number += n_steps
+
+    def advance_by(
+        self,
+        act: Callable[[Any, Any], int],
+        buffers: Buffers,
+        t: int,
+        n_steps: int,
+        *,
+        reset_when_done: bool,
+    ) -> None:
+        """Take steps ``t`` to ``t + n_steps`` of rows, by actions chosen on the way.
+
+        Args:
+            act: writes actions and takes the steps, for blocks of environments that begin at a
+                multiple of ``LANES``; called with C pointers to ``one_step`` of ``rollout.h`` and
+                to its ``Rollout``, it returns how many environments were reset.
+            buffers: the rows.
+            t: the first step.
+            n_steps: how many.
+            reset_when_done: an environment that is done is reset by itself.
+        """
+        call = self._prepared(buffers, t, n_steps, reset_when_done)
+        self.fresh.taken += act(self._one_step, call)
+        self._number += n_steps
+
+    def _prepared(self, buffers: Buffers, t: int, n_steps: int, reset_when_done: bool) -> Any:
+        """Return the pointer to a call of so many steps."""
         row_steps = buffers.action.shape[1]
         if t + n_steps > row_steps:
             raise ValueError(f"KernelEngine: expected rows of {t + n_steps} steps, got {row_steps}")
@@ -118,8 +150,7 @@ class KernelEngine:
         call.n_steps, call.reset_when_done = n_steps, reset_when_done
         call.threads = torch.get_num_threads()
         call.seed, call.number = self._seed, self._number
-        self.fresh.taken += self._rollout(ctypes.byref(call))
-        self._number += n_steps
+        return ctypes.byref(call)
 
     def _renew(self) -> None:
         if self.fresh.is_due():

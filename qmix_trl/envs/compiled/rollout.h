@@ -45,13 +45,14 @@ static inline void scatter(const vf *seen, float *const *to, int lanes) {
     for (int l = 0; l < lanes; l++) to[l][j] = ((const float *)&seen[j])[l];
 }
 
-static int64_t advance(const Rollout *r, int64_t b) {
+// Take steps first to last of W environments from b on; return how many were reset.
+static int64_t advance(const Rollout *r, int64_t b, int64_t first, int64_t last) {
   const int lanes = r->n_envs - b < W ? (int)(r->n_envs - b) : W;
   vf now[ROWS + 1], then[ROWS + 1], seen[SEEN + 1], agent_reward[AGENTS], reward;
   vi action[AGENTS], terminated;
   int64_t n_resets = 0;
   for (int k = 0; k < ROWS; k++) memcpy(&now[k], r->state + k * r->stride + b, sizeof(vf));
-  for (int64_t t = 0; t < r->n_steps; t++) {
+  for (int64_t t = first; t < last; t++) {
     for (int a = 0; a < AGENTS; a++) {
       action[a] = N(0);
       for (int l = 0; l < lanes; l++)
@@ -96,11 +97,19 @@ extern "C" int64_t rollout(const Rollout *r) {
   if (r->threads > 1) {
 // torch sets the shared runtime to its own number of threads; hence the number here.
 #pragma omp parallel for schedule(static) num_threads((int)r->threads) reduction(+ : n_resets)
-    for (int64_t b = 0; b < r->n_envs; b += W) n_resets += advance(r, b);
+    for (int64_t b = 0; b < r->n_envs; b += W) n_resets += advance(r, b, 0, r->n_steps);
     return n_resets;
   }
 #endif
-  for (int64_t b = 0; b < r->n_envs; b += W) n_resets += advance(r, b);
+  for (int64_t b = 0; b < r->n_envs; b += W) n_resets += advance(r, b, 0, r->n_steps);
+  return n_resets;
+}
+
+// Take step t of the environments first to last, beginning at a multiple of W; return how many were
+// reset. For a caller that chooses actions step by step.
+extern "C" int64_t one_step(const Rollout *r, int64_t first, int64_t last, int64_t t) {
+  int64_t n_resets = 0;
+  for (int64_t b = first; b < last; b += W) n_resets += advance(r, b, t, t + 1);
   return n_resets;
 }
 

@@ -33,6 +33,12 @@ INLINE vf vfloor(vf x) { return (vf)_mm256_floor_ps((__m256)x); }
 INLINE vf first_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)b, (__m256)a); }
 INLINE vf first_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)b, (__m256)a); }
 INLINE bool any(vi mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
+#elif defined(__AVX512F__) && W == 16
+INLINE vf vsqrt(vf x) { return (vf)_mm512_sqrt_ps((__m512)x); }
+INLINE vf vfloor(vf x) { return (vf)_mm512_floor_ps((__m512)x); }
+INLINE vf first_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)b, (__m512)a); }
+INLINE vf first_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)b, (__m512)a); }
+INLINE bool any(vi mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0; }
 #else
 INLINE vf vsqrt(vf x) {
   for (int i = 0; i < W; i++) x[i] = __builtin_sqrtf(x[i]);
@@ -205,63 +211,4 @@ INLINE vf vatan2(vf y, vf x) {
 INLINE vf vlogaddexp(vf a, vf b) {
   vf m = vmax(a, b), d = vabs(a - b);
   return a == b ? a + 0.6931471805599453f : m + vlog1p(vexp(-d));
-}
-
-// Threefry-2x32 (Salmon et al. 2011): the random numbers of draws.py.
-struct Draws {
-  vu environment;
-  uint32_t seed, step;
-};
-struct Pair {
-  vf x, y;
-};
-template <int K>
-struct Points {
-  vf at[2 * K + 1];
-};
-INLINE vu rotated(vu x, int by) { return (x << by) | (x >> (32 - by)); }
-INLINE void threefry(const Draws &draws, vu counter, vu *first, vu *second) {
-  const int rotations[8] = {13, 15, 26, 6, 17, 29, 16, 24};
-  const uint32_t keys[3] = {draws.seed, draws.step, draws.seed ^ draws.step ^ 0x1BD11BDAu};
-  vu x = draws.environment + keys[0], y = counter + keys[1];
-  for (int block = 0; block < 5; block++) {
-    for (int i = 0; i < 4; i++) {
-      x += y;
-      y = rotated(y, rotations[4 * (block % 2) + i]) ^ x;
-    }
-    x += keys[(block + 1) % 3];
-    y += keys[(block + 2) % 3] + (uint32_t)(block + 1);
-  }
-  *first = x;
-  *second = y;
-}
-INLINE vf unit(vu word) { return to_f((vi)(word >> 8)) * 5.9604644775390625e-8f; }
-INLINE vf uniform(const Draws &draws, uint32_t number) {
-  vu x, y;
-  threefry(draws, number - (vu){}, &x, &y);
-  return unit(x);
-}
-INLINE vf normal(const Draws &draws, uint32_t number) {
-  vu x, y;
-  threefry(draws, number - (vu){}, &x, &y);
-  return vsqrt(-2.0f * vlog(1.0f - unit(x))) * vcos(6.283185307179586f * unit(y));
-}
-template <int K>
-static __attribute__((noinline)) Pair spawn(const Draws &draws, uint32_t site, float min_distance,
-                                            float low_x, float low_y, float high_x, float high_y,
-                                            const Points<K> &occupied) {
-  Pair position = {F(0.0f), F(0.0f)};
-  vi waiting = N(-1);
-  for (uint32_t i = 0; i < SPAWN_TRIES && any(waiting); i++) {
-    vu x, y;
-    threefry(draws, ((site + 1) * SPAWN_STREAM + i) - (vu){}, &x, &y);
-    position.x = waiting ? unit(x) * (high_x - low_x) + low_x : position.x;
-    position.y = waiting ? unit(y) * (high_y - low_y) + low_y : position.y;
-    waiting = N(0);
-    for (int k = 0; k < K; k++) {
-      vf dx = occupied.at[2 * k] - position.x, dy = occupied.at[2 * k + 1] - position.y;
-      waiting |= vsqrt(dx * dx + dy * dy) < min_distance;
-    }
-  }
-  return position;
 }

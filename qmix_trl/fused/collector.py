@@ -1,4 +1,4 @@
-"""Collection without TorchRL's step loop: policy, step and reset into buffers of a whole batch."""
+"""The fused collector: policy, step and reset into buffers of a whole batch."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +17,7 @@ from torchrl.envs import (
 )
 
 from qmix_trl.envs.contract import RowsEnv
+from qmix_trl.fused import policy_kernel
 from qmix_trl.keys import ACTION, DONE, EPISODE_REWARD, IS_INIT, REWARD, next_key
 
 
@@ -47,8 +48,10 @@ def is_known(transform: Transform) -> bool:
 class FusedCollector:
     """Iterates over batches [E, T], laid out as TorchRL's collector does.
 
-    The policy is called once a step for E environments; everything else of a step is one call of
-    the environment's. The policy acts by its own weights: there is nothing to send to it.
+    Where the environment's step is compiled, policies of ``make_policy`` are so, too, and many
+    steps are one call (``policy_kernel.py``). Else the policy is called once a step for all
+    environments, and everything else of a step is one call of the environment's. The policy acts
+    by its own weights: there is nothing to send to it.
 
     Args:
         env: steps rows of a batch by itself, with the policy's memory and, if wanted, TorchRL's
@@ -58,6 +61,9 @@ class FusedCollector:
         n_batches: how many batches there will be.
         reset_at_each_iter: all environments begin each batch anew.
         postproc: what is done to each batch.
+
+    Attributes:
+        called_because: why the policy is called at each step; None where it is not.
 
     Raises:
         ValueError: if the environment has no fused collection.
@@ -89,7 +95,11 @@ class FusedCollector:
         self._begin()
         # Once to see what the policy writes, as TorchRL's collector does: the random numbers that
         # this takes are the same.
-        self._written = self._act(self.env.begin_rows(1), 0, self._memory)
+        self._written = self._act(self.env.begin_rows(1), 0, self._begins, self._memory)
+        self.called_because = policy_kernel.why_not(policy, self.env)
+        self._kernel = None
+        if self.called_because is None:
+            self._kernel = policy_kernel.PolicyKernel(policy, self.env)
 
     def _begin(self) -> None:
         """Reset all environments, and what is carried from step to step."""
@@ -108,33 +118,40 @@ class FusedCollector:
     def collect(self) -> TensorDictBase:
         """Return the next batch [E, T]."""
         rows = self.env.begin_rows(self.steps)
-        begins = self._begins.new_empty(self.steps, *self._begins.shape)  # [T, E, 1]
-        memory = {key: self._empty(key, self.steps + 1) for key in self._memory}
-        written = {key: self._empty(key, self.steps) for key in self.policy.out_keys}
-        for key, sequence in memory.items():
-            sequence[0] = self._memory[key]
-        for t in range(self.steps):
-            begins[t] = self._begins
-            step = self._act(rows, t, {key: sequence[t] for key, sequence in memory.items()})
-            for key, sequence in written.items():
-                sequence[t] = step.get(key)
-            done = self.env.step_rows(rows, t, step.get(ACTION))  # [E, 1]
-            self._begins = done if self.env.reset_when_done else torch.zeros_like(done)
-            for key, sequence in memory.items():
-                sequence[t + 1] = step.get(next_key(key))
-                sequence[t + 1].masked_fill_(done.view(-1, *[1] * (sequence.dim() - 2)), 0)
-        self._memory = {key: sequence[-1] for key, sequence in memory.items()}
-        carried = {key: sequence[:-1] for key, sequence in memory.items()}
+        by = self._by_calls if self._kernel is None else self._kernel.collect
+        entries, self._begins, self._memory = by(rows, self._begins, self._memory)
         batch = TensorDict({}, (*self.env.batch_size, self.steps), device=self.env.device)
-        for key, sequence in (carried | written | {IS_INIT: begins}).items():
-            batch.set(key, sequence.transpose(0, 1))
+        for key, sequence in entries.items():
+            batch.set(key, sequence)
         self.env.pack_rows(rows, batch)
         return self._with_returns(batch) if self._sums_rewards else batch
 
+    def _by_calls(self, rows: Any, begins: Tensor, memory: dict) -> tuple[dict, Tensor, dict]:
+        """Take all steps of rows, one call of the policy each; as ``PolicyKernel.collect``."""
+        begun = begins.new_empty(self.steps, *begins.shape)  # [T, E, 1]
+        carried = {key: self._empty(key, self.steps + 1) for key in memory}
+        written = {key: self._empty(key, self.steps) for key in self.policy.out_keys}
+        for key, sequence in carried.items():
+            sequence[0] = memory[key]
+        for t in range(self.steps):
+            begun[t] = begins
+            step = self._act(rows, t, begins, {key: seq[t] for key, seq in carried.items()})
+            for key, sequence in written.items():
+                sequence[t] = step.get(key)
+            done = self.env.step_rows(rows, t, step.get(ACTION))  # [E, 1]
+            begins = done if self.env.reset_when_done else torch.zeros_like(done)
+            for key, sequence in carried.items():
+                sequence[t + 1] = step.get(next_key(key))
+                sequence[t + 1].masked_fill_(done.view(-1, *[1] * (sequence.dim() - 2)), 0)
+        before = {key: sequence[:-1] for key, sequence in carried.items()}
+        entries = before | written | {IS_INIT: begun}
+        last = {key: sequence[-1] for key, sequence in carried.items()}
+        return {key: seq.transpose(0, 1) for key, seq in entries.items()}, begins, last
+
     @torch.no_grad()
-    def _act(self, rows: Any, t: int, memory: dict) -> TensorDictBase:
+    def _act(self, rows: Any, t: int, begins: Tensor, memory: dict) -> TensorDictBase:
         """Return one step's observation with what the policy reads and writes."""
-        step = self.env.seen_at(rows, t).set(IS_INIT, self._begins)
+        step = self.env.seen_at(rows, t).set(IS_INIT, begins)
         for key, value in memory.items():
             step.set(key, value)
         return self.policy(step)
