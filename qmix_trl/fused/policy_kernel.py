@@ -22,6 +22,7 @@ from qmix_trl.envs.compiled.build import BuildFailed, NoCompiler, build, toolcha
 from qmix_trl.envs.compiled.kernel import LANES, KernelEngine
 from qmix_trl.fused.network import Linear, Network, array
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, next_key
+from qmix_trl.large_pages import empty
 from qmix_trl.policy import EpsilonGreedyAction, GreedyAction, RememberAction
 
 LIBRARY = "policy.so"
@@ -133,15 +134,15 @@ class PolicyKernel:
         n_envs, n_steps, n_agents = rows.action.shape
         carried: dict[Key, Tensor] = {}  # one step more than there are
         for key, value in {**memory, IS_INIT: begins}.items():
-            carried[key] = value.new_empty(n_envs, n_steps + 1, *value.shape[1:])
+            carried[key] = empty(n_envs, n_steps + 1, *value.shape[1:], dtype=value.dtype)
             carried[key][:, 0] = value
         values = (n_envs, n_steps, n_agents, self.agent.n_actions)
         written: dict[Key, Tensor] = {
-            ACTION_VALUE: torch.empty(values),
-            next_key(LAST_ACTION): torch.empty(values),
+            ACTION_VALUE: empty(*values),
+            next_key(LAST_ACTION): empty(*values),
         }
         if HIDDEN in memory:
-            written[next_key(HIDDEN)] = torch.empty(n_envs, n_steps, *memory[HIDDEN].shape[1:])
+            written[next_key(HIDDEN)] = empty(n_envs, n_steps, *memory[HIDDEN].shape[1:])
         self._act(rows, carried, written)
         last = {key: sequence[:, -1].clone() for key, sequence in carried.items()}
         before = {key: sequence[:, :-1] for key, sequence in carried.items()}

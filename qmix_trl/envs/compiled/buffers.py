@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qmix_trl.envs.vmas_simulation import Seen, VmasSimulation
+from qmix_trl.large_pages import empty
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,12 @@ class Buffers:
     ) -> "Buffers":
         """Return buffers that hold nothing yet."""
         n, row = layout.n_agents, (n_envs, n_steps)
-        flags = [torch.empty(row, dtype=torch.bool, device=device) for _ in range(3)]
+        flags = [empty(*row, dtype=torch.bool, device=device) for _ in range(3)]
         return cls(
-            torch.zeros(*row, n, dtype=torch.int64, device=device),
-            torch.empty(n_envs, n_steps + 1, layout.size, device=device),
-            torch.empty(*row, layout.size, device=device),
-            torch.empty(*row, n, device=device),
-            torch.empty(row, device=device),
+            empty(*row, n, dtype=torch.int64, device=device).zero_(),
+            empty(n_envs, n_steps + 1, layout.size, device=device),
+            empty(*row, layout.size, device=device),
+            empty(*row, n, device=device),
+            empty(*row, device=device),
             *flags,
         )

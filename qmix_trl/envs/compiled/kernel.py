@@ -109,7 +109,8 @@ class KernelEngine:
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
         """Take steps ``t`` to ``t + n_steps`` of rows, by the actions that stand there."""
-        self.fresh.taken += self._rollout(self._prepared(buffers, t, n_steps, reset_when_done))
+        call = self._prepared(buffers, t, n_steps, reset_when_done)  # may begin to count anew
+        self.fresh.taken += self._rollout(call)
         self._number += n_steps
 
     def advance_by(
