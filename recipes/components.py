@@ -70,13 +70,17 @@ def build_env(
     return make_env(**arguments, device=device, reset_when_done=reset_when_done)
 
 
-def engine_line(env: EnvBase) -> str:
-    """Say what steps an environment, and why nothing faster does."""
+def engine_line(env: EnvBase, collector: Collector | FusedCollector) -> str:
+    """Say what steps and collects, and why nothing faster does."""
     base = env.base_env if isinstance(env, TransformedEnv) else env
-    if not hasattr(base, "engine"):
-        return f"stepped by {type(base).__name__}"
-    reasons = "".join(f"; no {name}: {why}" for name, why in base.passed_over.items())
-    return f"stepped by the engine {base.engine.name}{reasons}"
+    stepper = getattr(base, "engine", None)
+    reasons = "".join(f"; no {k}: {why}" for k, why in getattr(base, "passed_over", {}).items())
+    steps = f"stepped by {type(base).__name__ if stepper is None else stepper.name}{reasons}"
+    if not isinstance(collector, FusedCollector):
+        return f"{steps}; collected by TorchRL's Collector"
+    if collector.called_because is None:
+        return f"{steps}; collected in one call for many steps"
+    return f"{steps}; collected step by step: {collector.called_because}"
 
 
 def build_agent(config: RunConfig, dims: EnvDims, device: torch.device) -> TensorDictModuleBase:

@@ -1,8 +1,8 @@
 """How fast environments step and are collected: python recipes/throughput.py [--scenarios NAME ..]
 
 Every engine and collector runs in turn beside TorchRL's ``VmasEnv`` and ``Collector``, in one
-process and one thread; what counts is the ratio within a round. It prints a table and leaves
-throughput.png.
+process and one thread; what counts is the ratio within a round. A round is whole episodes, with
+their resets. It prints a table and leaves throughput.png.
 """
 
 import argparse
@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
 from throughput_report import draw, print_table
 from torchrl.collectors import Collector
-from torchrl.envs import InitTracker, TransformedEnv
+from torchrl.envs import EnvBase, InitTracker, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
 
 from qmix_trl import (
@@ -39,8 +40,11 @@ SCENARIOS = ("balance", "navigation", "simple_spread", "dispersion", "transport"
 ENGINES = ("kernel", "inductor", "eager")
 MAX_STEPS = 100
 WARM_UP_STEPS = 100  # until environments are at different steps of their episodes
-BASELINE_STEPS = 10
-ROLLOUT_STEPS = 20  # of the kernel in one call; its rows then stay in the cache
+THEIR_STEPS = MAX_STEPS  # of a round: all resets are in it
+OUR_STEPS = 4 * MAX_STEPS  # and a renewal of the pool that resets take from
+BATCH_STEPS = 25  # of a batch, on both sides
+ROLLOUT_STEPS = {"kernel": 20, "inductor": 10, "eager": 10}  # in one call; rows stay in the cache
+HIDDEN_DIM = 64
 OF_VMAS_ENV = "VmasEnv"
 OF_COLLECTOR = "Collector over VmasEnv"
 
@@ -58,6 +62,7 @@ class Row:
     ms: float
     baseline_ms: float
     operations: int  # of torch, in one step
+    products_ms: float  # of collection: the matrix products of its network alone, by torch
     build_s: float
     cached_s: float
 
@@ -105,63 +110,93 @@ def vmas_env_steps(scenario: str, n_envs: int) -> tuple[Timed, int]:
             data = env.step_and_maybe_reset(env.rand_action(data))[1]
 
     steps(WARM_UP_STEPS)
-    return timed(lambda: steps(BASELINE_STEPS), BASELINE_STEPS), operations(lambda: steps(1))
+    return timed(lambda: steps(THEIR_STEPS), THEIR_STEPS), operations(lambda: steps(1))
 
 
 def engine_steps(scenario: str, n_envs: int, engine: str) -> tuple[Timed, int]:
-    """Return what times an engine's rollout of random actions, and its operations a step."""
+    """Return what times an engine's rollouts of random actions, and its operations a step."""
     env = our_env(scenario, n_envs, engine)
-    dims, n_steps = env_dims(env), ROLLOUT_STEPS if engine == "kernel" else BASELINE_STEPS
+    n_steps = ROLLOUT_STEPS[engine]
     rows = Buffers.empty(n_envs, n_steps, env.engine.layout, env.device)
-    rows.action.random_(dims.n_actions)
+    rows.action.random_(env_dims(env).n_actions)
     env.reset()
 
-    def rollout() -> None:
-        env.engine.advance(rows, 0, n_steps, reset_when_done=True)
+    def rollouts(n: int) -> None:
+        for _ in range(n):
+            env.engine.advance(rows, 0, n_steps, reset_when_done=True)
 
-    rollout()
+    rollouts(1)
     one_step = operations(lambda: env.engine.advance(rows, 0, 1, reset_when_done=True))
-    return timed(rollout, n_steps), max(1, one_step)
+    return timed(lambda: rollouts(OUR_STEPS // n_steps), OUR_STEPS), max(1, one_step)
 
 
-def collecting(scenario: str, n_envs: int, engine: str | None) -> tuple[Timed, int]:
-    """Return what times collection with a GRU of 64: fused, or stock over ``VmasEnv`` for None."""
+def our_batches(scenario: str, n_envs: int, engine: str) -> tuple[Timed, int]:
+    """Return what times fused collection, and its operations a step."""
+    env = our_env(scenario, n_envs, engine)
+    dims = env_dims(env)
+    env, policy = with_policy(env, (dims.n_agents, dims.observation_dim, dims.n_actions))
+    batches = make_collector(
+        env, policy, rows="slices", steps=BATCH_STEPS, n_batches=10**9, collector="fused"
+    )
+    return collecting(iter(batches), OUR_STEPS)
+
+
+def their_batches(scenario: str, n_envs: int) -> tuple[Timed, int]:
+    """Return what times TorchRL's ``Collector`` over ``VmasEnv``, and its operations a step."""
+    env = TransformedEnv(their_env(scenario, n_envs), InitTracker())
+    env, policy = with_policy(env, sizes_of(env))
+    batches = Collector(
+        env,
+        policy,
+        frames_per_batch=n_envs * BATCH_STEPS,
+        total_frames=-1,
+        trust_policy=True,
+        auto_register_policy_transforms=False,
+    )
+    return collecting(iter(batches), THEIR_STEPS)
+
+
+def sizes_of(env: EnvBase) -> tuple[int, int, int]:
+    """Return N, O and A of TorchRL's environment."""
+    n_agents, observation_dim = env.observation_spec["agents", "observation"].shape[1:]
+    return n_agents, observation_dim, env.full_action_spec[ACTION].space.n
+
+
+def with_policy(env: EnvBase, sizes: tuple[int, int, int]) -> tuple[EnvBase, Any]:
+    """Return an environment with its agents' memory, and their epsilon-greedy policy."""
     torch.manual_seed(0)
-    if engine is None:
-        env = TransformedEnv(their_env(scenario, n_envs), InitTracker())
-        observation = env.observation_spec["agents", "observation"]
-        n_actions = env.full_action_spec[ACTION].space.n
-        sizes = (*observation.shape[1:], n_actions)
-    else:
-        env = our_env(scenario, n_envs, engine)
-        dims = env_dims(env)
-        sizes = (dims.n_agents, dims.observation_dim, dims.n_actions)
-    agent = RecurrentAgent(*sizes, hidden_dim=64)
+    agent = RecurrentAgent(*sizes, hidden_dim=HIDDEN_DIM)
     policy = make_policy(agent, EpsilonGreedyAction(0.3, 0.3, 0, seed=0))
-    env = with_memory(env, agent)
-    n_steps = BASELINE_STEPS if engine is None else MAX_STEPS
-    batches: Iterator[TensorDictBase]
-    if engine is None:
-        batches = iter(
-            Collector(
-                env,
-                policy,
-                frames_per_batch=n_envs * n_steps,
-                total_frames=-1,
-                trust_policy=True,
-                auto_register_policy_transforms=False,
-            )
-        )
-        for _ in range(WARM_UP_STEPS // n_steps):
+    return with_memory(env, agent), policy
+
+
+def collecting(batches: Iterator[TensorDictBase], n_steps: int) -> tuple[Timed, int]:
+    """Return what times batches of so many steps together, and the operations of one step."""
+
+    def collect(n: int) -> None:
+        for _ in range(n // BATCH_STEPS):
             next(batches)
-    else:
-        batches = iter(
-            make_collector(
-                env, policy, rows="slices", steps=n_steps, n_batches=10**9, collector="fused"
-            )
-        )
-        next(batches)
-    return timed(lambda: next(batches), n_steps), operations(lambda: next(batches)) // n_steps
+
+    collect(WARM_UP_STEPS)
+    one_batch = operations(lambda: collect(BATCH_STEPS))
+    return timed(lambda: collect(n_steps), n_steps), one_batch // BATCH_STEPS
+
+
+def products(scenario: str, n_envs: int) -> Timed:
+    """Return what times the network's matrix products of one step, by torch."""
+    n_agents, observation_dim, n_actions = sizes_of(their_env(scenario, 1))
+    agent = RecurrentAgent(n_agents, observation_dim, n_actions, hidden_dim=HIDDEN_DIM)
+    weights = (agent.fc1.weight, agent.rnn.weight_ih, agent.rnn.weight_hh, agent.fc2.weight)
+    inputs = [torch.rand(n_envs * n_agents, weight.shape[1]) for weight in weights]
+
+    @torch.no_grad()
+    def multiply() -> None:
+        for _ in range(BATCH_STEPS):
+            for x, weight in zip(inputs, weights, strict=True):
+                torch.nn.functional.linear(x, weight)
+
+    multiply()
+    return timed(multiply, BATCH_STEPS)
 
 
 def timed(run: Callable[[], object], n_steps: int) -> Timed:
@@ -206,19 +241,19 @@ def compare(scenario: str, n_envs: int, engines: list[str], rounds: int) -> Iter
             starts[engine] = start_seconds(scenario, n_envs, engine)
         except ConfigError as error:
             print(error)
-    for what, name, baseline, run in (
-        ("env", OF_VMAS_ENV, lambda: vmas_env_steps(scenario, n_envs), engine_steps),
-        ("collect", OF_COLLECTOR, lambda: collecting(scenario, n_envs, None), collecting),
+    nothing: Timed = lambda: 0.0  # noqa: E731
+    for what, name, theirs, ours, floor in (
+        ("env", OF_VMAS_ENV, vmas_env_steps, engine_steps, nothing),
+        ("collect", OF_COLLECTOR, their_batches, our_batches, products(scenario, n_envs)),
     ):
-        theirs, _ = baseline()
-        ours = {engine: run(scenario, n_envs, engine) for engine in starts}
-        their_ms, our_ms = [], {engine: [] for engine in ours}
-        for _ in range(rounds):
-            their_ms.append(theirs())
-            for engine, (measure, _) in ours.items():
-                our_ms[engine].append(measure())
-        for engine, (_, count) in ours.items():
-            ratios = [a / b for a, b in zip(their_ms, our_ms[engine], strict=True)]
+        baseline, _ = theirs(scenario, n_envs)
+        measures = {engine: ours(scenario, n_envs, engine) for engine in starts}
+        times = [
+            (baseline(), floor(), {engine: ms() for engine, (ms, _) in measures.items()})
+            for _ in range(rounds)
+        ]
+        for engine, (_, count) in measures.items():
+            ratios = [theirs / mine[engine] for theirs, _, mine in times]
             yield Row(
                 what=what,
                 scenario=scenario,
@@ -230,9 +265,10 @@ def compare(scenario: str, n_envs: int, engines: list[str], rounds: int) -> Iter
                     "min": round(min(ratios), 2),
                     "max": round(max(ratios), 2),
                 },
-                ms=round(statistics.median(our_ms[engine]), 4),
-                baseline_ms=round(statistics.median(their_ms), 2),
+                ms=round(statistics.median(mine[engine] for _, _, mine in times), 4),
+                baseline_ms=round(statistics.median(theirs for theirs, _, _ in times), 2),
                 operations=count,
+                products_ms=round(statistics.median(least for _, least, _ in times), 3),
                 build_s=round(starts[engine][0], 2),
                 cached_s=round(starts[engine][1], 2),
             )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-WIDTHS = (8, 14, 6, 9, 9, 9, 22, 7, 7, 7)
+WIDTHS = (8, 14, 6, 9, 9, 9, 22, 9, 5, 7, 7)
 HEADER = (
     "what",
     "scenario",
@@ -13,6 +13,7 @@ HEADER = (
     "ms/step",
     "TorchRL",
     "times faster (range)",
+    "products",
     "ops",
     "build",
     "cached",
@@ -36,6 +37,7 @@ def print_table(rows: Sequence[Any], *, header: bool) -> None:
                     f"{row.ms:.3f}",
                     f"{row.baseline_ms:.1f}",
                     f"{ratio['median']:.1f} ({ratio['min']:.1f}-{ratio['max']:.1f})",
+                    f"{row.products_ms:.3f}" if row.products_ms else "",
                     str(row.operations),
                     f"{row.build_s:.1f} s",
                     f"{row.cached_s:.1f} s",

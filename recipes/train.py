@@ -105,7 +105,7 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     folder = make_run_folder(Path(runs), config.name, stem=run_stem(Path(config_path)))
     save_config(config, folder / CONFIG_FILE)
     print(f"{folder}: {config.mixer.name} on {config.env.scenario}, {device}, seed {config.seed}")
-    print(engine_line(env))
+    print(engine_line(env, collector))
     returns = {
         "no_op": evaluate(NoOpPolicy(dims.n_actions)),
         "random": evaluate(RandomPolicy(dims.n_actions, seed=random_seed, device=device)),
@@ -155,7 +155,7 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
         "frames_per_second": frames / seconds,
         "seed": config.seed,
         "device": str(device),
-        "engine": engine_line(env),
+        "engine": engine_line(env, collector),
         "return": returns,
     }
     write_json(folder / "summary.json", summary)

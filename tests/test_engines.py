@@ -9,18 +9,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 from scipy.stats import ks_2samp
-from torchrl.envs import RewardSum, check_env_specs
+from torchrl.envs import check_env_specs
 from vmas.simulator.core import Agent, Sphere, World
 from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl import (
-    AGENTS,
-    EpsilonGreedyAction,
     env_dims,
-    make_collector,
     make_env,
-    make_policy,
-    with_memory,
 )
 from qmix_trl.envs.compiled import build, cpp, engines
 from qmix_trl.envs.compiled.buffers import Buffers
@@ -28,8 +23,7 @@ from qmix_trl.envs.compiled.pure import static_collisions
 from qmix_trl.envs.compiled.rows import read_rows
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import ConfigError
-from qmix_trl.keys import EPISODE_REWARD, MASK, OBSERVATION, REWARD
-from qmix_trl.policy import RandomPolicy
+from qmix_trl.keys import OBSERVATION
 
 try:
     build.compiler()
@@ -382,52 +376,7 @@ def test_without_a_compiler_vmas_itself_steps_and_the_reason_says_what_to_instal
     rollout(env, 3)
 
 
-# ---------------------------------------------------------------- collection and memory
-
-
-def collector_of(kind, engine, rows, agent_kind):
-    """Return a collector of a few batches, and what its policy draws from new."""
-    torch.manual_seed(0)
-    env = env_of(n_envs=4, max_steps=10, engine=engine, reset_when_done=rows == "slices")
-    dims = env_dims(env)
-    agent = AGENTS[agent_kind](dims.n_agents, dims.observation_dim, dims.n_actions)
-    env = with_memory(env, agent)
-    env.append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
-    policy = make_policy(agent, EpsilonGreedyAction(0.5, 0.5, 0, seed=0))
-    return make_collector(env, policy, rows=rows, steps=12, n_batches=4, collector=kind)
-
-
-@pytest.mark.parametrize("agent_kind", ["recurrent", "feedforward"])
-@pytest.mark.parametrize("rows", ["slices", "episodes"])
-@pytest.mark.parametrize("engine", ["kernel", "eager"])
-def test_fused_batches_are_those_of_torchrls_collector(engine, rows, agent_kind):
-    stock = [b.clone() for b in collector_of("stock", engine, rows, agent_kind)]
-    fused = list(collector_of("fused", engine, rows, agent_kind))
-    assert len(stock) == len(fused) == 4
-    for a, b in zip(stock, fused, strict=True):
-        a = a.exclude(("collector", "traj_ids"))
-        assert set(a.keys(True, True)) == set(b.keys(True, True))
-        valid = a[MASK]
-        for key in a.keys(True, True):
-            assert a[key].dtype == b[key].dtype, key
-            assert torch.equal(a[key][valid], b[key][valid]), key
-
-
-def test_batches_own_their_memory():
-    first, second, *_ = collector_of("fused", "kernel", "slices", "recurrent")
-    before = first.clone()
-    second.zero_()
-    assert (first == before).all()
-
-
-def test_fused_collection_wants_an_environment_that_steps_rows():
-    env = with_memory(
-        make_env("games", scenario="two_step", n_envs=2, max_steps=2, state="world", seed=0),
-        AGENTS["recurrent"](2, 3, 2),
-    )
-    policy = RandomPolicy(2, seed=0)
-    with pytest.raises(ValueError, match="FusedCollector: GameTeam"):
-        make_collector(env, policy, rows="slices", steps=2, n_batches=1, collector="fused")
+# ------------------------------------------------------------------------------ memory
 
 
 def test_a_thousand_rollouts_leak_nothing():

@@ -36,6 +36,7 @@ class Network:
         new_input: of its candidate, of the input from below; None without one.
         new_recurrent: of its candidate, of the hidden state; None without one.
         head: of the action values.
+        shared: agents share their weights.
         width: the most numbers that any of them reads or writes.
     """
 
@@ -55,6 +56,7 @@ class Network:
             n = self.layers[-1].outputs
         if isinstance(agent, RecurrentAgent):
             self._add_gru(agent.rnn)
+        self.shared = head.weight.dim() == 2
         self.head = self._linear(self._weight(head.weight, n), self._bias(head.bias))
 
     def _add_gru(self, cell: nn.Module) -> None:

@@ -90,7 +90,7 @@ def library() -> ctypes.CDLL:
 def why_not(policy: TensorDictModuleBase, env: Any) -> str | None:
     """Return why there is no kernel of a policy in an environment, None if there is."""
     if not isinstance(getattr(env, "engine", None), KernelEngine):
-        return "the environment's step is not compiled"
+        return "the environment's step is not compiled for the CPU"
     parts = list(policy.module) if isinstance(policy, TensorDictSequential) else [policy]
     if len(parts) != len(PARTS) or any(
         type(part) not in known for part, known in zip(parts, PARTS, strict=True)
@@ -114,7 +114,8 @@ class PolicyKernel:
     """
 
     def __init__(self, policy: TensorDictSequential, env: Any) -> None:
-        self.agent, self.head, _ = policy.module
+        self.agent: RecurrentAgent | FeedforwardAgent
+        self.agent, self.head, _ = policy.module  # pyright: ignore[reportAttributeAccessIssue]
         self.env = env
 
     def collect(
@@ -149,7 +150,7 @@ class PolicyKernel:
         return before | written, last.pop(IS_INIT), last
 
     def _act(self, rows: Buffers, carried: dict[Key, Tensor], written: dict[Key, Tensor]) -> None:
-        n_envs, n_steps, n_agents = rows.action.shape
+        n_envs, n_steps, _ = rows.action.shape
         network = Network(self.agent, library().lanes())
         acting = self._acting(network)
         acting.n_envs, acting.row_steps = n_envs, n_steps
@@ -185,20 +186,20 @@ class PolicyKernel:
         """Return what does not depend on the batch."""
         agent, inputs = self.agent, self.agent.inputs
         recurrent = network.gates is not None
-        shared = agent.get_parameter("fc2.weight" if recurrent else "layers.0.weight").dim() == 2
+        together = inputs.n_agents if network.shared else 1  # rows of an environment
         acting = Acting(
             n_agents=inputs.n_agents,
             n_actions=agent.n_actions,
             observation_dim=inputs.observation_dim,
             hidden_dim=agent.hidden_dim if recurrent else 0,
-            shared=shared,
+            shared=network.shared,
             use_last_action=inputs.use_last_action,
             use_agent_id=inputs.use_agent_id,
             n_layers=len(network.layers),
             layers=array(network.layers),
             head=array([network.head]),
             width=network.width,
-            block=LANES * max(1, ROWS_TOGETHER // (LANES * (inputs.n_agents if shared else 1))),
+            block=LANES * max(1, ROWS_TOGETHER // (LANES * together)),
             reset_when_done=self.env.reset_when_done,
             threads=torch.get_num_threads(),
         )

@@ -104,7 +104,8 @@ def diagonal(m: Arithmetic, x: Array, offset: int = 0, dim1: int = 0, dim2: int 
 
 def cat(m: Arithmetic, xs: Sequence[Array], dim: int = 0) -> Array:
     """Side by side along an axis."""
-    if any(m.is_batch(arg.meta["val"].shape[dim]) for arg in m.node.args[0] if _has(arg, dim)):
+    joined: Any = m.node.args[0]
+    if any(m.is_batch(arg.meta["val"].shape[dim]) for arg in joined if _has(arg, dim)):
         raise Unlowerable("environments side by side")
     parts = [m.cast(x, m.dtype()) for x in xs if x.ndim == m.meta().dim()]
     return np.ascontiguousarray(np.concatenate(parts, dim))

@@ -1,0 +1,253 @@
+"""Fused collection beside TorchRL's, and its policy kernel beside torch's networks."""
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictSequential
+from torchrl.envs import RewardSum
+
+from qmix_trl import (
+    EpsilonGreedyAction,
+    FeedforwardAgent,
+    GreedyAction,
+    RecurrentAgent,
+    env_dims,
+    make_collector,
+    make_env,
+    make_policy,
+    with_memory,
+)
+from qmix_trl.envs.compiled import build
+from qmix_trl.fused import policy_kernel
+from qmix_trl.keys import (
+    ACTION,
+    ACTION_VALUE,
+    DONE,
+    EPISODE_REWARD,
+    HIDDEN,
+    IS_INIT,
+    LAST_ACTION,
+    MASK,
+    OBSERVATION,
+    REWARD,
+    next_key,
+)
+from qmix_trl.policy import RandomPolicy
+
+try:
+    build.compiler()
+except build.NoCompiler as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+# What networks compute: roundings differ, as their sums have another order.
+COMPUTED = (ACTION_VALUE, HIDDEN, next_key(HIDDEN))
+# Rounding of float32, 6e-8, times the longest sum, 130 terms of up to 1, over 12 steps of a GRU.
+TOLERANCE = 1e-5
+
+
+def env_of(agent_of, *, n_envs=4, engine="kernel", rows="slices", scenario="balance"):
+    """Return an environment with the memory and the returns, and its agent."""
+    torch.manual_seed(0)
+    env = make_env(
+        "vmas",
+        scenario=scenario,
+        n_envs=n_envs,
+        max_steps=10,
+        state="world",
+        team_reward="mean",
+        seed=0,
+        engine=engine,
+        reset_when_done=rows == "slices",
+    )
+    dims = env_dims(env)
+    agent = agent_of(dims.n_agents, dims.observation_dim, dims.n_actions)
+    env = with_memory(env, agent)
+    env.append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
+    return env, agent
+
+
+def collector_of(kind="fused", agent_of=RecurrentAgent, *, rows="slices", head=None, **settings):
+    """Return a collector of four batches of 12 steps, longer than an episode's 10."""
+    env, agent = env_of(agent_of, rows=rows, **settings)
+    policy = make_policy(agent, EpsilonGreedyAction(0.5, 0.5, 0, seed=0) if head is None else head)
+    return make_collector(env, policy, rows=rows, steps=12, n_batches=4, collector=kind)
+
+
+# --------------------------------------------------------------------- beside TorchRL's
+
+
+@pytest.mark.parametrize("agent_of", [RecurrentAgent, FeedforwardAgent])
+@pytest.mark.parametrize("rows", ["slices", "episodes"])
+@pytest.mark.parametrize("engine", ["kernel", "eager"])
+def test_fused_batches_are_those_of_torchrls_collector(engine, rows, agent_of):
+    stock = [b.clone() for b in collector_of("stock", agent_of, engine=engine, rows=rows)]
+    collector = collector_of("fused", agent_of, engine=engine, rows=rows)
+    assert (collector.called_because is None) == (engine == "kernel")
+    fused = list(collector)
+    assert len(stock) == len(fused) == 4
+    for a, b in zip(stock, fused, strict=True):
+        a = a.exclude(("collector", "traj_ids"))
+        assert set(a.keys(True, True)) == set(b.keys(True, True))
+        assert torch.equal(a[IS_INIT], b[IS_INIT])  # behind an end, too
+        valid = a[MASK]
+        for key in a.keys(True, True):
+            assert a[key].dtype == b[key].dtype, key
+            rounded = TOLERANCE if engine == "kernel" and key in COMPUTED else 0
+            torch.testing.assert_close(b[key][valid], a[key][valid], atol=rounded, rtol=0)
+
+
+def test_batches_own_their_memory():
+    first, second, *_ = collector_of()
+    before = first.clone()
+    second.zero_()
+    assert (first == before).all()
+
+
+def test_fused_collection_wants_an_environment_that_steps_rows():
+    env = with_memory(
+        make_env("games", scenario="two_step", n_envs=2, max_steps=2, state="world", seed=0),
+        RecurrentAgent(2, 3, 2),
+    )
+    policy = RandomPolicy(2, seed=0)
+    with pytest.raises(ValueError, match="FusedCollector: GameTeam"):
+        make_collector(env, policy, rows="slices", steps=2, n_batches=1, collector="fused")
+
+
+# ------------------------------------------------------------------- the policy's kernel
+
+
+def recurrent(**settings):
+    """Return what makes a recurrent agent of these settings."""
+    return lambda *sizes: RecurrentAgent(*sizes, **settings)
+
+
+def feedforward(**settings):
+    """Return what makes a feed-forward agent of these settings."""
+    return lambda *sizes: FeedforwardAgent(*sizes, **settings)
+
+
+NETWORKS = {
+    "recurrent": recurrent(),
+    "narrower than a vector": recurrent(hidden_dim=5),
+    "of several vectors and a rest": recurrent(hidden_dim=37),
+    "recurrent, an own one each": recurrent(hidden_dim=20, share_parameters=False),
+    "recurrent, of the observation alone": recurrent(use_last_action=False, use_agent_id=False),
+    "one hidden layer": feedforward(hidden_dims=(9,)),
+    "three hidden layers": feedforward(hidden_dims=(40, 3, 17)),
+    "no hidden layer": feedforward(hidden_dims=()),
+    "feed-forward, an own one each": feedforward(hidden_dims=(24,), share_parameters=False),
+    "feed-forward, with the last action": feedforward(use_last_action=True),
+}
+
+
+@pytest.mark.parametrize("n_envs", [1, 33, 70])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_values_are_those_of_the_network_and_actions_follow_from_them(network, n_envs):
+    collector = collector_of(agent_of=NETWORKS[network], n_envs=n_envs, head=GreedyAction())
+    agent = collector.policy.module[0]
+    assert collector.called_because is None
+    # Values far apart; a GRU of such weights makes roundings larger from step to step.
+    spread = [torch.randn_like(p) * 0.5 for p in agent.parameters()]
+    for parameter, value in zip(agent.parameters(), spread, strict=True):
+        parameter.data.copy_(value)
+    hidden = None
+    for batch in collector:
+        if hidden is None and HIDDEN in batch.keys(True, True):
+            hidden = batch[HIDDEN][:, 0]
+        with torch.no_grad():
+            values, hiddens = agent.unroll(
+                batch[OBSERVATION], batch.get(LAST_ACTION, None), batch[IS_INIT], hidden
+            )
+        torch.testing.assert_close(batch[ACTION_VALUE], values, atol=1e-4, rtol=1e-5)
+        assert torch.equal(batch[ACTION], batch[ACTION_VALUE].argmax(-1))
+        if hiddens is not None:
+            torch.testing.assert_close(batch[next_key(HIDDEN)], hiddens, atol=1e-4, rtol=0)
+            hidden = hiddens[:, -1]
+            done = batch[next_key(DONE)][:, -1, :, None]
+            hidden = hidden.masked_fill(done, 0)
+
+
+@pytest.mark.parametrize("agent_of", [RecurrentAgent, feedforward(use_last_action=True)])
+def test_memory_is_of_the_step_before_and_zero_behind_an_end(agent_of):
+    batches = list(collector_of(agent_of=agent_of, n_envs=20))
+    batch = torch.cat(batches, 1)  # [E, 48]: four episodes and a part
+    ended = batch[next_key(DONE)][:, :-1, :, None]
+    assert ended.any()
+    for key in {HIDDEN, LAST_ACTION} & set(batch.keys(True, True)):
+        assert torch.equal(batch[key][:, 1:], batch[next_key(key)][:, :-1].masked_fill(ended, 0))
+    assert torch.equal(batch[IS_INIT][:, 1:], batch[next_key(DONE)][:, :-1])
+    one_hot = torch.nn.functional.one_hot(batch[ACTION], batch[ACTION_VALUE].shape[-1])
+    assert torch.equal(batch[next_key(LAST_ACTION)], one_hot.float())
+
+
+def test_exploration_draws_what_the_policy_would_draw_step_by_step():
+    ahead, by_steps = (EpsilonGreedyAction(1.0, 1.0, 0, seed=3) for _ in range(2))
+    _, choose = ahead.draws(5, (4, 3, 6))
+    for t in range(5):
+        step = by_steps(TensorDict({ACTION_VALUE: torch.zeros(4, 3, 6)}, (4,)))
+        assert torch.equal(step[ACTION], choose[t].argmax(-1))
+    assert torch.equal(ahead.generator.get_state(), by_steps.generator.get_state())
+
+
+def test_threads_change_no_bit():
+    torch.set_num_threads(2)
+    try:
+        two = list(collector_of(n_envs=70))
+    finally:
+        torch.set_num_threads(1)
+    for a, b in zip(two, list(collector_of(n_envs=70)), strict=True):
+        assert (a == b).all()
+
+
+def test_each_batch_is_acted_by_the_weights_of_its_time():
+    collector = collector_of(head=GreedyAction())
+    batches = iter(collector)
+    next(batches)
+    for parameter in collector.policy.parameters():
+        parameter.data.zero_()
+    batch = next(batches)
+    assert (batch[ACTION_VALUE] == 0).all()
+    assert (batch[ACTION] == 0).all()  # the first of equal values
+
+
+def test_policies_that_the_kernel_does_not_know_are_called():
+    env, agent = env_of(RecurrentAgent)
+
+    class Louder(RecurrentAgent):
+        """Another network."""
+
+    louder = Louder(3, 16, 5)
+    for policy, reason in (
+        (make_policy(agent.double(), GreedyAction()), "the agent's weights are not float32"),
+        (make_policy(louder, GreedyAction()), "the policy is none of make_policy's"),
+        (TensorDictSequential(agent, GreedyAction()), "the policy is none of make_policy's"),
+    ):
+        assert policy_kernel.why_not(policy, env.base_env) == reason
+
+
+def test_without_a_library_the_policy_is_called(monkeypatch):
+    def refuse():
+        raise build.BuildFailed("no room")
+
+    expected = list(collector_of())
+    monkeypatch.setattr(policy_kernel, "library", refuse)
+    collector = collector_of()
+    assert collector.called_because == "no room"
+    for a, b in zip(expected, collector, strict=True):
+        assert torch.equal(a[ACTION], b[ACTION])
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_fresh_states_are_renewed_when_all_are_taken(called, monkeypatch):
+    if called:
+        monkeypatch.setattr(policy_kernel, "why_not", lambda *_: "as asked for")
+    collector = collector_of(n_envs=64)
+    fresh = collector.env.engine.fresh
+    renewals, renew = [], fresh.renew
+    fresh.renew = lambda: (renewals.append(fresh.taken), renew())
+    taken = 64  # by the collector's own reset
+    for _ in range(40):
+        taken += collector.collect()[next_key(DONE)].sum().item()
+    assert taken > 2 * len(fresh.pool)
+    assert all(len(fresh.pool) <= n < len(fresh.pool) + 2 * 64 for n in renewals)
+    assert sum(renewals) + fresh.taken == taken
