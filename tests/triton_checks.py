@@ -260,24 +260,45 @@ def check_operations(folder):
 # -------------------------------------------------------------------------------- for a GPU
 
 
-def check_code_for_a_gpu(folder):
-    """Compile a kernel of all operations for an H100: rounded as in C++, and in 32 bits."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+class H100:
+    """What Triton asks of a device when it compiles."""
 
-    kernel = triton_kernel.load(operations_source(folder))
-    types = dict.fromkeys(kernel.arg_names, "*fp32")
-    types |= dict.fromkeys(("terminated", "truncated", "done"), "*i1")
-    types |= dict.fromkeys(("steps", "resets"), "*i32") | dict.fromkeys(("action", "key"), "*i64")
-    sizes = "first n_steps row_steps n_envs stride max_steps reset_when_done pool_size"
-    types |= dict.fromkeys(sizes.split(), "i32") | {"BLOCK": "constexpr"}
-    options = dict(triton_kernel.OPTIONS)
-    code = ASTSource(kernel, types, {"BLOCK": options.pop("BLOCK")})
-    with triton_kernel.without_coalescing():
-        made = triton.compile(code, target=GPUTarget("cuda", 90, 32), options=options)
-    for word in ("fma.rn", ".approx", ".ftz", ".f64"):
-        assert word not in made.asm["ptx"], word
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def check_code_for_a_gpu(folder):
+    """Compile a kernel of all operations for an H100: once, rounded as in C++, and in 32 bits."""
+    from triton.runtime import driver
+
+    driver.set_active(H100())
+    kernel, compiled = triton_kernel.load(operations_source(folder)), []
+
+    class Compiles:
+        def __getitem__(self, grid):
+            return lambda *args, **options: compiled.append(
+                kernel.warmup(*args, grid=grid, **options)
+            )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_kernel, "load", lambda source: Compiles())
+        engine = TritonEngine(folder, pool_of_operations(100), 100, 0)
+    rows = zeros(engine, 3, CPU)
+    for t, n in ((0, 1), (1, 1), (1, 2)):
+        engine.advance(rows, t, n, reset_when_done=True)
+    assert len(compiled) == 4
+    assert all(made is compiled[0] for made in compiled)
+    assert compiled[0].metadata.shared == 0  # guards need no barrier
+    for word in ("fma.rn", ".approx", ".ftz", ".f64", "bar.sync"):
+        assert word not in compiled[0].asm["ptx"], word
 
 
 CHECKS = {
