@@ -368,7 +368,7 @@ def test_without_a_compiler_vmas_itself_steps_and_the_reason_says_what_to_instal
         raise build.NoCompiler("no C++ compiler was found; install one (apt install g++)")
 
     monkeypatch.setattr(engines, "compiler", none)
-    monkeypatch.setattr("qmix_trl.envs.compiled.compile.toolchain", none)
+    monkeypatch.setattr("qmix_trl.envs.compiled.backends.toolchain", none)
     env = env_of(engine="auto")
     assert env.engine.name == "eager"
     assert all("apt install g++" in why for why in env.passed_over.values())

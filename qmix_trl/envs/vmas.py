@@ -165,6 +165,7 @@ class VmasTeam(EnvBase):
     def begin_rows(self, n_steps: int) -> Buffers:
         """Return rows whose first observation is the present one."""
         (n_envs,) = self.batch_size
+        self.engine.renew()
         rows = Buffers.empty(n_envs, n_steps, self.engine.layout, self.device)
         rows.seen[:, 0] = self.seen
         return rows

@@ -25,11 +25,11 @@ TIMEOUT_SECONDS = 300
 
 
 class NoCompiler(Exception):
-    """No C++ compiler is on this machine; says what to install."""
+    """What builds steps is not on this machine; says what to install."""
 
 
 class BuildFailed(Exception):
-    """The compiler refused a source; says why."""
+    """A source was not compiled; says why."""
 
 
 @cache

@@ -10,11 +10,9 @@ from torch import Tensor
 
 from qmix_trl.envs.compiled import store
 from qmix_trl.envs.compiled.arrays import Unlowerable
+from qmix_trl.envs.compiled.backends import Backend
 from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
-from qmix_trl.envs.compiled.build import build, toolchain
-from qmix_trl.envs.compiled.cpp import source
 from qmix_trl.envs.compiled.gate import STEPS, Mismatch, Outcome, Reference, check
-from qmix_trl.envs.compiled.kernel import KernelEngine
 from qmix_trl.envs.compiled.lower import lower
 from qmix_trl.envs.compiled.memory import StatePaths, find_state
 from qmix_trl.envs.compiled.pool import FreshStates, shares_draws
@@ -31,12 +29,8 @@ from qmix_trl.envs.compiled.schedule import live
 from qmix_trl.envs.compiled.trace import TRACE_ENVS, StepGraph, random_step, variants
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
-LIBRARY = "step.so"
 NO_LIMIT = 2**31 - 1
 AGAIN_ENVS, AGAIN_STEPS = 5, 8  # of the check at every start
-
-
-MOST_EXPRESSIONS = 60_000  # of a step; compilers take minutes for more
 
 
 class Refused(Exception):
@@ -66,7 +60,7 @@ class Checked(Protocol):
         """Take steps."""
 
 
-def compiled_step(task: Task) -> CompiledStep:
+def compiled_step(task: Task, backend: Backend) -> CompiledStep:
     """Return the compiled step of a task, from disk if it is there.
 
     Raises:
@@ -74,18 +68,18 @@ def compiled_step(task: Task) -> CompiledStep:
         NoCompiler: if it has to be built and there is no compiler.
     """
     try:
-        key = store.task_key(task, toolchain())
+        key = store.task_key(task, backend.tools())
     except store.Unrepeatable:
         place = Path(tempfile.mkdtemp(prefix="qmix_trl-"))
-        return _from_notes(place, _make(task, place))
-    return _from_notes(*store.kept(key, lambda new: _make(task, new)))
+        return _from_notes(place, _make(task, place, backend))
+    return _from_notes(*store.kept(key, lambda new: _make(task, new, backend)))
 
 
 def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
     if "refused" in notes:
         raise Refused(notes["refused"], notes["n_nodes"])
     return CompiledStep(
-        library=place / LIBRARY,
+        library=place / notes["file"],
         rows=rows_from_json(notes["rows"]),
         layout=SeenLayout(**notes["layout"]),
         choice_paths=notes["choice_paths"],
@@ -95,7 +89,7 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
     )
 
 
-def _make(task: Task, place: Path) -> dict[str, Any]:
+def _make(task: Task, place: Path, backend: Backend) -> dict[str, Any]:
     """Write a task's library to a folder; return notes, why there is none among them."""
     simulation, n_nodes = VmasSimulation(task, TRACE_ENVS, 0, torch.device("cpu")), None
     begin = time.perf_counter()
@@ -103,13 +97,17 @@ def _make(task: Task, place: Path) -> dict[str, Any]:
         graphs = variants(simulation)
         n_nodes = len(graphs[0].graph.graph.nodes)
         traced = {"trace": round(time.perf_counter() - begin, 2)}
-        return _built(simulation, graphs, place, traced)
+        return _built(simulation, graphs, place / backend.file, traced, backend)
     except (Untraceable, Unlowerable, Mismatch) as error:
         return {"refused": " ".join(str(error).split()), "n_nodes": n_nodes}
 
 
 def _built(
-    simulation: VmasSimulation, graphs: list[StepGraph], place: Path, seconds: dict[str, float]
+    simulation: VmasSimulation,
+    graphs: list[StepGraph],
+    path: Path,
+    seconds: dict[str, float],
+    backend: Backend,
 ) -> dict[str, Any]:
     task, begin = simulation.task, time.perf_counter()
 
@@ -121,12 +119,12 @@ def _built(
     step = lower(graphs, state_is_observations=task.state == "observations")
     rows = state_rows(graphs[0], step)
     n = len(live(step.outputs))
-    if n > MOST_EXPRESSIONS:
-        raise Unlowerable(f"its step has {n:,} operations, more than {MOST_EXPRESSIONS:,}")
+    if n > backend.most:
+        raise Unlowerable(f"its step has {n:,} operations, more than {backend.most:,}")
     lap("lower")
-    text = source(step)
+    text = backend.source(step)
     lap("print")
-    build(text, place / LIBRARY)
+    backend.build(text, path)
     lap("build")
     layout = SeenLayout(
         step.n_agents,
@@ -134,6 +132,7 @@ def _built(
         None if task.state == "observations" else len(step.state),
     )
     notes = {
+        "file": path.name,
         "rows": rows_as_json(rows),
         "layout": vars(layout),
         "choice_paths": list(graphs[0].choice_paths),
@@ -141,13 +140,13 @@ def _built(
         "shared": shares_draws(simulation),
         "seconds": seconds,
     }
-    compiled = _from_notes(place, notes)
-    check_kernel(compiled, simulation, graphs[0].paths, STEPS)
+    compiled = _from_notes(path.parent, notes)
+    check_kernel(compiled, simulation, graphs[0].paths, STEPS, backend)
     lap("gate")
     return notes
 
 
-def check_again(compiled: CompiledStep, task: Task) -> None:
+def check_again(compiled: CompiledStep, task: Task, backend: Backend) -> None:
     """Run a step that may have been built long ago beside VMAS as it is now.
 
     Of another number of environments: a step that depends on it is found out, too.
@@ -159,21 +158,27 @@ def check_again(compiled: CompiledStep, task: Task) -> None:
     with simulation.own_randomness():
         paths = find_state(simulation.simulator, random_step(simulation))
     try:
-        check_kernel(compiled, simulation, paths, AGAIN_STEPS)
+        check_kernel(compiled, simulation, paths, AGAIN_STEPS, backend)
     except Mismatch as error:
         raise Refused(str(error)) from error
 
 
 def check_kernel(
-    compiled: CompiledStep, simulation: VmasSimulation, paths: StatePaths, n_steps: int
+    compiled: CompiledStep,
+    simulation: VmasSimulation,
+    paths: StatePaths,
+    n_steps: int,
+    backend: Backend,
 ) -> None:
-    """Run a compiled step beside VMAS.
+    """Run a compiled step, on its device, beside VMAS on the CPU.
 
     Raises:
         Mismatch: if they differ.
     """
-    fresh = FreshStates(simulation.task, simulation.n_envs, 0, compiled, least_rows=1)
-    engine = KernelEngine(compiled.library, fresh, NO_LIMIT, seed=0)
+    fresh = FreshStates(
+        simulation.task, simulation.n_envs, 0, compiled, least_rows=1, device=backend.device
+    )
+    engine = backend.engine(compiled.library, fresh, NO_LIMIT, 0)
     check_engine(engine, paths, simulation, n_steps)
 
 
@@ -187,7 +192,7 @@ def check_engine(
     """
     fresh = engine.fresh
     rows, layout = fresh.step.rows, fresh.step.layout
-    buffers = Buffers.empty(simulation.n_envs, 1, layout, torch.device("cpu"))
+    buffers = Buffers.empty(simulation.n_envs, 1, layout, fresh.device)
 
     def state(of: VmasSimulation) -> Tensor:
         return read_rows(of.simulator, rows, fresh.choice(simulation))
@@ -200,12 +205,15 @@ def check_engine(
         engine.jump(state(simulation), key)
         engine.advance(buffers, 0, 1, reset_when_done=False)
         return Outcome(
-            buffers.seen[:, 1].clone(),
-            buffers.agent_reward[:, 0].clone(),
-            buffers.reward.clone(),
-            buffers.terminated.float(),
-            as_numbers(engine.state_rows(), rows),
+            on_cpu(buffers.seen[:, 1]),
+            on_cpu(buffers.agent_reward[:, 0]),
+            on_cpu(buffers.reward),
+            on_cpu(buffers.terminated.float()),
+            as_numbers(on_cpu(engine.state_rows()), rows),
         )
+
+    def on_cpu(written: Tensor) -> Tensor:
+        return written.to("cpu", copy=True)
 
     scratch = VmasSimulation(simulation.task, simulation.n_envs, 0, simulation.device)
     check(Reference(simulation, scratch, paths, layout, numbers), step, n_steps)

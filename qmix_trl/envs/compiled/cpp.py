@@ -8,33 +8,27 @@ import numpy as np
 from qmix_trl.envs.compiled.draws import SPAWN_STREAM, SPAWN_TRIES
 from qmix_trl.envs.compiled.expressions import BOOL, FLOAT, INT, PAIR, Expression, Scalar
 from qmix_trl.envs.compiled.lower import Step
-from qmix_trl.envs.compiled.schedule import Guard, scheduled
+from qmix_trl.envs.compiled.printing import (
+    OPERATORS,
+    Forms,
+    Output,
+    row_numbers,
+    statements,
+)
+from qmix_trl.envs.compiled.schedule import Guard
 
 TYPES = {FLOAT: "vf", INT: "vi", BOOL: "vi", PAIR: "Pair"}
 PARAMETERS = (
     "const vf *now, vf *then, const vi *action, const Draws &draws, "
     "vf *seen, vf *agent_reward, vf *reward, vi *terminated"
 )
-# By operation and type of the result; {0} and so on are the arguments.
 FORMS = {
-    "add": "({0} + {1})",
-    "sub": "({0} - {1})",
-    "mul": "({0} * {1})",
+    **OPERATORS,
     "div": "({0} / {1})",
-    "neg": "(-{0})",
-    "lt": "({0} < {1})",
-    "le": "({0} <= {1})",
-    "eq": "({0} == {1})",
-    "ne": "({0} != {1})",
-    "and": "({0} & {1})",
-    "or": "({0} | {1})",
     "not": "(~{0})",
-    "isnan": "({0} != {0})",
     "where": "({0} ? {1} : {2})",
     "floor": "vfloor({0})",
-    "floor_divide": "floor_divide({0}, {1})",
-    **{op: f"v{op}({{0}})" for op in ("sqrt", "exp", "log", "sin", "cos", "tan", "tanh")},
-    **{op: f"v{op}({{0}}, {{1}})" for op in ("atan2", "logaddexp")},
+    "sqrt": "vsqrt({0})",
     "first": "{0}.x",
     "second": "{0}.y",
 }
@@ -60,6 +54,7 @@ CASTS = {
     (BOOL, FLOAT): "b_to_f({0})",
     (BOOL, INT): "b_to_i({0})",
 }
+ALL_FORMS = Forms(FORMS, FLOAT_FORMS, INT_FORMS, CASTS)
 
 
 def source(step: Step) -> str:
@@ -85,33 +80,20 @@ def source(step: Step) -> str:
 
 def function(step: Step) -> str:
     """Return the function that takes one step of W environments."""
-    places = output_places(step)
-    row_of = {(row.path, row.place): k for k, row in enumerate(step.rows)}
-    printer = Printer(row_of)
-    lines = []
-    outputs = [value for _, _, value in places]
-    for statement in scheduled(outputs):
-        if isinstance(statement, int):
-            place, dtype, value = places[statement]
-            lines.append(f"{place} = {printer.stored(value, dtype)};")
-        elif isinstance(statement, Guard):
-            lines.extend(printer.guard(statement))
-        else:
-            lines.append(printer.definition(statement))
-    body = "\n  ".join(lines)
+    body = "\n  ".join(statements(outputs(step), Printer(row_numbers(step))))
     return f"static void step({PARAMETERS}) {{\n  {body}\n}}\n"
 
 
-def output_places(step: Step) -> list[tuple[str, str, Scalar]]:
-    """Return where each output is written, as which type, and its value."""
+def outputs(step: Step) -> list[Output]:
+    """Return all that a step writes."""
     seen = [*step.observation, *step.state]
     return [
-        *((f"seen[{j}]", FLOAT, x) for j, x in enumerate(seen)),
-        *((f"agent_reward[{a}]", FLOAT, x) for a, x in enumerate(step.agent_reward)),
-        ("*reward", FLOAT, step.reward),
-        ("*terminated", BOOL, step.terminated),
+        *(Output(f"seen[{j}] = {{0}};", FLOAT, x) for j, x in enumerate(seen)),
+        *(Output(f"agent_reward[{a}] = {{0}};", FLOAT, x) for a, x in enumerate(step.agent_reward)),
+        Output("*reward = {0};", FLOAT, step.reward),
+        Output("*terminated = {0};", BOOL, step.terminated),
         *(
-            (row_place(k, row.now.dtype), row.now.dtype, row.then)
+            Output(f"{row_place(k, row.now.dtype)} = {{0}};", row.now.dtype, row.then)
             for k, row in enumerate(step.rows)
         ),
     ]
@@ -163,14 +145,7 @@ class Printer:
                 return "(vi)draws.environment"
             case "spawn":
                 return self._spawn(x)
-            case "cast":
-                form = CASTS[x.args[0].dtype, x.dtype]
-                return form.format(self.value(x.args[0], x.args[0].dtype))
-        typed = INT_FORMS if x.dtype == INT else FLOAT_FORMS
-        form = FORMS.get(x.op) or typed[x.op]
-        return form.format(
-            *(self.value(arg, kind) for arg, kind in zip(x.args, kinds(x), strict=True))
-        )
+        return ALL_FORMS.operation(x, self.value)
 
     def _spawn(self, x: Expression) -> str:
         (site, *settings), *occupied = x.args
@@ -192,14 +167,6 @@ class Printer:
         if isinstance(x, Expression) and x.dtype != dtype:
             return CASTS[x.dtype, dtype].format(self.value(x, x.dtype))
         return self.value(x, dtype)
-
-
-def kinds(x: Expression) -> list[str]:
-    """Return the types of an operation's arguments."""
-    if x.op == "where":
-        return [BOOL, x.dtype, x.dtype]
-    known = [arg.dtype for arg in x.inputs]
-    return [known[0]] * len(x.args)
 
 
 def number(x: float) -> str:

@@ -80,6 +80,9 @@ class EagerEngine:
             if reset_when_done and buffers.done[:, i].any():
                 self.reset(buffers.done[:, i], buffers.seen[:, i + 1])
 
+    def renew(self) -> None:
+        """Do nothing: VMAS draws at each reset."""
+
     def seed(self, seed: int) -> None:
         """Begin another random stream."""
         self.simulation.seed(seed)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
 from qmix_trl.envs.compiled.arrays import Unlowerable
+from qmix_trl.envs.compiled.backends import BACKENDS, of_cpu
 from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.build import BuildFailed, NoCompiler, compiler
 from qmix_trl.envs.compiled.compile import (
@@ -20,7 +21,6 @@ from qmix_trl.envs.compiled.compile import (
 from qmix_trl.envs.compiled.eager import EagerEngine
 from qmix_trl.envs.compiled.gate import STEPS, Mismatch
 from qmix_trl.envs.compiled.inductor import MOST_NODES, InductorEngine
-from qmix_trl.envs.compiled.kernel import KernelEngine
 from qmix_trl.envs.compiled.pool import FreshStates
 from qmix_trl.envs.compiled.pure import Untraceable
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
@@ -43,6 +43,9 @@ class Engine(Protocol):
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
         """Take steps ``t`` to ``t + n_steps`` of rows, by the actions that stand there."""
+
+    def renew(self) -> None:
+        """Draw fresh states anew if they are through; may wait for the device."""
 
     def seed(self, seed: int) -> None:
         """Begin another random stream."""
@@ -80,18 +83,18 @@ def kernel(s: Settings) -> Engine:
 
     Raises:
         Refused: if the task has none.
-        NoCompiler: if it has to be built and there is no compiler.
+        NoCompiler: if what builds it, or on a GPU Triton, is not there.
     """
-    if s.device.type != "cpu":
+    if s.device.type not in BACKENDS:
         raise Refused(f"there is no kernel for {s.device.type}")
+    backend = BACKENDS[s.device.type](s.device)
     try:
-        step = compiled_step(s.task)
+        step = compiled_step(s.task, backend)
+        check_again(step, s.task, backend)
+        fresh = FreshStates(s.task, s.n_envs, s.seed, step, device=s.device)
+        return backend.engine(step.library, fresh, s.max_steps, s.seed)
     except BuildFailed as error:
         raise Refused(str(error)) from error
-    check_again(step, s.task)
-    return KernelEngine(
-        step.library, FreshStates(s.task, s.n_envs, s.seed, step), s.max_steps, s.seed
-    )
 
 
 def inductor(s: Settings) -> Engine:
@@ -122,7 +125,7 @@ def check_size(task: Task) -> None:
         Refused: if it is.
     """
     try:
-        compiled_step(task)
+        compiled_step(task, of_cpu())
     except Refused as error:
         if error.n_nodes is None:
             raise

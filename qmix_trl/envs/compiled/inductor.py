@@ -53,9 +53,7 @@ class InductorEngine:
 
     def reset(self, mask: Tensor, seen: Tensor) -> None:
         """Begin environments of a mask [E] anew; write what they see to seen [E, R]."""
-        if self.fresh.is_due():
-            self.fresh.renew()
-            self._resets.zero_()
+        self.renew()
         rows = self.fresh.rows_for(self._resets)  # [E, K + R]
         n = self._state.shape[1]
         self._state = torch.where(mask[:, None], rows[:, :n], self._state)
@@ -63,6 +61,12 @@ class InductorEngine:
         self._steps.masked_fill_(mask, 0)
         self._resets += mask
         self.fresh.taken += int(mask.sum())
+
+    def renew(self) -> None:
+        """Draw the pool anew if it is through."""
+        if self.fresh.is_due():
+            self.fresh.renew()
+            self._resets.zero_()
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
         """Take steps ``t`` to ``t + n_steps`` of rows, by the actions that stand there."""

@@ -102,7 +102,7 @@ class KernelEngine:
         """
         if not seen.is_contiguous():
             raise ValueError(f"KernelEngine: expected seen in one piece, got {seen.stride()}")
-        self._renew()
+        self.renew()
         mask = mask.contiguous()
         call = ctypes.byref(self._call)
         self.fresh.taken += self._reset(call, mask.data_ptr(), seen.data_ptr())
@@ -142,7 +142,7 @@ class KernelEngine:
         row_steps = buffers.action.shape[1]
         if t + n_steps > row_steps:
             raise ValueError(f"KernelEngine: expected rows of {t + n_steps} steps, got {row_steps}")
-        self._renew()
+        self.renew()
         call = self._call
         for name in WRITTEN:
             tensor = getattr(buffers, name)
@@ -153,7 +153,8 @@ class KernelEngine:
         call.seed, call.number = self._seed, self._number
         return ctypes.byref(call)
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """Draw the pool anew if it is through."""
         if self.fresh.is_due():
             self.fresh.renew()
             self._resets.zero_()

@@ -20,6 +20,7 @@ from qmix_trl.envs.compiled.memory import Memory, differing, walk
 from qmix_trl.envs.compiled.rows import CompiledStep, read_rows
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
+CPU = torch.device("cpu")
 SHARED_ROWS = 16  # environments of a reset that draws once for all of them
 LAYERS = 4  # resets of each environment that a pool holds at least
 LEAST_ROWS = 1024
@@ -99,6 +100,7 @@ class FreshStates:
         seed: of the random stream.
         step: the compiled step.
         least_rows: P is at least this, and ``LAYERS`` E, or E where resets draw for many.
+        device: of the pool; VMAS draws on the CPU, the same states for all devices.
 
     Attributes:
         pool: float32 [P, K + R], rows of the state and of what is seen.
@@ -112,15 +114,17 @@ class FreshStates:
         step: CompiledStep,
         *,
         least_rows: int = LEAST_ROWS,
+        device: torch.device = CPU,
     ) -> None:
         self.n_envs = n_envs
+        self.device = device
         self.step = step
         self.n_layers = max(1 if step.shared else LAYERS, -(-least_rows // n_envs))
         together = max(n_envs, min(self.n_layers * n_envs, MOST_TOGETHER))
         drawn_together = SHARED_ROWS if step.shared else together
-        self.simulation = VmasSimulation(task, drawn_together, seed, torch.device("cpu"))
+        self.simulation = VmasSimulation(task, drawn_together, seed, CPU)
         self.taken = 0
-        self.pool = self.drawn()
+        self.pool = self.drawn().to(device)
 
     def choice(self, simulation: VmasSimulation) -> int:
         """Return the number of the choice that a simulation's last reset made."""
@@ -137,7 +141,7 @@ class FreshStates:
         return self.step.choices.index(chosen)
 
     def drawn(self) -> Tensor:
-        """Return new rows [P, K + R]."""
+        """Return new rows [P, K + R], on the CPU."""
         wanted = self.n_layers * self.n_envs
         parts = [self._reset() for _ in range(-(-wanted // self.simulation.n_envs))]
         pool = torch.cat(parts)[:wanted]
@@ -155,8 +159,8 @@ class FreshStates:
         return torch.cat([state, self.step.layout.pack(self.simulation.observe())], 1)
 
     def rows_for(self, resets: Tensor) -> Tensor:
-        """Return each environment's next row [E, K + R], by how many it has taken [E]."""
-        place = torch.arange(self.n_envs) + resets * self.n_envs
+        """Return each environment's next row [E, K + R], by how many it has taken int64 [E]."""
+        place = torch.arange(self.n_envs, device=resets.device) + resets * self.n_envs
         return self.pool[(place + place // len(self.pool)) % len(self.pool)]
 
     def is_due(self) -> bool:

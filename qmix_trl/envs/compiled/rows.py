@@ -41,7 +41,7 @@ class CompiledStep:
     """A step that is built and checked.
 
     Attributes:
-        library: the path of the shared library; None where the step is a function of torch's.
+        library: the path of what was built; None where the step is a function of torch's.
         rows: of the state.
         layout: of what is seen.
         choice_paths: Python values that resets choose, where it matters.

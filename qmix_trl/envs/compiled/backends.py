@@ -1,0 +1,70 @@
+"""What steps are built for: a library in C++ for the processor, a Triton kernel for a GPU."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qmix_trl.envs.compiled import cpp, triton_print
+from qmix_trl.envs.compiled.build import build, toolchain
+from qmix_trl.envs.compiled.kernel import KernelEngine
+from qmix_trl.envs.compiled.lower import Step
+from qmix_trl.envs.compiled.pool import FreshStates
+from qmix_trl.envs.compiled.triton_kernel import TritonEngine, triton_toolchain
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Prints steps, builds and runs them.
+
+    Attributes:
+        device: of the state and of all that steps write.
+        file: the name of what is built.
+        most: expressions that a step may have; compilers take minutes for more.
+        tools: returns what a built file depends on beside its source; raises ``NoCompiler`` where
+            it is not there.
+        source: prints a step.
+        build: builds a source to a file; raises ``BuildFailed``.
+        engine: of a built file, a pool on the device, the time limit and a seed; may raise
+            ``BuildFailed``, too.
+    """
+
+    device: torch.device
+    file: str
+    most: int
+    tools: Callable[[], str]
+    source: Callable[[Step], str]
+    build: Callable[[str, Path], None]
+    engine: Callable[[Path, FreshStates, int, int], KernelEngine | TritonEngine]
+
+
+def of_cpu() -> Backend:
+    """Return what builds C++ libraries."""
+    return Backend(
+        torch.device("cpu"), "step.so", 60_000, toolchain, cpp.source, build, KernelEngine
+    )
+
+
+def of_gpu(device: torch.device) -> Backend:
+    """Return what writes Triton kernels, which are compiled when an engine is made."""
+    return Backend(
+        device,
+        "step.py",
+        30_000,
+        lambda: triton_toolchain(device),
+        triton_print.source,
+        written,
+        TritonEngine,
+    )
+
+
+def written(source: str, path: Path) -> None:
+    """Write a source to a file."""
+    path.write_text(source)
+
+
+BACKENDS: dict[str, Callable[[torch.device], Backend]] = {
+    "cpu": lambda device: of_cpu(),
+    "cuda": of_gpu,
+}  # by the type of a device

@@ -1,0 +1,170 @@
+"""The Triton kernel beside the C++ one and beside the definitions of operations.
+
+Without a GPU it runs in Triton's interpreter; what is done there stands in ``triton_checks``.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+import triton_checks
+import triton_operations
+from triton_checks import SCENARIOS, assert_same, engines, state_of, task_of, zeros
+
+from qmix_trl.envs.compiled import build, triton_print
+from qmix_trl.envs.compiled.buffers import SeenLayout
+from qmix_trl.envs.compiled.compile import Refused
+from qmix_trl.envs.compiled.engines import Settings, kernel
+from qmix_trl.envs.compiled.triton_kernel import TritonEngine
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available() or find_spec("triton") is None,
+    reason="needs a CUDA device and Triton",
+)
+
+
+def settings_on(device):
+    """Return what an engine runs on a device."""
+    return Settings(task_of("balance"), SeenLayout(4, 16, None), 8, 5, 0, torch.device(device))
+
+
+def test_printing_gives_the_same_program_each_time():
+    text = triton_print.source(triton_operations.operations_step())
+    assert text == triton_print.source(triton_operations.operations_step())
+    compile(text, "step.py", "exec")
+
+
+def test_without_triton_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(build.NoCompiler, match="pip install triton"):
+        kernel(settings_on("cuda"))
+
+
+def test_other_devices_have_no_kernel():
+    with pytest.raises(Refused, match="there is no kernel for xpu"):
+        kernel(settings_on("xpu"))
+
+
+def run_checks(folder, names, *, interpreted):
+    """Run checks in a process of their own; return what they raised."""
+    outcome = folder / "outcome.json"
+    env = {
+        **os.environ,
+        "TRITON_INTERPRET": str(int(interpreted)),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "QMIX_TRL_CACHE": str(folder / "steps"),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-W", "ignore", triton_checks.__file__, outcome, folder, *names]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(outcome.read_text())
+
+
+INTERPRETED = (*SCENARIOS, "operations", "task_to_batch")
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory):
+    """What checks in Triton's interpreter raised, by name."""
+    return run_checks(tmp_path_factory.mktemp("interpreted"), INTERPRETED, interpreted=True)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_in_the_interpreter(name, interpreted):
+    try:
+        build.compiler()
+    except build.NoCompiler as error:
+        pytest.skip(str(error))
+    assert not interpreted[name], interpreted[name]
+
+
+@needs_triton
+def test_operations_compile_for_a_gpu(tmp_path):
+    raised = run_checks(tmp_path, ["code_for_a_gpu"], interpreted=False)
+    assert not raised["code_for_a_gpu"], raised["code_for_a_gpu"]
+
+
+@needs_triton
+def test_what_triton_does_not_compile_is_refused_in_one_line(tmp_path):
+    """The kernel here is a stand-in whose launch fails."""
+    source = tmp_path / "step.py"
+    source.write_text(
+        "class rollout:\n"
+        "    def __class_getitem__(cls, grid):\n"
+        "        return lambda *args, **options: 1 // 0\n"
+    )
+    fresh = triton_checks.pool_of_operations(1)
+    with pytest.raises(build.BuildFailed, match="Triton: ZeroDivisionError integer division"):
+        TritonEngine(source, fresh, 10, 0)
+
+
+# ----------------------------------------------------------------------------------- on a device
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """The C++ kernel, and the Triton kernel on a GPU, begun from equal states."""
+    made = engines(task_of("simple_spread"), tmp_path, 100, max_steps=7, device=CUDA)
+    for engine in made:
+        to = engine.fresh.device
+        everywhere = torch.ones(100, dtype=torch.bool, device=to)
+        engine.reset(everywhere, torch.zeros(100, engine.layout.size, device=to))
+    return made
+
+
+@needs_cuda
+@pytest.mark.parametrize("scenario", ["balance", "navigation", "transport", "discovery"])
+def test_the_gate_passes_on_a_device(scenario):
+    keywords = SCENARIOS[scenario]
+    small = replace(settings_on("cuda"), task=task_of(scenario, **keywords))
+    assert isinstance(kernel(small), TritonEngine)
+
+
+@needs_cuda
+def test_twenty_steps_on_a_device_are_those_of_the_kernel(pair):
+    generator = torch.Generator().manual_seed(0)
+    rows = [zeros(engine, 20, engine.fresh.device) for engine in pair]
+    action = torch.randint(5, rows[0].action.shape, generator=generator)
+    for engine, to in zip(pair, rows, strict=True):
+        to.action.copy_(action)
+        engine.advance(to, 0, 20, reset_when_done=True)
+    cpp, ours = pair
+    assert_same(vars(rows[1]), vars(rows[0]))
+    assert_same(state_of(ours), state_of(cpp))
+
+
+@needs_cuda
+def test_steps_do_not_wait_for_the_device_and_can_be_captured(pair):
+    cpp, ours = pair
+    called, captured = zeros(cpp, 1, torch.device("cpu")), zeros(ours, 1, CUDA)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours.advance(captured, 0, 1, reset_when_done=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ours.advance(captured, 0, 1, reset_when_done=True)
+    for _ in range(9):
+        graph.replay()
+    for _ in range(10):
+        cpp.advance(called, 0, 1, reset_when_done=True)
+    assert ours.state()["key"].tolist() == [5, 10]
+    assert_same(vars(captured), vars(called))
+    assert_same(state_of(ours), state_of(cpp))
+
+
+@needs_cuda
+def test_batches_on_a_device_are_those_of_the_kernel():
+    triton_checks.compare_batches(triton_checks.fused_batches(CUDA), 1e-5)

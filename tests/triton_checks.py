@@ -1,0 +1,325 @@
+"""What is checked of Triton kernels in processes of their own.
+
+Triton's interpreter must be chosen before Triton is imported. It takes some code that Triton does
+not, so that a kernel is compiled for a GPU, too, which none is needed for.
+
+    python triton_checks.py FILE FOLDER CHECK ...
+
+runs checks, with files in a folder, and writes what each of them raised to a file.
+"""
+
+import json
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import triton_operations as ops
+
+from qmix_trl import AGENTS, GreedyAction, make_collector, make_env, make_policy, with_memory
+from qmix_trl.envs.compiled import backends, compile, draws, store, triton_kernel, triton_print
+from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
+from qmix_trl.envs.compiled.kernel import KernelEngine
+from qmix_trl.envs.compiled.pool import FreshStates
+from qmix_trl.envs.compiled.rows import CompiledStep, Row, as_bits
+from qmix_trl.envs.compiled.triton_kernel import TritonEngine
+from qmix_trl.envs.contract import env_dims
+from qmix_trl.envs.vmas_scenarios import load_scenario
+from qmix_trl.envs.vmas_simulation import Task
+from qmix_trl.errors import ConfigError
+from qmix_trl.keys import ACTION, AGENT_REWARD, DONE, OBSERVATION, REWARD, STATE, next_key
+
+CPU = torch.device("cpu")
+# Joints and contacts, lidars, a package's contacts, and spawning in the step; few agents, for the
+# interpreter takes milliseconds for an operation.
+SCENARIOS = {
+    "balance": {"n_agents": 2},
+    "navigation": {"n_agents": 2},
+    "transport": {"n_agents": 2},
+    "discovery": {"n_agents": 2, "n_targets": 2},
+}
+
+
+def task_of(name, **keywords):
+    """Return a scenario as a task."""
+    return Task(
+        name=name,
+        scenario=load_scenario(name),
+        scenario_kwargs=keywords,
+        state="world",
+        team_reward="mean",
+        group=None,
+    )
+
+
+# ------------------------------------------------------------------------------- beside the kernel
+
+
+def engines(task, folder, n_envs, *, max_steps, device):
+    """Return the C++ kernel and the Triton kernel of a task, with equal pools of 4 E rows."""
+    source = folder / f"{task.name}.py"
+
+    def printed(step):
+        source.write_text(triton_print.source(step))
+        return cpu.source(step)
+
+    cpu = backends.of_cpu()
+    both = replace(cpu, source=printed, tools=lambda: f"{cpu.tools()} and {source}")
+    step = compile.compiled_step(task, both)
+    made = []
+    for engine, path, to in (
+        (KernelEngine, step.library, CPU),
+        (TritonEngine, source, device),
+    ):
+        fresh = FreshStates(task, n_envs, 3, step, least_rows=1, device=to)
+        made.append(engine(path, fresh, max_steps, 5))
+    return made
+
+
+def zeros(engine, n_steps, device):
+    """Return buffers of zeros: some of their numbers are not written."""
+    rows = Buffers.empty(engine.fresh.n_envs, n_steps, engine.layout, device)
+    for tensor in vars(rows).values():
+        tensor.zero_()
+    return rows
+
+
+def assert_same(ours, theirs):
+    """Compare tensors by name, bit for bit but for the kind of NaN."""
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(
+            ours[name].cpu(), tensor, rtol=0, atol=0, equal_nan=True, msg=lambda m, n=name: n + m
+        )
+
+
+def state_of(engine):
+    """Return an engine's state without what pads its last block."""
+    state = engine.state()
+    return {**state, "state": state["state"][:, : engine.fresh.n_envs].view(torch.int32)}
+
+
+def check_rollouts(folder, name):
+    """Compare engines over resets, two steps at once and single ones, and from a loaded state."""
+    n_envs, n_steps = 18, 2  # blocks that are not full
+    task = task_of(name, **SCENARIOS[name])
+    cpp, ours = pair = engines(task, folder, n_envs, max_steps=3, device=CPU)
+    rows = [zeros(engine, n_steps, CPU) for engine in pair]
+    seen = [torch.zeros(n_envs, cpp.layout.size) for _ in pair]
+    generator = torch.Generator().manual_seed(0)
+    everywhere = torch.ones(n_envs, dtype=torch.bool)
+    some = torch.arange(n_envs) % 3 > 0  # so that not all end at the same step
+    for begun in (everywhere, some):
+        for engine, to in zip(pair, seen, strict=True):
+            engine.reset(begun, to)
+    assert torch.equal(seen[1], seen[0])
+    ends = 0
+    for t, n, reset_when_done in ((0, 2, True), (1, 1, True), (0, 1, False)):
+        action = torch.randint(5, (n_envs, n_steps, cpp.layout.n_agents), generator=generator)
+        for engine, to in zip(pair, rows, strict=True):
+            to.action.copy_(action)
+            engine.renew()  # the C++ kernel does that by itself
+            engine.advance(to, t, n, reset_when_done=reset_when_done)
+        assert_same(vars(rows[1]), vars(rows[0]))
+        assert_same(state_of(ours), state_of(cpp))
+        ends += int(rows[0].done.sum())
+    assert ends > n_envs
+    check_pools(pair, rows, seen)
+
+
+def check_pools(pair, rows, seen):
+    """Compare engines where they go on from a state, where the pool is through, and behind that."""
+    cpp, ours = pair
+    kept = cpp.state()
+    assert kept["taken"] == kept["resets"].sum() > cpp.fresh.n_envs
+    kept["resets"] = kept["resets"] + cpp.fresh.n_layers  # all the next rows are behind the end
+    kept["steps"][::2] = 2  # so that these end
+    everywhere = torch.ones(cpp.fresh.n_envs, dtype=torch.bool)
+    for engine, to in zip(pair, rows, strict=True):
+        engine.seed(8)
+        engine.load_state(kept)
+        engine.advance(to, 0, 1, reset_when_done=True)
+    assert rows[0].done[::2, 0].all()
+    assert_same(vars(rows[1]), vars(rows[0]))
+    pool = cpp.fresh.pool.clone()
+    for engine, to in zip(pair, seen, strict=True):
+        engine.load_state({**kept, "resets": torch.zeros_like(kept["resets"]), "taken": 0})
+        for _ in range(cpp.fresh.n_layers):
+            engine.reset(everywhere, to)
+        assert torch.equal(engine.fresh.pool.cpu(), pool)
+        engine.renew()
+        assert not torch.equal(engine.fresh.pool.cpu(), pool)
+        engine.reset(everywhere, to)
+    assert torch.equal(seen[1], seen[0])
+    assert_same(state_of(ours), state_of(cpp))
+
+
+# ------------------------------------------------------------------------------ from task to batch
+
+
+def environment(device, **settings):
+    """Return an environment whose step is small, on a kernel."""
+    return make_env(
+        "vmas",
+        scenario="simple_spread",
+        n_envs=18,
+        max_steps=4,
+        state="world",
+        team_reward="mean",
+        seed=0,
+        device=device,
+        engine="kernel",
+        **settings,
+    )
+
+
+def fused_batches(device):
+    """Return what the fused collector gives over the Triton kernel."""
+    torch.manual_seed(0)
+    env = environment(device)
+    assert isinstance(env.engine, TritonEngine)
+    dims = env_dims(env)
+    agent = AGENTS["recurrent"](dims.n_agents, dims.observation_dim, dims.n_actions).to(device)
+    policy = make_policy(agent, GreedyAction())
+    settings = {"rows": "slices", "steps": 5, "n_batches": 2, "collector": "fused"}
+    return list(make_collector(with_memory(env, agent), policy, **settings))
+
+
+def compare_batches(batches, tolerance):
+    """Replay the actions of batches by the C++ kernel."""
+    env = environment(CPU)
+    env.reset()
+    for batch in batches:
+        rows = env.begin_rows(5)
+        rows.action.copy_(batch[ACTION].cpu())
+        env.engine.advance(rows, 0, 5, reset_when_done=True)
+        theirs = batch.cpu().clone()
+        env.pack_rows(rows, theirs)
+        assert theirs[next_key(DONE)].any()
+        for key in (OBSERVATION, STATE, AGENT_REWARD, REWARD, DONE):
+            ours = batch[next_key(key)].cpu()
+            torch.testing.assert_close(ours, theirs[next_key(key)], rtol=tolerance, atol=tolerance)
+
+
+def check_task_to_batch(folder):
+    """Trace, print, keep, check and collect with the interpreter as the device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backends.BACKENDS, "cpu", backends.of_gpu)
+        batches = fused_batches(CPU)
+        patch.setitem(triton_print.FORMS, "sub", "({1} - {0})")
+        with pytest.raises(ConfigError, match="its step differs from VMAS's"):
+            environment(CPU, scenario_kwargs={"n_agents": 2})
+    compare_batches(batches, 0.0)
+    kept = {path.name for path in store.folder().glob("simple_spread-*/*")}
+    assert kept == {"notes.json", "step.cpp", "step.py", "step.so"}
+
+
+# ---------------------------------------------------------------------- operations by definition
+
+
+def operations_source(folder):
+    """Return the file of a kernel of all operations."""
+    triton_print.SPAWN_TRIES = ops.TRIES
+    path = folder / "operations.py"
+    path.write_text(triton_print.source(ops.operations_step()))
+    return path
+
+
+def pool_of_operations(n_seen):
+    """Return what stands for the pool of a step of all operations."""
+    rows = [Row(x, 0, dtype, True) for x, dtype in ops.TYPES.items()]
+    step = CompiledStep(None, rows, SeenLayout(1, n_seen, None), [], [], False, {})
+    pool = torch.zeros(4 * ops.E, len(rows) + n_seen)
+    return SimpleNamespace(n_envs=ops.E, step=step, pool=pool, taken=0, device=CPU)
+
+
+def check_operations(folder):
+    """Compare each operation with its definition."""
+    draws.SPAWN_TRIES = ops.TRIES
+    expected = ops.by_definition()
+    fresh = pool_of_operations(expected.shape[1])
+    engine = TritonEngine(operations_source(folder), fresh, 100, 0)
+    state = torch.stack([as_bits(value, value.dtype) for value in ops.columns().values()], 1)
+    rows = zeros(engine, 1, CPU)
+    engine.jump(state, ops.KEY)
+    engine.advance(rows, 0, 1, reset_when_done=False)
+    names = [f"{op} {args}" for op, args, _ in ops.CASES]
+    for j, (ours, theirs) in enumerate(zip(rows.seen[:, 1].T, expected.T, strict=True)):
+        name = names[j] if j < len(names) else f"number {j}"
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-5, atol=2e-6, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    assert torch.equal(rows.terminated[:, 0], ops.columns()["q"])
+    assert torch.equal(rows.reward[:, 0], ops.columns()["b"])
+    assert torch.equal(engine.state_rows().view(torch.int32), state.view(torch.int32))
+
+
+# -------------------------------------------------------------------------------- for a GPU
+
+
+class H100:
+    """What Triton asks of a device when it compiles."""
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def check_code_for_a_gpu(folder):
+    """Compile a kernel of all operations for an H100: once, rounded as in C++, and in 32 bits."""
+    from triton.runtime import driver
+
+    driver.set_active(H100())
+    kernel, compiled = triton_kernel.load(operations_source(folder)), []
+
+    class Compiles:
+        def __getitem__(self, grid):
+            return lambda *args, **options: compiled.append(
+                kernel.warmup(*args, grid=grid, **options)
+            )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_kernel, "load", lambda source: Compiles())
+        engine = TritonEngine(folder, pool_of_operations(100), 100, 0)
+    rows = zeros(engine, 3, CPU)
+    for t, n in ((0, 1), (1, 1), (1, 2)):
+        engine.advance(rows, t, n, reset_when_done=True)
+    assert len(compiled) == 4
+    assert all(made is compiled[0] for made in compiled)
+    assert compiled[0].metadata.shared == 0  # guards need no barrier
+    for word in ("fma.rn", ".approx", ".ftz", ".f64", "bar.sync"):
+        assert word not in compiled[0].asm["ptx"], word
+
+
+CHECKS = {
+    **{name: lambda folder, name=name: check_rollouts(folder, name) for name in SCENARIOS},
+    "operations": check_operations,
+    "task_to_batch": check_task_to_batch,
+    "code_for_a_gpu": check_code_for_a_gpu,
+}
+
+
+def main(outcome, folder, *names):
+    """Run checks; write what they raised."""
+    compile.STEPS = compile.AGAIN_STEPS = 4  # the interpreter is slow
+    raised = dict.fromkeys(names, "")
+    for name in names:
+        try:
+            CHECKS[name](Path(folder))
+        except Exception:
+            raised[name] = traceback.format_exc()
+        Path(outcome).write_text(json.dumps(raised))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
