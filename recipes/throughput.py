@@ -40,8 +40,8 @@ SCENARIOS = ("balance", "navigation", "simple_spread", "dispersion", "transport"
 ENGINES = ("kernel", "inductor", "eager")
 MAX_STEPS = 100
 WARM_UP_STEPS = 100  # until environments are at different steps of their episodes
-THEIR_STEPS = MAX_STEPS  # of a round: all resets are in it
-OUR_STEPS = 4 * MAX_STEPS  # and a renewal of the pool that resets take from
+ROUND_STEPS = MAX_STEPS  # all resets are in them
+KERNEL_STEPS = 4 * MAX_STEPS  # and a renewal of the pool that its resets take from
 BATCH_STEPS = 25  # of a batch, on both sides
 ROLLOUT_STEPS = {"kernel": 20, "inductor": 10, "eager": 10}  # in one call; rows stay in the cache
 HIDDEN_DIM = 64
@@ -110,7 +110,7 @@ def vmas_env_steps(scenario: str, n_envs: int) -> tuple[Timed, int]:
             data = env.step_and_maybe_reset(env.rand_action(data))[1]
 
     steps(WARM_UP_STEPS)
-    return timed(lambda: steps(THEIR_STEPS), THEIR_STEPS), operations(lambda: steps(1))
+    return timed(lambda: steps(ROUND_STEPS), ROUND_STEPS), operations(lambda: steps(1))
 
 
 def engine_steps(scenario: str, n_envs: int, engine: str) -> tuple[Timed, int]:
@@ -127,7 +127,13 @@ def engine_steps(scenario: str, n_envs: int, engine: str) -> tuple[Timed, int]:
 
     rollouts(1)
     one_step = operations(lambda: env.engine.advance(rows, 0, 1, reset_when_done=True))
-    return timed(lambda: rollouts(OUR_STEPS // n_steps), OUR_STEPS), max(1, one_step)
+    n = steps_of_a_round(engine)
+    return timed(lambda: rollouts(n // n_steps), n), max(1, one_step)
+
+
+def steps_of_a_round(engine: str) -> int:
+    """Return how many steps of an engine are timed together."""
+    return KERNEL_STEPS if engine == "kernel" else ROUND_STEPS
 
 
 def our_batches(scenario: str, n_envs: int, engine: str) -> tuple[Timed, int]:
@@ -138,7 +144,7 @@ def our_batches(scenario: str, n_envs: int, engine: str) -> tuple[Timed, int]:
     batches = make_collector(
         env, policy, rows="slices", steps=BATCH_STEPS, n_batches=10**9, collector="fused"
     )
-    return collecting(iter(batches), OUR_STEPS)
+    return collecting(iter(batches), steps_of_a_round(engine))
 
 
 def their_batches(scenario: str, n_envs: int) -> tuple[Timed, int]:
@@ -153,7 +159,7 @@ def their_batches(scenario: str, n_envs: int) -> tuple[Timed, int]:
         trust_policy=True,
         auto_register_policy_transforms=False,
     )
-    return collecting(iter(batches), THEIR_STEPS)
+    return collecting(iter(batches), ROUND_STEPS)
 
 
 def sizes_of(env: EnvBase) -> tuple[int, int, int]:

@@ -1,5 +1,7 @@
 """Fused collection beside TorchRL's, and its policy kernel beside torch's networks."""
 
+import copy
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -18,7 +20,7 @@ from qmix_trl import (
     with_memory,
 )
 from qmix_trl.envs.compiled import build
-from qmix_trl.fused import policy_kernel
+from qmix_trl.fused import graph, policy_kernel
 from qmix_trl.keys import (
     ACTION,
     ACTION_VALUE,
@@ -45,22 +47,23 @@ COMPUTED = (ACTION_VALUE, HIDDEN, next_key(HIDDEN))
 TOLERANCE = 1e-5
 
 
-def env_of(agent_of, *, n_envs=4, engine="kernel", rows="slices", scenario="balance"):
+def env_of(agent_of, *, n_envs=4, engine="kernel", rows="slices", device="cpu"):
     """Return an environment with the memory and the returns, and its agent."""
     torch.manual_seed(0)
     env = make_env(
         "vmas",
-        scenario=scenario,
+        scenario="balance",
         n_envs=n_envs,
         max_steps=10,
         state="world",
         team_reward="mean",
         seed=0,
         engine=engine,
+        device=device,
         reset_when_done=rows == "slices",
     )
     dims = env_dims(env)
-    agent = agent_of(dims.n_agents, dims.observation_dim, dims.n_actions)
+    agent = agent_of(dims.n_agents, dims.observation_dim, dims.n_actions).to(device)
     env = with_memory(env, agent)
     env.append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
     return env, agent
@@ -69,7 +72,9 @@ def env_of(agent_of, *, n_envs=4, engine="kernel", rows="slices", scenario="bala
 def collector_of(kind="fused", agent_of=RecurrentAgent, *, rows="slices", head=None, **settings):
     """Return a collector of four batches of 12 steps, longer than an episode's 10."""
     env, agent = env_of(agent_of, rows=rows, **settings)
-    policy = make_policy(agent, EpsilonGreedyAction(0.5, 0.5, 0, seed=0) if head is None else head)
+    device = settings.get("device", "cpu")
+    explore = EpsilonGreedyAction(0.5, 0.5, 0, seed=0, device=device)
+    policy = make_policy(agent, explore if head is None else head)
     return make_collector(env, policy, rows=rows, steps=12, n_batches=4, collector=kind)
 
 
@@ -235,6 +240,48 @@ def test_without_a_library_the_policy_is_called(monkeypatch):
     assert collector.called_because == "no room"
     for a, b in zip(expected, collector, strict=True):
         assert torch.equal(a[ACTION], b[ACTION])
+
+
+# ------------------------------------------------------------------------ on a GPU
+
+
+def computed_again(function):
+    """Stand in for ``graph.captured``: call a function again instead of replaying it."""
+    taken = function()
+
+    def places(entries, begins, memory):
+        return [*entries.values(), begins, *memory.values()]
+
+    def replay():
+        for new, place in zip(places(*function()), places(*taken), strict=True):
+            place.copy_(new)
+
+    return taken, replay
+
+
+@pytest.mark.parametrize("head", [None, GreedyAction()])
+@pytest.mark.parametrize("agent_of", [RecurrentAgent, FeedforwardAgent])
+def test_the_graphs_loop_gives_what_calls_give(agent_of, head, monkeypatch):
+    monkeypatch.setattr(policy_kernel, "why_not", lambda *_: "as asked for")
+    monkeypatch.setattr(graph, "captured", computed_again)
+    called, collector = (collector_of(agent_of=agent_of, head=copy.copy(head)) for _ in range(2))
+    env, dims = collector.env, env_dims(collector.env)
+    values = torch.empty(4, dims.n_agents, dims.n_actions)
+    start = (env.begin_rows(12), torch.zeros(4, 1, dtype=torch.bool), collector._memory)
+    collector._loop = graph.GraphLoop(collector.policy, env, *start, values)
+    for a, b in zip(called, collector, strict=True):
+        assert (a == b).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_graph_gives_what_calls_give(monkeypatch):
+    collector = collector_of(device="cuda")
+    assert collector.called_because is None
+    monkeypatch.setattr(graph, "why_not", lambda *_: "as asked for")
+    for a, b in zip(collector_of(device="cuda"), collector, strict=True):
+        assert torch.equal(a[ACTION], b[ACTION])
+        torch.testing.assert_close(a[ACTION_VALUE], b[ACTION_VALUE])
+        torch.testing.assert_close(a[OBSERVATION], b[OBSERVATION])
 
 
 @pytest.mark.parametrize("called", [False, True])

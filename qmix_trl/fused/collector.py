@@ -1,12 +1,10 @@
 """The fused collector: policy, step and reset into buffers of a whole batch."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
 from torchrl.envs import (
     Compose,
     EnvBase,
@@ -17,8 +15,12 @@ from torchrl.envs import (
 )
 
 from qmix_trl.envs.contract import RowsEnv
-from qmix_trl.fused import policy_kernel
-from qmix_trl.keys import ACTION, DONE, EPISODE_REWARD, IS_INIT, REWARD, next_key
+from qmix_trl.errors import one_line
+from qmix_trl.fused import graph, policy_kernel
+from qmix_trl.fused.calls import CallLoop
+from qmix_trl.fused.graph import GraphLoop
+from qmix_trl.fused.policy_kernel import PolicyKernel
+from qmix_trl.keys import ACTION_VALUE, DONE, EPISODE_REWARD, REWARD, next_key
 
 
 def split(env: EnvBase) -> tuple[EnvBase, list[Transform]]:
@@ -49,9 +51,8 @@ class FusedCollector:
     """Iterates over batches [E, T], laid out as TorchRL's collector does.
 
     Where the environment's step is compiled, policies of ``make_policy`` are so, too, and many
-    steps are one call (``policy_kernel.py``). Else the policy is called once a step for all
-    environments, and everything else of a step is one call of the environment's. The policy acts
-    by its own weights: there is nothing to send to it.
+    steps are one call (``policy_kernel.py``), on a GPU one graph (``graph.py``). Else the policy is
+    called at each step (``calls.py``). It acts by its own weights: there is nothing to send to it.
 
     Args:
         env: steps rows of a batch by itself, with the policy's memory and, if wanted, TorchRL's
@@ -95,11 +96,28 @@ class FusedCollector:
         self._begin()
         # Once to see what the policy writes, as TorchRL's collector does: the random numbers that
         # this takes are the same.
-        self._written = self._act(self.env.begin_rows(1), 0, self._begins, self._memory)
-        self.called_because = policy_kernel.why_not(policy, self.env)
-        self._kernel = None
-        if self.called_because is None:
-            self._kernel = policy_kernel.PolicyKernel(policy, self.env)
+        calls = CallLoop(policy, self.env, steps)
+        first = calls.act(self.env.begin_rows(1), 0, self._begins, self._memory)
+        self._loop, self.called_because = self._compiled(policy, first)
+        if self._loop is None:
+            self._loop = calls
+
+    def _compiled(
+        self, policy: TensorDictModuleBase, first: TensorDictBase
+    ) -> tuple[PolicyKernel | GraphLoop | None, str | None]:
+        """Return what needs no call of the policy at each step, or why there is none."""
+        if self.env.device.type != "cuda":
+            reason = policy_kernel.why_not(policy, self.env)
+            return (PolicyKernel(policy, self.env), None) if reason is None else (None, reason)
+        reason = graph.why_not(policy, self.env)
+        if reason is not None:
+            return None, reason
+        try:
+            rows, values = self.env.begin_rows(self.steps), first.get(ACTION_VALUE)
+            loop = GraphLoop(policy, self.env, rows, self._begins, self._memory, values)
+        except RuntimeError as error:
+            return None, f"its steps cannot be captured: {one_line(error)}"
+        return loop, None
 
     def _begin(self) -> None:
         """Reset all environments, and what is carried from step to step."""
@@ -118,51 +136,13 @@ class FusedCollector:
     def collect(self) -> TensorDictBase:
         """Return the next batch [E, T]."""
         rows = self.env.begin_rows(self.steps)
-        by = self._by_calls if self._kernel is None else self._kernel.collect
-        entries, self._begins, self._memory = by(rows, self._begins, self._memory)
+        taken = self._loop.collect(rows, self._begins, self._memory)
+        entries, self._begins, self._memory = taken
         batch = TensorDict({}, (*self.env.batch_size, self.steps), device=self.env.device)
         for key, sequence in entries.items():
             batch.set(key, sequence)
         self.env.pack_rows(rows, batch)
         return self._with_returns(batch) if self._sums_rewards else batch
-
-    def _by_calls(self, rows: Any, begins: Tensor, memory: dict) -> tuple[dict, Tensor, dict]:
-        """Take all steps of rows, one call of the policy each; as ``PolicyKernel.collect``."""
-        begun = begins.new_empty(self.steps, *begins.shape)  # [T, E, 1]
-        carried = {key: self._empty(key, self.steps + 1) for key in memory}
-        written = {key: self._empty(key, self.steps) for key in self.policy.out_keys}
-        for key, sequence in carried.items():
-            sequence[0] = memory[key]
-        for t in range(self.steps):
-            begun[t] = begins
-            step = self._act(rows, t, begins, {key: seq[t] for key, seq in carried.items()})
-            for key, sequence in written.items():
-                sequence[t] = step.get(key)
-            done = self.env.step_rows(rows, t, step.get(ACTION))  # [E, 1]
-            begins = done if self.env.reset_when_done else torch.zeros_like(done)
-            for key, sequence in carried.items():
-                sequence[t + 1] = step.get(next_key(key))
-                sequence[t + 1].masked_fill_(done.view(-1, *[1] * (sequence.dim() - 2)), 0)
-        before = {key: sequence[:-1] for key, sequence in carried.items()}
-        entries = before | written | {IS_INIT: begun}
-        last = {key: sequence[-1] for key, sequence in carried.items()}
-        return {key: seq.transpose(0, 1) for key, seq in entries.items()}, begins, last
-
-    @torch.no_grad()
-    def _act(self, rows: Any, t: int, begins: Tensor, memory: dict) -> TensorDictBase:
-        """Return one step's observation with what the policy reads and writes."""
-        step = self.env.seen_at(rows, t).set(IS_INIT, begins)
-        for key, value in memory.items():
-            step.set(key, value)
-        return self.policy(step)
-
-    def _empty(self, key: tuple | str, n_steps: int) -> Tensor:
-        """Return room for an entry of the policy's in so many steps: [n_steps, E, ..].
-
-        Time comes first, so that a step is written in one piece.
-        """
-        one = self._written.get(key)
-        return one.new_empty(n_steps, *one.shape)
 
     def _with_returns(self, batch: TensorDict) -> TensorDict:
         """Add what the team has earned since the reset, before and behind each step."""

@@ -20,6 +20,7 @@ from qmix_trl.envs.compiled import store
 from qmix_trl.envs.compiled.buffers import Buffers
 from qmix_trl.envs.compiled.build import BuildFailed, NoCompiler, build, toolchain
 from qmix_trl.envs.compiled.kernel import LANES, KernelEngine
+from qmix_trl.fused.calls import Key, Taken
 from qmix_trl.fused.network import Linear, Network, array
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, next_key
 from qmix_trl.large_pages import empty
@@ -33,7 +34,6 @@ PARTS = (  # of the policies that there is a kernel for
     (GreedyAction, EpsilonGreedyAction),
     (RememberAction,),
 )
-Key = str | tuple[str, ...]
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 _LAYERS = ctypes.POINTER(Linear)
 
@@ -87,14 +87,19 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
+def is_known(policy: TensorDictModuleBase) -> bool:
+    """Say whether a policy is one of ``make_policy``'s, of our agents."""
+    parts = list(policy.module) if isinstance(policy, TensorDictSequential) else []
+    return len(parts) == len(PARTS) and all(
+        type(part) in known for part, known in zip(parts, PARTS, strict=True)
+    )
+
+
 def why_not(policy: TensorDictModuleBase, env: Any) -> str | None:
     """Return why there is no kernel of a policy in an environment, None if there is."""
     if not isinstance(getattr(env, "engine", None), KernelEngine):
         return "the environment's step is not compiled for the CPU"
-    parts = list(policy.module) if isinstance(policy, TensorDictSequential) else [policy]
-    if len(parts) != len(PARTS) or any(
-        type(part) not in known for part, known in zip(parts, PARTS, strict=True)
-    ):
+    if not is_known(policy):
         return "the policy is none of make_policy's"
     if any(p.dtype != torch.float32 for p in policy.parameters()):
         return "the agent's weights are not float32"
@@ -118,20 +123,8 @@ class PolicyKernel:
         self.agent, self.head, _ = policy.module  # pyright: ignore[reportAttributeAccessIssue]
         self.env = env
 
-    def collect(
-        self, rows: Buffers, begins: Tensor, memory: dict[Key, Tensor]
-    ) -> tuple[dict[Key, Tensor], Tensor, dict[Key, Tensor]]:
-        """Take all steps of rows.
-
-        Args:
-            rows: of T steps, begun.
-            begins: bool [E, 1], which environments are at an episode's first step.
-            memory: what the agent carries, by key [E, N, ..].
-
-        Returns:
-            By key [E, T, ..], what the policy read and wrote beside the environment's own entries;
-            and the next ``begins`` and ``memory``.
-        """
+    def collect(self, rows: Buffers, begins: Tensor, memory: dict[Key, Tensor]) -> Taken:
+        """Take all steps of rows, as ``CallLoop.collect``."""
         n_envs, n_steps, n_agents = rows.action.shape
         carried: dict[Key, Tensor] = {}  # one step more than there are
         for key, value in {**memory, IS_INIT: begins}.items():
