@@ -1,5 +1,6 @@
 """Engines beside VMAS and beside each other: steps, resets, state, and what they do without."""
 
+import copy
 import gc
 import resource
 import subprocess
@@ -281,6 +282,18 @@ def test_state_out_and_in_again_goes_on_bit_for_bit(scenario, engine):
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     for part in ("seen", "next_seen", "agent_reward", "reward", "terminated", "done"):
         assert torch.equal(getattr(got, part), getattr(expected, part)), part
+
+
+@pytest.mark.parametrize("engine", ["kernel", "eager"])
+def test_a_deep_copy_goes_its_own_way_from_the_same_state(engine):
+    env = env_of(engine=engine)
+    env.reset()
+    rollout(env, 7)
+    other = copy.deepcopy(env)
+    expected = rollout(env, 40, seed=1)
+    got = rollout(other, 40, seed=1)  # of its own: the first has gone on
+    assert torch.equal(got.next_seen, expected.next_seen)
+    assert torch.equal(got.done, expected.done)
 
 
 # -------------------------------------------------------------------- the environment

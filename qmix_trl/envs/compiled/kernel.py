@@ -57,29 +57,42 @@ class KernelEngine:
     def __init__(self, library: Path, fresh: FreshStates, max_steps: int, seed: int) -> None:
         self.fresh = fresh
         self.layout = fresh.step.layout
+        self.max_steps = max_steps
         n_envs, n_rows = fresh.n_envs, len(fresh.step.rows)
         stride = -(-n_envs // LANES) * LANES
-        self._state = torch.zeros(n_rows, stride)
+        self._state = fresh.pool[:1, :n_rows].t().repeat(1, stride)  # [K, stride]
         self._steps = torch.zeros(n_envs, dtype=torch.int32)
         self._resets = torch.zeros(n_envs, dtype=torch.int32)
         self._seed, self._number = seed % 2**32, 0
-        loaded = ctypes.CDLL(str(library))
+        self._library = library
+        self._link()
+
+    def _link(self) -> None:
+        """Load the library, and point it at this engine's tensors."""
+        loaded = ctypes.CDLL(str(self._library))
         self._rollout, self._reset = loaded.rollout, loaded.reset
         self._rollout.argtypes = [ctypes.POINTER(Call)]
         self._reset.argtypes = [ctypes.POINTER(Call), _POINTER, _POINTER]
         self._rollout.restype = self._reset.restype = _INT
         self._one_step = ctypes.cast(loaded.one_step, _POINTER)
         self._call = Call(
-            n_envs=n_envs,
+            n_envs=self.fresh.n_envs,
             state=self._state.data_ptr(),
-            stride=stride,
+            stride=self._state.shape[1],
             steps=self._steps.data_ptr(),
             resets=self._resets.data_ptr(),
-            max_steps=max_steps,
-            pool=fresh.pool.data_ptr(),
-            pool_size=len(fresh.pool),
+            max_steps=self.max_steps,
+            pool=self.fresh.pool.data_ptr(),
+            pool_size=len(self.fresh.pool),
         )
-        self._state.copy_(self.fresh.pool[:1, :n_rows].t().expand(-1, stride))
+
+    def __getstate__(self) -> dict[str, Any]:
+        linked = ("_rollout", "_reset", "_one_step", "_call")
+        return {name: value for name, value in vars(self).items() if name not in linked}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._link()
 
     def state_rows(self) -> Tensor:
         """Return the state, float32 [E, K]."""
