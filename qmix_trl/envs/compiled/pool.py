@@ -23,6 +23,7 @@ from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 CPU = torch.device("cpu")
 SHARED_ROWS = 16  # environments of a reset that draws once for all of them
 LAYERS = 4  # resets of each environment that a pool holds at least
+PASSES = 4  # through a pool before it is drawn anew, which takes VMAS a tenth of a second
 LEAST_ROWS = 1024
 MOST_TOGETHER = 4096  # environments of a reset, if there are not more: memory is theirs
 WATCHED = (*KINDS, *OTHER_DRAWS, torch.Tensor.uniform_, torch.Tensor.normal_)
@@ -91,8 +92,8 @@ class FreshStates:
     """A pool of states and of what is seen in them.
 
     Environment e's r-th reset since the pool was drawn takes row e + r E, and one further each
-    time that the pool is through: a row is one environment's until then, and no environment meets
-    a row twice within P resets.
+    time that the pool is through. So ``PASSES`` environments begin in a row, or E if they are
+    fewer, each of them once.
 
     Args:
         task: what is simulated.
@@ -164,8 +165,8 @@ class FreshStates:
         return self.pool[(place + place // len(self.pool)) % len(self.pool)]
 
     def is_due(self) -> bool:
-        """Say whether as many rows were taken as there are."""
-        return self.taken >= len(self.pool)
+        """Say whether every row was taken as often as it may be."""
+        return self.taken >= min(PASSES, self.n_envs) * len(self.pool)
 
     def renew(self) -> None:
         """Draw the whole pool anew, in its place."""
