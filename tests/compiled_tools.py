@@ -111,7 +111,7 @@ def traced(function):
 
     arguments = [value.clone() for value in STATE.values()]
     action, key = torch.zeros(E, 1, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
-    with torch.no_grad(), MaskMode():
+    with torch.no_grad(), MaskMode(E):
         graph = make_fx(step, tracing_mode="real")(arguments, action, [], key)
     graph.graph.set_codegen(CodeGen())
     graph.recompile()
@@ -207,10 +207,11 @@ ROUND = 48  # environments of the printed cases: full blocks of any width
 
 
 def header(width=8):
-    """Return ``simd.h`` with what is printed in front of it."""
+    """Return ``simd.h`` and ``draws.h`` with what is printed in front of them."""
     sizes = {"W": width, "SPAWN_TRIES": f"{draws.SPAWN_TRIES}u"}
     sizes["SPAWN_STREAM"] = f"{draws.SPAWN_STREAM}u"
-    text = cpp.files(cpp.__package__).joinpath("simd.h").read_text()
+    here = cpp.files(cpp.__package__)
+    text = here.joinpath("simd.h").read_text() + here.joinpath("draws.h").read_text()
     return "".join(f"#define {name} {size}\n" for name, size in sizes.items()) + text
 
 

@@ -14,7 +14,7 @@ from compiled_tools import BOUNDS, header, loaded, occupied_by, task_of
 
 from qmix_trl.envs.compiled import build, draws, store
 
-# ------------------------------------------------------------------------------ simd.h
+# -------------------------------------------------------------------- simd.h, draws.h
 
 ONE = (
     "vexp",
@@ -68,7 +68,7 @@ extern "C" int transposed(const vf *in, vf *out) { return 0; }
 """
 
 
-@pytest.fixture(scope="module", params=[8, 4], ids=["8 lanes", "4 lanes"])
+@pytest.fixture(scope="module", params=[16, 8, 4], ids="{} lanes".format)
 def simd(request, tmp_path_factory):
     """Return the functions of ``simd.h``: on x86's own vectors where there are, and without."""
     floats = [f"MAP({name}, float, vf, {name}(x))" for name in ONE]
@@ -89,7 +89,7 @@ def pointer(x):
 def mapped(simd, name, *xs):
     """Return a function of ``simd.h`` of NumPy arrays [n]."""
     dtype = np.int32 if name in WHOLE else np.float32
-    padded = [np.resize(np.asarray(x, dtype), -(-len(x) // 8) * 8) for x in xs]
+    padded = [np.resize(np.asarray(x, dtype), -(-len(x) // 16) * 16) for x in xs]
     out = np.empty_like(padded[0])
     getattr(simd, f"run_{name}")(*map(pointer, (padded[0], padded[-1], out)), len(out))
     return out[: len(xs[0])]
@@ -459,8 +459,26 @@ def test_a_class_whose_file_is_not_known_cannot_be_kept(tmp_path):
         key_in_two_files(tmp_path / "own", "speed = 1", 1)  # its module is not imported
 
 
-# Known by addresses; and a tensor too long for its text to show its middle.
-@pytest.mark.parametrize("value", [object(), [lambda: 1], {"a": object()}, torch.zeros(5000)])
+def test_the_key_has_all_digits_of_tensors(tmp_path):
+    near = [torch.full((5000,), 0.12345), torch.full((5000,), 0.12345)]
+    near[1][2500] += 1e-6  # neither shown by a tensor's text
+    for as_is in (lambda x: x, lambda x: [x.numpy()], lambda x: {"a": (x,)}):
+        keys = [key_of(scenario_of(tmp_path), scenario_kwargs={"a": as_is(x)}) for x in near]
+        assert keys[0] != keys[1]
+        assert keys[0] == key_of(scenario_of(tmp_path), scenario_kwargs={"a": as_is(near[0])})
+
+
+def test_the_key_changes_with_what_a_decorator_wraps(tmp_path):
+    keys = []
+    for reward in ("1", "2"):
+        own = type(scenario_of(tmp_path, body="pass", reward=reward)).__mro__[1]
+        own.reward = torch.no_grad()(own.reward)  # a function of another file
+        keys.append(key_of(own()))
+    assert keys[0] != keys[1]
+
+
+# Known by addresses.
+@pytest.mark.parametrize("value", [object(), [lambda: 1], {"a": object()}])
 def test_what_has_no_text_of_its_own_cannot_be_kept(tmp_path, value):
     with pytest.raises(store.Unrepeatable, match="no text that tells it from others"):
         key_of(scenario_of(tmp_path), scenario_kwargs={"a": value})

@@ -97,7 +97,7 @@ CASTS = {FLOAT: single, INT: int, BOOL: bool}
 
 @dataclass
 class Program:
-    """Builds expressions; equal ones are one."""
+    """Builds expressions; equal ones are one, and 0 times anything is 0, also times NaN."""
 
     expressions: list[Expression] = field(default_factory=list)
     known: dict[tuple, Expression] = field(default_factory=dict)

@@ -38,10 +38,12 @@ class Untraceable(Exception):
     """A scenario's step does something that no pure function can; says what and where."""
 
 
-def mask_and_rest(index: Any) -> tuple[Tensor | None, tuple]:
-    """Split an index into a leading boolean mask and what stands behind it."""
+def mask_and_rest(index: Any, n_envs: int) -> tuple[Tensor | None, tuple]:
+    """Split an index into a leading boolean mask of environments and what stands behind it."""
     parts = index if isinstance(index, tuple) else (index,)
     if not parts or not (isinstance(parts[0], Tensor) and parts[0].dtype == torch.bool):
+        return None, ()
+    if parts[0].shape[:1] != (n_envs,):
         return None, ()
     if any(isinstance(part, Tensor) for part in parts[1:]):
         return None, ()
@@ -51,23 +53,29 @@ def mask_and_rest(index: Any) -> tuple[Tensor | None, tuple]:
 class MaskMode(TorchFunctionMode):
     """Turns masked reads and writes into ``where``, and decides branches on constants.
 
+    Args:
+        n_envs: the length of masks over environments.
+
     Attributes:
         calls: how many functions of torch were called.
     """
 
-    calls = 0
+    def __init__(self, n_envs: int) -> None:
+        super().__init__()
+        self.n_envs = n_envs
+        self.calls = 0
 
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         self.calls += 1
         if function is Tensor.__getitem__:
-            mask, rest = mask_and_rest(args[1])
+            mask, rest = mask_and_rest(args[1], self.n_envs)
             if mask is not None:
                 # Rows that the mask leaves out are computed, too, and never written back.
                 return self._behind(args[0], mask, rest).clone()
         elif function is Tensor.__setitem__:
-            mask, rest = mask_and_rest(args[1])
+            mask, rest = mask_and_rest(args[1], self.n_envs)
             if mask is not None:
                 place = self._behind(args[0], mask, rest)
                 value = args[2]

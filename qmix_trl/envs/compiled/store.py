@@ -12,6 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
 from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl.envs.vmas_simulation import Task
@@ -46,8 +48,8 @@ def task_key(task: Task, *more: str) -> str:
         Unrepeatable: if an argument of the scenario has no text of its own.
     """
     settings = {
-        "kwargs": {k: repr(v) for k, v in sorted(task.scenario_kwargs.items())},
-        "attributes": {k: repr(v) for k, v in sorted(vars(task.scenario).items())},
+        "kwargs": {k: _shown(v) for k, v in sorted(task.scenario_kwargs.items())},
+        "attributes": {k: _shown(v) for k, v in sorted(vars(task.scenario).items())},
         "task": [task.state, task.team_reward, task.group],
         "versions": [version(package) for package in PACKAGES],
         "scenario": [_text(cls) for cls in type(task.scenario).__mro__ if _is_scenario(cls)],
@@ -64,11 +66,24 @@ def _is_scenario(cls: type) -> bool:
     return issubclass(cls, BaseScenario) and cls is not BaseScenario
 
 
+def _shown(value: Any) -> str:
+    """Return a value's text, with all digits of tensors."""
+    if isinstance(value, Tensor | np.ndarray):
+        array = np.asarray(value)
+        return f"{array.dtype} {array.shape} {array.tobytes().hex()}"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{k!r}: {_shown(v)}' for k, v in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__}({', '.join(_shown(v) for v in value)})"
+    return repr(value)
+
+
 def _text(cls: type) -> str:
     """Return the source of the file that a class stands in; VMAS's are no importable modules."""
     members = [getattr(member, "__func__", member) for member in vars(cls).values()]
     members = [getattr(member, "fget", member) for member in members]
-    files_ = {member.__code__.co_filename for member in members if inspect.isfunction(member)}
+    functions = [inspect.unwrap(member) for member in members if inspect.isfunction(member)]
+    files_ = {function.__code__.co_filename for function in functions}
     try:
         if not files_:
             files_ = {inspect.getfile(cls)}

@@ -181,7 +181,8 @@ def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:
     try:
         draws = count_draws(simulation, paths, state, action, key)
         numbers = [torch.zeros(simulation.n_envs, *draw.shape) for draw in draws]
-        with torch.no_grad(), static_collisions(simulation.simulator.world), MaskMode():
+        still = static_collisions(simulation.simulator.world)
+        with torch.no_grad(), still, MaskMode(simulation.n_envs):
             graph = make_fx(step, tracing_mode="real")(state, action, numbers, key)
     # What a scenario's code makes of a tensor that is being traced is anything.
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
@@ -253,7 +254,8 @@ def count_draws(
         draws.append(Draw(kind, shape[1:]))
         return torch.zeros(shape)
 
-    with torch.no_grad(), static_collisions(simulation.simulator.world), MaskMode() as mode:
+    still = static_collisions(simulation.simulator.world)
+    with torch.no_grad(), still, MaskMode(simulation.n_envs) as mode:
         run_step(simulation, paths, state, action, key, count)
     if mode.calls > MOST_CALLS:
         raise Untraceable(
