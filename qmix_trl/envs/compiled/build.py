@@ -9,7 +9,7 @@ from pathlib import Path
 
 FLAGS = (
     "-std=c++17",
-    "-O2",
+    "-O3",
     "-march=native",
     # Nothing here looks at errno, traps or the sign of zero; infinities and NaN stay exact.
     "-ffp-contract=off",
