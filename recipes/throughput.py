@@ -20,7 +20,7 @@ import torch
 from tensordict import TensorDictBase
 from throughput_report import draw, print_table
 from torchrl.collectors import Collector
-from torchrl.envs import EnvBase, InitTracker, TransformedEnv
+from torchrl.envs import EnvBase, InitTracker
 from torchrl.envs.libs.vmas import VmasEnv
 
 from qmix_trl import (
@@ -149,8 +149,9 @@ def our_batches(scenario: str, n_envs: int, engine: str) -> tuple[Timed, int]:
 
 def their_batches(scenario: str, n_envs: int) -> tuple[Timed, int]:
     """Return what times TorchRL's ``Collector`` over ``VmasEnv``, and its operations a step."""
-    env = TransformedEnv(their_env(scenario, n_envs), InitTracker())
+    env = their_env(scenario, n_envs)
     env, policy = with_policy(env, sizes_of(env))
+    env = env.append_transform(InitTracker())
     batches = Collector(
         env,
         policy,

@@ -1,6 +1,6 @@
 """The steps of a batch by a call of the policy and one of the environment each."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDictBase
@@ -12,6 +12,24 @@ from qmix_trl.keys import ACTION, IS_INIT, next_key
 
 Key = str | tuple[str, ...]
 Taken = tuple[dict[Key, Tensor], Tensor, dict[Key, Tensor]]
+
+
+class Loop(Protocol):
+    """Takes the steps of a batch."""
+
+    def collect(self, rows: Any, begins: Tensor, memory: dict[Key, Tensor]) -> Taken:
+        """Take all steps of rows.
+
+        Args:
+            rows: of T steps, begun.
+            begins: bool [E, 1], which environments are at an episode's first step.
+            memory: what the policy carries, by key [E, ..].
+
+        Returns:
+            By key [E, T, ..], what the policy read and wrote beside the environment's own entries;
+            and the next ``begins`` and ``memory``.
+        """
+        ...
 
 
 class CallLoop:
@@ -29,17 +47,7 @@ class CallLoop:
         self.n_steps = n_steps
 
     def collect(self, rows: Any, begins: Tensor, memory: dict[Key, Tensor]) -> Taken:
-        """Take all steps of rows.
-
-        Args:
-            rows: of T steps, begun.
-            begins: bool [E, 1], which environments are at an episode's first step.
-            memory: what the policy carries, by key [E, ..].
-
-        Returns:
-            By key [E, T, ..], what the policy read and wrote beside the environment's own entries;
-            and the next ``begins`` and ``memory``.
-        """
+        """Take all steps of rows, as ``Loop.collect``."""
         entries: dict[Key, list[Tensor]] = {}
         for t in range(self.n_steps):
             step = self.act(rows, t, begins, memory)

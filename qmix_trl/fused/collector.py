@@ -16,10 +16,7 @@ from torchrl.envs import (
 
 from qmix_trl.envs.contract import RowsEnv
 from qmix_trl.errors import one_line
-from qmix_trl.fused import graph, policy_kernel
-from qmix_trl.fused.calls import CallLoop
-from qmix_trl.fused.graph import GraphLoop
-from qmix_trl.fused.policy_kernel import PolicyKernel
+from qmix_trl.fused.calls import CallLoop, Loop
 from qmix_trl.keys import ACTION_VALUE, DONE, EPISODE_REWARD, REWARD, next_key
 
 
@@ -98,23 +95,27 @@ class FusedCollector:
         # this takes are the same.
         calls = CallLoop(policy, self.env, steps)
         first = calls.act(self.env.begin_rows(1), 0, self._begins, self._memory)
-        self._loop, self.called_because = self._compiled(policy, first)
-        if self._loop is None:
-            self._loop = calls
+        compiled, self.called_because = self._compiled(policy, first)
+        self._loop = calls if compiled is None else compiled
 
     def _compiled(
         self, policy: TensorDictModuleBase, first: TensorDictBase
-    ) -> tuple[PolicyKernel | GraphLoop | None, str | None]:
+    ) -> tuple[Loop | None, str | None]:
         """Return what needs no call of the policy at each step, or why there is none."""
+        # Here, not above: they import vmas, which only its own environments may.
+        from qmix_trl.fused import graph, policy_kernel
+
         if self.env.device.type != "cuda":
             reason = policy_kernel.why_not(policy, self.env)
-            return (PolicyKernel(policy, self.env), None) if reason is None else (None, reason)
+            if reason is not None:
+                return None, reason
+            return policy_kernel.PolicyKernel(policy, self.env), None
         reason = graph.why_not(policy, self.env)
         if reason is not None:
             return None, reason
         try:
             rows, values = self.env.begin_rows(self.steps), first.get(ACTION_VALUE)
-            loop = GraphLoop(policy, self.env, rows, self._begins, self._memory, values)
+            loop = graph.GraphLoop(policy, self.env, rows, self._begins, self._memory, values)
         except RuntimeError as error:
             return None, f"its steps cannot be captured: {one_line(error)}"
         return loop, None

@@ -96,7 +96,7 @@ class GraphLoop:
         env.load_simulation_state(before)
 
     def collect(self, rows: Buffers, begins: Tensor, memory: dict[Key, Tensor]) -> Taken:
-        """Take all steps of rows, as ``CallLoop.collect``."""
+        """Take all steps of rows, as ``Loop.collect``."""
         self._rows.seen[:, 0] = rows.seen[:, 0]
         self._begins.copy_(begins)
         for key, value in memory.items():

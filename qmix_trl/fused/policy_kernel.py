@@ -124,7 +124,7 @@ class PolicyKernel:
         self.env = env
 
     def collect(self, rows: Buffers, begins: Tensor, memory: dict[Key, Tensor]) -> Taken:
-        """Take all steps of rows, as ``CallLoop.collect``."""
+        """Take all steps of rows, as ``Loop.collect``."""
         n_envs, n_steps, n_agents = rows.action.shape
         carried: dict[Key, Tensor] = {}  # one step more than there are
         for key, value in {**memory, IS_INIT: begins}.items():
