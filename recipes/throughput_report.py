@@ -60,19 +60,28 @@ def draw(rows: Sequence[Any], path: Path) -> None:
     from matplotlib.patches import Patch
 
     titles = {"env": "steps and resets", "collect": "collection, GRU of 64"}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    cases = list(dict.fromkeys((row.scenario, row.n_envs) for row in rows))
+    engines = [engine for engine in COLORS if any(row.engine == engine for row in rows)]
+    width = 0.8 / len(engines)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
     for axis, (what, title) in zip(axes, titles.items(), strict=True):
-        chosen = [row for row in rows if row.what == what]
-        for i, row in enumerate(chosen):
-            median = row.ratio["median"]
-            spread = [[median - row.ratio["min"]], [row.ratio["max"] - median]]
-            axis.bar(i, median, color=COLORS[row.engine], yerr=spread, capsize=2)
-        names = [f"{row.scenario} {row.n_envs}" for row in chosen]
-        axis.set_xticks(range(len(chosen)), names, rotation=90, fontsize=7)
+        for row in (row for row in rows if row.what == what):
+            shift = (engines.index(row.engine) - (len(engines) - 1) / 2) * width
+            median, least, most = (row.ratio[name] for name in ("median", "min", "max"))
+            axis.bar(
+                cases.index((row.scenario, row.n_envs)) + shift,
+                median,
+                width,
+                color=COLORS[row.engine],
+                yerr=[[median - least], [most - median]],
+                capsize=2,
+            )
+        names = [f"{scenario} {n_envs}" for scenario, n_envs in cases]
+        axis.set_xticks(range(len(cases)), names, rotation=90, fontsize=8)
         axis.set_title(title)
         axis.set_yscale("log")
         axis.axhline(1, color="black", linewidth=0.8)
-    axes[0].set_ylabel("times faster than TorchRL's VmasEnv and Collector")
-    axes[1].legend(handles=[Patch(color=c, label=e) for e, c in COLORS.items()], fontsize=8)
+    axes[0].set_ylabel("times faster than TorchRL")
+    axes[1].legend(handles=[Patch(color=COLORS[e], label=e) for e in engines], fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)

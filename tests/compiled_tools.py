@@ -12,7 +12,7 @@ from torch.fx.graph import CodeGen
 from vmas.simulator.core import Agent, Landmark, World
 from vmas.simulator.scenario import BaseScenario
 
-from qmix_trl.envs.compiled import build, cpp, draws
+from qmix_trl.envs.compiled import cpp, draws
 from qmix_trl.envs.compiled.expressions import CASTS, FOLDS, Expression, Program
 from qmix_trl.envs.compiled.lower import Run, StateRow, Step
 from qmix_trl.envs.compiled.pure import MaskMode
@@ -20,6 +20,7 @@ from qmix_trl.envs.compiled.rows import as_bits
 from qmix_trl.envs.compiled.schedule import live
 from qmix_trl.envs.compiled.trace import TRACE_ENVS, StepGraph
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
+from qmix_trl.native import build, store
 
 E = TRACE_ENVS
 
@@ -211,7 +212,7 @@ def header(width=8):
     sizes = {"W": width, "SPAWN_TRIES": f"{draws.SPAWN_TRIES}u"}
     sizes["SPAWN_STREAM"] = f"{draws.SPAWN_STREAM}u"
     here = cpp.files(cpp.__package__)
-    text = here.joinpath("simd.h").read_text() + here.joinpath("draws.h").read_text()
+    text = store.header("simd.h") + here.joinpath("draws.h").read_text()
     return "".join(f"#define {name} {size}\n" for name, size in sizes.items()) + text
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from compiled_tools import BOUNDS, header, loaded, occupied_by, task_of
 
-from qmix_trl.envs.compiled import build, draws, store
+from qmix_trl.envs.compiled import draws, task_key
+from qmix_trl.native import build, store
 
 # -------------------------------------------------------------------- simd.h, draws.h
 
@@ -387,7 +388,7 @@ def scenario_of(folder, body="def done(self): return None", reward="1"):
 
 def key_of(scenario, *more, **changes):
     """Return a task's key."""
-    return store.task_key(task_of(scenario, **changes), *more)
+    return task_key.task_key(task_of(scenario, **changes), *more)
 
 
 def test_the_key_is_the_same_for_the_same_task(tmp_path):
@@ -414,9 +415,9 @@ def test_the_key_changes_with_all_that_the_step_depends_on(tmp_path, monkeypatch
         scenario = scenario_of(tmp_path)
         scenario.speed = 2
         yield key_of(scenario)
-        monkeypatch.setattr(store, "package_text", lambda: "another version")
+        monkeypatch.setattr(task_key, "package_text", lambda: "another version")
         yield key_of(scenario_of(tmp_path))
-        monkeypatch.setattr(store, "version", lambda package: "9.9")
+        monkeypatch.setattr(task_key, "version", lambda package: "9.9")
         yield key_of(scenario_of(tmp_path))
 
     found = list(keys())
@@ -455,7 +456,7 @@ def test_the_key_changes_with_each_file_of_a_scenario(tmp_path, first, second):
 
 
 def test_a_class_whose_file_is_not_known_cannot_be_kept(tmp_path):
-    with pytest.raises(store.Unrepeatable, match="the source of Own is not in a file"):
+    with pytest.raises(task_key.Unrepeatable, match="the source of Own is not in a file"):
         key_in_two_files(tmp_path / "own", "speed = 1", 1)  # its module is not imported
 
 
@@ -480,16 +481,16 @@ def test_the_key_changes_with_what_a_decorator_wraps(tmp_path):
 # Known by addresses.
 @pytest.mark.parametrize("value", [object(), [lambda: 1], {"a": object()}])
 def test_what_has_no_text_of_its_own_cannot_be_kept(tmp_path, value):
-    with pytest.raises(store.Unrepeatable, match="no text that tells it from others"):
+    with pytest.raises(task_key.Unrepeatable, match="no text that tells it from others"):
         key_of(scenario_of(tmp_path), scenario_kwargs={"a": value})
     scenario = scenario_of(tmp_path)
     scenario.hook = value
-    with pytest.raises(store.Unrepeatable, match="no text that tells it from others"):
+    with pytest.raises(task_key.Unrepeatable, match="no text that tells it from others"):
         key_of(scenario)
 
 
 def test_a_scenario_without_a_file_cannot_be_kept(tmp_path):
     scenario = scenario_of(tmp_path)
     (tmp_path / "own_scenario.py").unlink()
-    with pytest.raises(store.Unrepeatable, match="the source of Own is not in a file"):
+    with pytest.raises(task_key.Unrepeatable, match="the source of Own is not in a file"):
         key_of(scenario)

@@ -18,13 +18,14 @@ from qmix_trl import (
     env_dims,
     make_env,
 )
-from qmix_trl.envs.compiled import build, cpp, engines
+from qmix_trl.envs.compiled import cpp, engines
 from qmix_trl.envs.compiled.buffers import Buffers
 from qmix_trl.envs.compiled.pure import static_collisions
 from qmix_trl.envs.compiled.rows import read_rows
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import ConfigError
 from qmix_trl.keys import OBSERVATION
+from qmix_trl.native import build
 
 try:
     build.compiler()

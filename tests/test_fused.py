@@ -20,7 +20,6 @@ from qmix_trl import (
     make_policy,
     with_memory,
 )
-from qmix_trl.envs.compiled import build
 from qmix_trl.fused import graph, policy_kernel
 from qmix_trl.keys import (
     ACTION,
@@ -35,6 +34,7 @@ from qmix_trl.keys import (
     REWARD,
     next_key,
 )
+from qmix_trl.native import build
 from qmix_trl.policy import RandomPolicy
 
 try:

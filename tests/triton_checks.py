@@ -20,7 +20,7 @@ import torch
 import triton_operations as ops
 
 from qmix_trl import AGENTS, GreedyAction, make_collector, make_env, make_policy, with_memory
-from qmix_trl.envs.compiled import backends, compile, draws, store, triton_kernel, triton_print
+from qmix_trl.envs.compiled import backends, compile, draws, triton_kernel, triton_print
 from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.kernel import KernelEngine
 from qmix_trl.envs.compiled.pool import FreshStates
@@ -31,6 +31,7 @@ from qmix_trl.envs.vmas_scenarios import load_scenario
 from qmix_trl.envs.vmas_simulation import Task
 from qmix_trl.errors import ConfigError
 from qmix_trl.keys import ACTION, AGENT_REWARD, DONE, OBSERVATION, REWARD, STATE, next_key
+from qmix_trl.native import store
 
 CPU = torch.device("cpu")
 # Joints and contacts, lidars, a package's contacts, and spawning in the step; few agents, for the

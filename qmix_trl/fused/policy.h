@@ -1,18 +1,10 @@
 // Agents that act in environments of a compiled step, a block of environments at a time: networks,
-// epsilon-greedy choice, step, and what is carried to the next step. simd.h stands in front.
+// epsilon-greedy choice, step, and what is carried to the next step. networks.h stands in front.
 //
 // Outputs of layers are filled up to whole vectors with zero weights; ReLU and the equations of the
 // GRU keep what they give zero.
 
 #include <stdlib.h>
-
-#define TILE 12  // rows whose sums stay in registers
-
-struct Linear {
-  const float *weight;  // [groups, outputs / W, inputs, W]
-  const float *bias;    // [groups, outputs]
-  int64_t inputs, outputs;
-};
 
 struct Acting {
   int64_t n_envs, n_agents, n_actions, observation_dim, hidden_dim;
@@ -43,45 +35,13 @@ struct Acting {
 // one_step of rollout.h.
 typedef int64_t (*OneStep)(const void *rollout, int64_t first, int64_t last, int64_t t);
 
-INLINE vf load(const float *from) {
-  vf x;
-  memcpy(&x, from, sizeof(vf));
-  return x;
-}
-INLINE void store(float *to, vf x) { memcpy(to, &x, sizeof(vf)); }
 INLINE void copy(float *to, const float *from, int64_t n) { memcpy(to, from, n * sizeof(float)); }
 INLINE void fill(float *to, int64_t n) { memset(to, 0, n * sizeof(float)); }
-INLINE vf sigmoid(vf x) { return 1.0f / (1.0f + vexp(-x)); }
 INLINE int64_t argmax(const float *x, int64_t n) {
   int64_t best = 0;
   for (int64_t i = 1; i < n; i++)
     if (x[i] > x[best]) best = i;
   return best;
-}
-
-// y = x weight + bias, a panel of W outputs after the other: its weights stay in the nearest cache
-// while all rows pass by, TILE at a time.
-static void linear(const Linear *l, int64_t group, const float *x, float *y, int64_t width,
-                   int64_t n_rows, bool relu) {
-  for (int64_t p = 0; p < l->outputs; p += W) {
-    const float *panel = l->weight + (group * l->outputs + p) * l->inputs;
-    const vf bias = load(l->bias + group * l->outputs + p);
-    for (int64_t i = 0; i < n_rows; i += TILE) {
-      vf sum[TILE];
-#pragma GCC unroll 16
-      for (int m = 0; m < TILE; m++) sum[m] = bias;
-      for (int64_t k = 0; k < l->inputs; k++) {
-        const vf w = load(panel + k * W);
-#pragma GCC unroll 16
-        for (int m = 0; m < TILE; m++) sum[m] += x[(i + m) * width + k] * w;
-      }
-#pragma GCC unroll 16
-      for (int m = 0; m < TILE; m++) {
-        if (relu) sum[m] = sum[m] > 0.0f ? sum[m] : F(0.0f);
-        store(y + (i + m) * width + p, sum[m]);
-      }
-    }
-  }
 }
 
 // One block of environments at one step, and its scratch: rows of one agent in one environment.
@@ -129,7 +89,7 @@ struct Block {
       for (int64_t j = 0; j < width; j += W) {
         const int64_t at = begin + i * a->width + j;
         const vf reset = sigmoid(load(gates + at)), update = sigmoid(load(gates + at + width));
-        const vf candidate = vtanh(load(new_input + at) + reset * load(new_recurrent + at));
+        const vf candidate = hyperbolic_tangent(load(new_input + at) + reset * load(new_recurrent + at));
         const vf h = load(hidden() + at);
         store(hidden() + at, candidate + update * (h - candidate));
       }
@@ -176,8 +136,6 @@ struct Block {
   }
 };
 
-static int64_t whole(int64_t n, int64_t of) { return (n + of - 1) / of * of; }
-
 // All steps of the environments from first on.
 static int64_t act_in_block(const Acting *a, OneStep one_step, const void *rollout, int64_t first) {
   Block b = {a};
@@ -217,6 +175,3 @@ extern "C" int64_t act(const Acting *a, OneStep one_step, const void *rollout) {
     n_resets += act_in_block(a, one_step, rollout, first);
   return n_resets;
 }
-
-// How many outputs a panel has.
-extern "C" int64_t lanes() { return W; }

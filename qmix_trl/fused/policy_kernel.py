@@ -5,10 +5,8 @@ roundings, and the same on every processor.
 """
 
 import ctypes
-import hashlib
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,17 +14,16 @@ from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 
 from qmix_trl.agents import FeedforwardAgent, RecurrentAgent
-from qmix_trl.envs.compiled import store
 from qmix_trl.envs.compiled.buffers import Buffers
-from qmix_trl.envs.compiled.build import BuildFailed, NoCompiler, build, toolchain
 from qmix_trl.envs.compiled.kernel import LANES, KernelEngine
 from qmix_trl.fused.calls import Key, Taken
-from qmix_trl.fused.network import Linear, Network, array
+from qmix_trl.fused.network import Network
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, next_key
-from qmix_trl.large_pages import empty
+from qmix_trl.native.build import BuildFailed, NoCompiler
+from qmix_trl.native.large_pages import empty
+from qmix_trl.native.networks import Linear, array, network_library
 from qmix_trl.policy import EpsilonGreedyAction, GreedyAction, RememberAction
 
-LIBRARY = "policy.so"
 ROWS_TOGETHER = 96  # agents that think at a time: enough for the weights, few for the cache
 STEPS_OF_A_CALL = 20  # between calls the pool of fresh states is renewed if it is due
 PARTS = (  # of the policies that there is a kernel for
@@ -64,26 +61,10 @@ def library() -> ctypes.CDLL:
         NoCompiler: if there is no compiler.
         BuildFailed: if it refuses the source.
     """
-    here = files(__package__)
-    simd = here.parent.joinpath("envs", "compiled", "simd.h").read_text()
-    source = "\n".join(
-        [
-            # Wider than a step, whose many values have to stay in registers.
-            "#ifdef __AVX512F__\n#define W 16\n#endif",
-            simd,
-            here.joinpath("policy.h").read_text(),
-        ]
-    )
-    name = hashlib.sha256("\n".join([source, toolchain()]).encode()).hexdigest()[:24]
-
-    def make(place: Path) -> dict:
-        build(source, place / LIBRARY, fused_products=True)
-        return {}
-
-    place, _ = store.kept(f"policy-{name}", make)
-    loaded = ctypes.CDLL(str(place / LIBRARY))
+    source = files(__package__).joinpath("policy.h").read_text()
+    loaded = network_library("policy", source)
     loaded.act.argtypes = [ctypes.POINTER(Acting), _POINTER, _POINTER]
-    loaded.act.restype = loaded.lanes.restype = _INT
+    loaded.act.restype = _INT
     return loaded
 
 

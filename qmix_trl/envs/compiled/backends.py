@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from qmix_trl.envs.compiled import cpp, triton_print
-from qmix_trl.envs.compiled.build import build, toolchain
 from qmix_trl.envs.compiled.kernel import KernelEngine
 from qmix_trl.envs.compiled.lower import Step
 from qmix_trl.envs.compiled.pool import FreshStates
 from qmix_trl.envs.compiled.triton_kernel import TritonEngine, triton_toolchain
+from qmix_trl.native.build import build, toolchain
 
 
 @dataclass(frozen=True)

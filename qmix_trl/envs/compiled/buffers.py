@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qmix_trl.envs.vmas_simulation import Seen, VmasSimulation
-from qmix_trl.large_pages import empty
+from qmix_trl.native.large_pages import empty
 
 
 @dataclass(frozen=True)

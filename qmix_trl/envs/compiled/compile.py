@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qmix_trl.envs.compiled import store
 from qmix_trl.envs.compiled.arrays import Unlowerable
 from qmix_trl.envs.compiled.backends import Backend
 from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
@@ -26,8 +25,10 @@ from qmix_trl.envs.compiled.rows import (
     state_rows,
 )
 from qmix_trl.envs.compiled.schedule import live
+from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
 from qmix_trl.envs.compiled.trace import TRACE_ENVS, StepGraph, random_step, variants
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
+from qmix_trl.native.store import kept
 
 NO_LIMIT = 2**31 - 1
 AGAIN_ENVS, AGAIN_STEPS = 5, 8  # of the check at every start
@@ -68,11 +69,11 @@ def compiled_step(task: Task, backend: Backend) -> CompiledStep:
         NoCompiler: if it has to be built and there is no compiler.
     """
     try:
-        key = store.task_key(task, backend.tools())
-    except store.Unrepeatable:
+        key = task_key(task, backend.tools())
+    except Unrepeatable:
         place = Path(tempfile.mkdtemp(prefix="qmix_trl-"))
         return _from_notes(place, _make(task, place, backend))
-    return _from_notes(*store.kept(key, lambda new: _make(task, new, backend)))
+    return _from_notes(*kept(key, lambda new: _make(task, new, backend)))
 
 
 def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:

@@ -16,6 +16,7 @@ from qmix_trl.envs.compiled.printing import (
     statements,
 )
 from qmix_trl.envs.compiled.schedule import Guard
+from qmix_trl.native.store import header
 
 TYPES = {FLOAT: "vf", INT: "vi", BOOL: "vi", PAIR: "Pair"}
 PARAMETERS = (
@@ -70,7 +71,7 @@ def source(step: Step) -> str:
     return "\n".join(
         [
             *(f"#define {name} {size}" for name, size in sizes.items()),
-            here.joinpath("simd.h").read_text(),
+            header("simd.h"),
             here.joinpath("draws.h").read_text(),
             function(step),
             here.joinpath("rollout.h").read_text(),

@@ -11,7 +11,6 @@ from torch._dynamo.exc import TorchDynamoException
 from qmix_trl.envs.compiled.arrays import Unlowerable
 from qmix_trl.envs.compiled.backends import BACKENDS, of_cpu
 from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
-from qmix_trl.envs.compiled.build import BuildFailed, NoCompiler, compiler
 from qmix_trl.envs.compiled.compile import (
     Refused,
     check_again,
@@ -25,6 +24,7 @@ from qmix_trl.envs.compiled.pool import FreshStates
 from qmix_trl.envs.compiled.pure import Untraceable
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import ConfigError, one_line
+from qmix_trl.native.build import BuildFailed, NoCompiler, compiler
 
 
 class Engine(Protocol):

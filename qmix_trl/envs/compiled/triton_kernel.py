@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from qmix_trl.envs.compiled.buffers import Buffers
-from qmix_trl.envs.compiled.build import BuildFailed, NoCompiler
 from qmix_trl.envs.compiled.kernel import LANES, WRITTEN
 from qmix_trl.envs.compiled.pool import FreshStates
+from qmix_trl.native.build import BuildFailed, NoCompiler
 
 BLOCK = 32  # environments of a program: one warp, one each thread, so that guards need no barrier
 # Roundings are those of simd.h: no product is fused into a sum.

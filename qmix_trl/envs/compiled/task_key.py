@@ -1,14 +1,11 @@
-"""Compiled steps on disk, one folder each, so that a second start takes no build."""
+"""The names under which compiled steps are kept on disk."""
 
 import hashlib
 import inspect
 import json
-import os
 import re
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +13,16 @@ import numpy as np
 from torch import Tensor
 from vmas.simulator.scenario import BaseScenario
 
+from qmix_trl import native
 from qmix_trl.envs.vmas_simulation import Task
 
 PACKAGES = ("vmas", "torch", "numpy")
 # In a text of a value: its address, or the ellipsis of an array that is too long to be shown.
 UNCLEAR = re.compile(r" at 0x[0-9a-f]+|\.\.\.")
-NOTES = "notes.json"  # of a compiled step, beside its files
 
 
 class Unrepeatable(Exception):
     """Nothing on disk could be recognised as this task's; says why."""
-
-
-def folder() -> Path:
-    """Return where compiled steps are kept: QMIX_TRL_CACHE, or in the user's cache."""
-    chosen = os.environ.get("QMIX_TRL_CACHE")
-    if chosen:
-        return Path(chosen)
-    user = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user) if user else Path.home() / ".cache") / "qmix_trl" / "steps"
 
 
 def task_key(task: Task, *more: str) -> str:
@@ -94,32 +82,7 @@ def _text(cls: type) -> str:
 
 def package_text() -> str:
     """Return the sources of all that makes compiled steps."""
-    here = files(__package__)
-    names = sorted(f.name for f in here.iterdir() if f.name.endswith((".py", ".h")))
-    texts = [here.joinpath(name).read_text() for name in names]
-    return "".join([*texts, here.parent.joinpath("vmas_simulation.py").read_text()])
-
-
-def kept(key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of a compiled step and its notes; make it if it is not there.
-
-    Args:
-        key: its name.
-        make: writes the files into a folder and returns notes for JSON. Nothing is kept if it
-            raises.
-    """
-    place = folder() / key
-    if not (place / NOTES).exists():
-        folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder(), prefix=".new-") as new:
-            notes = make(Path(new))
-            (Path(new) / NOTES).write_text(json.dumps(notes))
-            made = Path(new)
-            try:
-                os.rename(made, place)  # at once: another process sees all of it or nothing
-            except OSError:
-                if not (place / NOTES).exists():
-                    raise
-            else:
-                made.mkdir()  # for the temporary folder's own end
-    return place, json.loads((place / NOTES).read_text())
+    here = Path(__file__).parent
+    folders = (here, Path(native.__file__).parent)
+    sources = [f for d in folders for f in sorted(d.iterdir()) if f.suffix in (".py", ".h")]
+    return "".join(f.read_text() for f in [*sources, here.parent / "vmas_simulation.py"])
