@@ -5,7 +5,6 @@ A suffix names the time of a tensor's entry ``t``: ``_t`` this step, ``_tp1`` th
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def first_episode_mask(done_t: Tensor) -> Tensor:
@@ -73,6 +72,15 @@ def keep_where(valid: Tensor, values: Tensor) -> Tensor:
     return torch.where(valid, values, torch.zeros_like(values))
 
 
+def one_hot(action: Tensor, like: Tensor) -> Tensor:
+    """Return actions, int64 [..], as vectors [.., A] of the type and last dimension of ``like``.
+
+    ``torch.nn.functional.one_hot`` looks at all actions first, for which a GPU would have to wait.
+    """
+    zeros = like.new_zeros(*action.shape, like.shape[-1])
+    return zeros.scatter_(-1, action.unsqueeze(-1), 1)
+
+
 def last_actions(action_t: Tensor, first: Tensor, is_init: Tensor) -> Tensor:
     """Return what each agent did just before each of a row's T + 1 observations.
 
@@ -84,7 +92,7 @@ def last_actions(action_t: Tensor, first: Tensor, is_init: Tensor) -> Tensor:
     Returns:
         float [B, T + 1, N, A], one-hot; zeros after a reset (DRQN input of QMIX, appendix C).
     """
-    taken = F.one_hot(action_t, first.shape[-1]).to(first.dtype)  # [B, T, N, A]
+    taken = one_hot(action_t, first)  # [B, T, N, A]
     return keep_where(~is_init[..., 0], torch.cat([first.unsqueeze(1), taken], 1))
 
 
@@ -167,11 +175,13 @@ def lambda_returns(
     one_step_t = reward_t + discount_t * value_tp1  # [B, T, M]
     if td_lambda == 0:
         return one_step_t
-    # G_t = one_step_t + carry_t (G_{t+1} - V_{t+1}), the recursion above rearranged.
+    # G_t = own_t + carry_t G_{t+1}; each round joins what spans s steps with the s steps behind it.
     carry_t = torch.where(last_t, torch.zeros_like(discount_t), td_lambda * discount_t)
-    steps = zip(*(x.unbind(1) for x in (one_step_t, carry_t, value_tp1)), strict=True)
-    returns, return_tp1 = [], torch.zeros_like(one_step_t[:, 0])
-    for one_step, carry, value in reversed(list(steps)):
-        return_tp1 = one_step + carry * (return_tp1 - value)
-        returns.append(return_tp1)
-    return torch.stack(returns[::-1], 1)
+    own_t = one_step_t - carry_t * value_tp1
+    span = 1
+    while span < own_t.shape[1]:
+        joined = own_t[:, :-span] + carry_t[:, :-span] * own_t[:, span:]
+        own_t = torch.cat([joined, own_t[:, -span:]], 1)
+        carry_t = torch.cat([carry_t[:, :-span] * carry_t[:, span:], carry_t[:, -span:]], 1)
+        span *= 2
+    return own_t

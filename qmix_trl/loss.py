@@ -6,7 +6,6 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchrl.objectives import LossModule
 
 from qmix_trl import keys
@@ -14,6 +13,7 @@ from qmix_trl.functional import (
     greedy_action,
     keep_where,
     lambda_returns,
+    one_hot,
     row_numbers,
     value_of,
 )
@@ -270,7 +270,7 @@ class QMixLoss(LossModule):
         place = rows.cut_inside[..., 0].int().topk(min(n_cuts, n_steps), 1).indices  # [B, K]
         row = row_numbers(place)  # [B, 1]
         observation = rows.next_observation[row, place]  # [B, K, N, O]
-        taken = F.one_hot(rows.action[row, place], self.agent.n_actions).to(observation.dtype)
+        taken = one_hot(rows.action[row, place], value)  # [B, K, N, A]
         with params.to_module(self.agent, preserve_module_state=False):
             before = None if hidden is None else hidden[row, place]  # [B, K, N, H]
             apart, _ = self.agent.step(observation, taken, before)  # [B, K, N, A]

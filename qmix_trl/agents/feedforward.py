@@ -102,7 +102,7 @@ class FeedforwardAgent(TensorDictModuleBase):
         """
         x = self.inputs(observation, last_action)
         for i, layer in enumerate(self.layers):
-            x = agent_linear(F.relu(x) if i else x, layer.weight, layer.bias)
+            x = agent_linear(F.relu(x, inplace=True) if i else x, layer.weight, layer.bias)
         return x, None
 
     def unroll(

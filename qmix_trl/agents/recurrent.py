@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.data import Composite, Unbounded
 
+from qmix_trl.agents import gru
 from qmix_trl.agents.layers import AgentInput, agent_linear, per_agent
 from qmix_trl.functional import keep_where
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, OBSERVATION, next_key
@@ -101,7 +102,9 @@ class RecurrentAgent(TensorDictModuleBase):
         Returns:
             float [*B, N, A] and float [*B, N, H].
         """
-        hidden = self._cell(self._gates(observation, last_action), hidden)
+        x, rnn = self._inputs(observation, last_action), self.rnn
+        gates = agent_linear(x, rnn.weight_ih, rnn.bias_ih)
+        hidden = gru.cell(gates, hidden, rnn.weight_hh, rnn.bias_hh)
         return agent_linear(hidden, self.fc2.weight, self.fc2.bias), hidden
 
     def unroll(
@@ -119,30 +122,10 @@ class RecurrentAgent(TensorDictModuleBase):
             float [B, T, N, A] and float [B, T, N, H], the hidden state after each step.
         """
         # Only the recurrent half depends on the step before: the rest is one product for all T.
-        gates = self._gates(observation, last_action).unbind(1)  # T times [B, N, 3H]
-        going_on = (~is_init).unsqueeze(-1).unbind(1)  # T times [B, 1, 1]
-        zero = gates[0].new_zeros(*gates[0].shape[:-1], self.hidden_dim)  # [B, N, H]
-        hidden = zero if hidden is None else hidden
-        hiddens = []
-        for gates_t, going_on_t in zip(gates, going_on, strict=True):
-            hidden = self._cell(gates_t, torch.where(going_on_t, hidden, zero))
-            hiddens.append(hidden)
-        stacked = torch.stack(hiddens, 1)  # [B, T, N, H]
-        return agent_linear(stacked, self.fc2.weight, self.fc2.bias), stacked
+        hiddens = gru.unroll(self._inputs(observation, last_action), is_init, hidden, self.rnn)
+        return agent_linear(hiddens, self.fc2.weight, self.fc2.bias), hiddens
 
-    def _gates(self, observation: Tensor, last_action: Tensor) -> Tensor:
-        x = F.relu(
-            agent_linear(self.inputs(observation, last_action), self.fc1.weight, self.fc1.bias)
-        )
-        return agent_linear(x, self.rnn.weight_ih, self.rnn.bias_ih)  # [*B, N, 3H]
-
-    def _cell(self, gates: Tensor, hidden: Tensor) -> Tensor:
-        """Return the next hidden state [*B, N, H] (the equations of ``torch.nn.GRUCell``)."""
-        recurrent = agent_linear(hidden, self.rnn.weight_hh, self.rnn.bias_hh)  # [*B, N, 3H]
-        # split, not slices: its backward joins the gradients instead of adding padded ones.
-        sizes = [2 * self.hidden_dim, self.hidden_dim]
-        gates_ru, gates_new = gates.split(sizes, -1)
-        recurrent_ru, recurrent_new = recurrent.split(sizes, -1)
-        reset, update = torch.sigmoid(gates_ru + recurrent_ru).chunk(2, -1)
-        new = torch.tanh(torch.addcmul(gates_new, reset, recurrent_new))
-        return torch.lerp(new, hidden, update)  # (1 - update) new + update hidden
+    def _inputs(self, observation: Tensor, last_action: Tensor) -> Tensor:
+        """Return what the GRU reads, [*B, N, H]."""
+        x = self.inputs(observation, last_action)
+        return F.relu(agent_linear(x, self.fc1.weight, self.fc1.bias), inplace=True)

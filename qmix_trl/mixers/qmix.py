@@ -70,13 +70,13 @@ class QMixer(nn.Module):
             if hypernet_layers == 1:
                 return linear(state_dim, n_out)
             hidden = linear(state_dim, hypernet_embed_dim)
-            return nn.Sequential(hidden, nn.ReLU(), linear(hypernet_embed_dim, n_out))
+            return nn.Sequential(hidden, nn.ReLU(inplace=True), linear(hypernet_embed_dim, n_out))
 
         self.hyper_w_1 = hypernet(n_agents * mixing_embed_dim)
         self.hyper_w_final = hypernet(mixing_embed_dim)
         self.hyper_b_1 = linear(state_dim, mixing_embed_dim)
         self.V = nn.Sequential(
-            linear(state_dim, mixing_embed_dim), nn.ReLU(), linear(mixing_embed_dim, 1)
+            linear(state_dim, mixing_embed_dim), nn.ReLU(inplace=True), linear(mixing_embed_dim, 1)
         )
 
     def forward(self, chosen_action_value: Tensor, state: Tensor) -> Tensor:

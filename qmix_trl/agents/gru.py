@@ -1,0 +1,68 @@
+"""A GRU whose rows are sequences of episodes: the equations, and the fastest way through time."""
+
+import torch
+from torch import Tensor, nn
+
+from qmix_trl.agents import gru_kernel, gru_triton
+from qmix_trl.agents.layers import agent_linear
+
+
+def cell(gates: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the next hidden state [*B, N, H] (the equations of ``torch.nn.GRUCell``).
+
+    Args:
+        gates: float [*B, N, 3H], the input's share of reset gate, update gate and candidate.
+        hidden: float [*B, N, H].
+        weight: float [3H, H], shared, or [N, 3H, H], each agent's own.
+        bias: float [3H] or [N, 3H].
+    """
+    width = hidden.shape[-1]
+    recurrent = agent_linear(hidden, weight, bias)  # [*B, N, 3H]
+    # split, not slices: its backward joins the gradients instead of adding padded ones.
+    gates_ru, gates_new = gates.split([2 * width, width], -1)
+    recurrent_ru, recurrent_new = recurrent.split([2 * width, width], -1)
+    reset, update = torch.sigmoid(gates_ru + recurrent_ru).chunk(2, -1)
+    new = torch.tanh(torch.addcmul(gates_new, reset, recurrent_new))
+    return torch.lerp(new, hidden, update)  # (1 - update) new + update hidden
+
+
+def unroll(x: Tensor, is_init: Tensor, hidden: Tensor | None, rnn: nn.GRUCell) -> Tensor:
+    """Return the hidden state after each step, float [B, T, N, H].
+
+    On the CPU one call into C++ goes through time, and one back; on CUDA devices one Triton kernel.
+    Where there is neither, torch does, step by step: the same numbers but for roundings.
+
+    Args:
+        x: float [B, T, N, H], the inputs.
+        is_init: bool [B, T, 1], the steps that begin with a hidden state of zeros.
+        hidden: float [B, N, H], before the first step; None for zeros.
+        rnn: weights and biases, shared or stacked for each agent.
+    """
+    if gru_triton.serves(x, rnn):
+        return gru_triton.unroll(x, is_init, hidden, rnn)
+    gates = agent_linear(x, rnn.weight_ih, rnn.bias_ih)  # [B, T, N, 3H]
+    way = gru_kernel.unroll if gru_kernel.why_not(x.device, x.dtype) is None else unroll_by_steps
+    return way(gates, is_init, hidden, rnn.weight_hh, rnn.bias_hh)
+
+
+def unroll_by_steps(
+    gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Return hidden states [B, T, N, H], a few operations of torch each.
+
+    Args:
+        gates: float [B, T, N, 3H], the input's share.
+        is_init: bool [B, T, 1].
+        hidden: float [B, N, H]; None for zeros.
+        weight: as in ``cell``.
+        bias: as in ``cell``.
+    """
+    zero = gates.new_zeros(*gates[:, 0].shape[:-1], weight.shape[-1])  # [B, N, H]
+    hidden = zero if hidden is None else hidden
+    hiddens = []
+    for gates_t, going_on_t in zip(
+        gates.unbind(1), (~is_init).unsqueeze(-1).unbind(1), strict=True
+    ):
+        hidden = cell(gates_t, torch.where(going_on_t, hidden, zero), weight, bias)
+        hiddens.append(hidden)
+    return torch.stack(hiddens, 1)
