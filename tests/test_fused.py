@@ -275,6 +275,7 @@ def computed_again(function):
 @pytest.mark.parametrize("agent_of", [RecurrentAgent, FeedforwardAgent])
 def test_the_graphs_loop_gives_what_calls_give(agent_of, head, monkeypatch):
     monkeypatch.setattr(policy_kernel, "why_not", lambda *_: "as asked for")
+    monkeypatch.setattr(graph, "warmed_up", lambda function: function())
     monkeypatch.setattr(graph, "captured", computed_again)
     called, collector = (collector_of(agent_of=agent_of, head=copy.copy(head)) for _ in range(2))
     env, dims = collector.env, env_dims(collector.env)

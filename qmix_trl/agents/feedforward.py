@@ -7,7 +7,6 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchrl.data import Composite, Unbounded
 
 from qmix_trl.agents.layers import AgentInput, agent_linear, per_agent
@@ -101,9 +100,10 @@ class FeedforwardAgent(TensorDictModuleBase):
             float [*B, N, A] and None.
         """
         x = self.inputs(observation, last_action)
-        for i, layer in enumerate(self.layers):
-            x = agent_linear(F.relu(x, inplace=True) if i else x, layer.weight, layer.bias)
-        return x, None
+        *below, head = self.layers
+        for layer in below:
+            x = agent_linear(x, layer.weight, layer.bias, relu=True)
+        return agent_linear(x, head.weight, head.bias), None
 
     def unroll(
         self, observation: Tensor, last_action: Tensor, is_init: Tensor, hidden: None

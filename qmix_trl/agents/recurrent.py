@@ -4,7 +4,6 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchrl.data import Composite, Unbounded
 
 from qmix_trl.agents import gru
@@ -128,4 +127,4 @@ class RecurrentAgent(TensorDictModuleBase):
     def _inputs(self, observation: Tensor, last_action: Tensor) -> Tensor:
         """Return what the GRU reads, [*B, N, H]."""
         x = self.inputs(observation, last_action)
-        return F.relu(agent_linear(x, self.fc1.weight, self.fc1.bias), inplace=True)
+        return agent_linear(x, self.fc1.weight, self.fc1.bias, relu=True)

@@ -1,6 +1,6 @@
 """The steps of a batch as one CUDA graph: a launch instead of thousands."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -9,6 +9,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 
+from qmix_trl.cuda_graph import captured, warmed_up
 from qmix_trl.envs.compiled.buffers import Buffers
 from qmix_trl.envs.compiled.triton_kernel import TritonEngine
 from qmix_trl.functional import greedy_action
@@ -92,6 +93,7 @@ class GraphLoop:
             return loop.collect(self._rows, self._begins, self._memory)
 
         before = env.simulation_state()
+        warmed_up(steps)
         self._taken, self._replay = captured(steps)
         env.load_simulation_state(before)
 
@@ -116,20 +118,3 @@ class GraphLoop:
 
 def _copied(tensors: dict[Key, Tensor]) -> dict[Key, Tensor]:
     return {key: tensor.clone() for key, tensor in tensors.items()}
-
-
-def captured(function: Callable[[], Taken]) -> tuple[Taken, Callable[[], None]]:
-    """Return what a function on the GPU gives, and what computes it again, in its place.
-
-    Raises:
-        RuntimeError: if the function does anything that no graph can hold.
-    """
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        function()  # what is set up at a first call is no part of the graph
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        taken = function()
-    return taken, graph.replay

@@ -94,13 +94,16 @@ class QMixer(nn.Module):
         """
         batch = chosen_action_value.shape[:-2]
         self._check(chosen_action_value, state, batch)
-        state = state.reshape(*batch, -1)  # [*B, S]
+        # In rows, so that what is changed in place is no view: its gradient would be copied, too.
+        state = state.reshape(batch.numel(), -1)  # [R, S]
+        chosen = chosen_action_value.reshape(batch.numel(), -1, 1)  # [R, N, 1]
         w1 = self.hyper_w_1(state).abs().unflatten(-1, (self.n_agents, self.mixing_embed_dim))
-        b1 = self.hyper_b_1(state)  # [*B, E]
+        b1 = self.hyper_b_1(state)  # [R, E]
         # A sum of N products an entry: written out, it costs less than a matrix product of 1 row.
-        hidden = F.elu((chosen_action_value * w1).sum(-2) + b1)  # [*B, E]
-        w2 = self.hyper_w_final(state).abs()  # [*B, E]
-        return (hidden * w2).sum(-1, keepdim=True) + self.V(state)  # [*B, 1]
+        hidden = F.elu((chosen * w1).sum(-2) + b1)  # [R, E]
+        w2 = self.hyper_w_final(state).abs()  # [R, E]
+        total = (hidden * w2).sum(-1, keepdim=True) + self.V(state)  # [R, 1]
+        return total.reshape(*batch, 1)
 
     def _check(self, chosen_action_value: Tensor, state: Tensor, batch: torch.Size) -> None:
         expected = ((*batch, self.n_agents, 1), (*batch, *self.state_shape))
