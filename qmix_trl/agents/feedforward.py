@@ -9,7 +9,8 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import Composite, Unbounded
 
-from qmix_trl.agents.layers import AgentInput, agent_linear, per_agent
+from qmix_trl.agents.layers import AgentInput, per_agent
+from qmix_trl.dense import dense, linear
 from qmix_trl.functional import keep_where
 from qmix_trl.keys import ACTION_VALUE, IS_INIT, LAST_ACTION, OBSERVATION
 
@@ -102,8 +103,8 @@ class FeedforwardAgent(TensorDictModuleBase):
         x = self.inputs(observation, last_action)
         *below, head = self.layers
         for layer in below:
-            x = agent_linear(x, layer.weight, layer.bias, relu=True)
-        return agent_linear(x, head.weight, head.bias), None
+            x = linear(x, layer.weight, layer.bias, relu=True)
+        return linear(x, head.weight, head.bias), None
 
     def unroll(
         self, observation: Tensor, last_action: Tensor, is_init: Tensor, hidden: None
@@ -119,4 +120,5 @@ class FeedforwardAgent(TensorDictModuleBase):
         Returns:
             float [B, T, N, A] and None.
         """
-        return self.step(observation, last_action, hidden)
+        x = self.inputs(observation, last_action)
+        return dense(x, [(layer.weight, layer.bias) for layer in self.layers]), None

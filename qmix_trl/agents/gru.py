@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from qmix_trl.agents import gru_kernel, gru_triton
-from qmix_trl.agents.layers import agent_linear
+from qmix_trl.agents import gru_triton
+from qmix_trl.dense import dense, gradients_again, linear
+from qmix_trl.native import gru as kernel
+from qmix_trl.native import networks
 
 
 def cell(gates: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -17,7 +19,7 @@ def cell(gates: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         bias: float [3H] or [N, 3H].
     """
     width = hidden.shape[-1]
-    recurrent = agent_linear(hidden, weight, bias)  # [*B, N, 3H]
+    recurrent = linear(hidden, weight, bias)  # [*B, N, 3H]
     # split, not slices: its backward joins the gradients instead of adding padded ones.
     gates_ru, gates_new = gates.split([2 * width, width], -1)
     recurrent_ru, recurrent_new = recurrent.split([2 * width, width], -1)
@@ -26,23 +28,62 @@ def cell(gates: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.lerp(new, hidden, update)  # (1 - update) new + update hidden
 
 
-def unroll(x: Tensor, is_init: Tensor, hidden: Tensor | None, rnn: nn.GRUCell) -> Tensor:
-    """Return the hidden state after each step, float [B, T, N, H].
+def unroll(
+    x: Tensor, is_init: Tensor, hidden: Tensor | None, below: nn.Linear, rnn: nn.GRUCell
+) -> Tensor:
+    """Return hidden states, float [B, T, N, H], of a GRU above a layer with ReLUs.
 
     On the CPU one call into C++ goes through time, and one back; on CUDA devices one Triton kernel.
     Where there is neither, torch does, step by step: the same numbers but for roundings.
 
     Args:
-        x: float [B, T, N, H], the inputs.
+        x: float [B, T, N, D], the inputs of the layer below.
         is_init: bool [B, T, 1], the steps that begin with a hidden state of zeros.
         hidden: float [B, N, H], before the first step; None for zeros.
-        rnn: weights and biases, shared or stacked for each agent.
+        below: weight and bias, shared or stacked for each agent.
+        rnn: weights and biases, likewise.
     """
     if gru_triton.serves(x, rnn):
-        return gru_triton.unroll(x, is_init, hidden, rnn)
-    gates = agent_linear(x, rnn.weight_ih, rnn.bias_ih)  # [B, T, N, 3H]
-    way = gru_kernel.unroll if gru_kernel.why_not(x.device, x.dtype) is None else unroll_by_steps
-    return way(gates, is_init, hidden, rnn.weight_hh, rnn.bias_hh)
+        return gru_triton.unroll(
+            linear(x, below.weight, below.bias, relu=True), is_init, hidden, rnn
+        )
+    gates = dense(x, [(below.weight, below.bias), (rnn.weight_ih, rnn.bias_ih)])  # [B, T, N, 3H]
+    return _unroll(gates, is_init, hidden, rnn.weight_hh, rnn.bias_hh)
+
+
+@torch.compiler.disable  # which takes minutes for the steps, and cannot look into C++
+def _unroll(
+    gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor, bias: Tensor
+) -> Tensor:
+    inputs = (gates, is_init, hidden, weight, bias)
+    floats = [x for x in (gates, weight, bias, hidden) if x is not None]
+    if not networks.serves(kernel.library, *floats):
+        return unroll_by_steps(*inputs)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in floats):
+        return Unroll.apply(*inputs)
+    return kernel.forward(*inputs, keep=False)[0]
+
+
+class Unroll(torch.autograd.Function):
+    """``unroll_by_steps`` by the kernel."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        """Keep each step's gates for the way back."""
+        hiddens, kept = kernel.forward(*inputs, keep=True)
+        ctx.save_for_backward(*inputs, kept)
+        return hiddens
+
+    @staticmethod
+    def backward(ctx, grad_hiddens):
+        """Return the gradients; by torch's own operations where they have gradients, too."""
+        *inputs, kept = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            again = unroll_by_steps(*inputs)
+            return gradients_again(again, inputs, grad_hiddens)
+        _, is_init, hidden, weight, _ = inputs
+        of_gates, of_first, *rest = kernel.backward(kept, is_init, weight, grad_hiddens)
+        return of_gates, None, None if hidden is None else of_first, *rest
 
 
 def unroll_by_steps(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class AgentInput(nn.Module):
@@ -76,23 +75,3 @@ def per_agent(make_layer: Callable[[], nn.Module], n_copies: int | None) -> nn.M
             stacked = torch.stack([draw.get_parameter(name).detach() for draw in draws])
             setattr(layer, name, nn.Parameter(stacked))
     return layer
-
-
-def agent_linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
-    """Apply one linear layer to all agents, or each agent's own to it.
-
-    Args:
-        x: float [*B, N, D].
-        weight: float [H, D], shared, or [N, H, D], each agent's own.
-        bias: float [H] or [N, H].
-        relu: negative outputs are zero.
-
-    Returns:
-        float [*B, N, H].
-    """
-    if weight.dim() == 3:
-        y = torch.einsum("...nd,nhd->...nh", x, weight) + bias
-        return F.relu(y) if relu else y
-    # In rows, as what is changed in place must be no view: its gradient would be copied, too.
-    y = F.linear(x.flatten(0, -2), weight, bias)
-    return (F.relu(y, inplace=True) if relu else y).unflatten(0, x.shape[:-1])

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torchrl.data import Composite, Unbounded
 
 from qmix_trl.agents import gru
-from qmix_trl.agents.layers import AgentInput, agent_linear, per_agent
+from qmix_trl.agents.layers import AgentInput, per_agent
+from qmix_trl.dense import dense, linear
 from qmix_trl.functional import keep_where
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, OBSERVATION, next_key
 
@@ -101,10 +102,11 @@ class RecurrentAgent(TensorDictModuleBase):
         Returns:
             float [*B, N, A] and float [*B, N, H].
         """
-        x, rnn = self._inputs(observation, last_action), self.rnn
-        gates = agent_linear(x, rnn.weight_ih, rnn.bias_ih)
+        x, rnn = self.inputs(observation, last_action), self.rnn
+        x = linear(x, self.fc1.weight, self.fc1.bias, relu=True)
+        gates = linear(x, rnn.weight_ih, rnn.bias_ih)
         hidden = gru.cell(gates, hidden, rnn.weight_hh, rnn.bias_hh)
-        return agent_linear(hidden, self.fc2.weight, self.fc2.bias), hidden
+        return linear(hidden, self.fc2.weight, self.fc2.bias), hidden
 
     def unroll(
         self, observation: Tensor, last_action: Tensor, is_init: Tensor, hidden: Tensor | None
@@ -120,11 +122,7 @@ class RecurrentAgent(TensorDictModuleBase):
         Returns:
             float [B, T, N, A] and float [B, T, N, H], the hidden state after each step.
         """
-        # Only the recurrent half depends on the step before: the rest is one product for all T.
-        hiddens = gru.unroll(self._inputs(observation, last_action), is_init, hidden, self.rnn)
-        return agent_linear(hiddens, self.fc2.weight, self.fc2.bias), hiddens
-
-    def _inputs(self, observation: Tensor, last_action: Tensor) -> Tensor:
-        """Return what the GRU reads, [*B, N, H]."""
+        # Only the recurrent half depends on the step before: the rest is products for all T.
         x = self.inputs(observation, last_action)
-        return agent_linear(x, self.fc1.weight, self.fc1.bias, relu=True)
+        hiddens = gru.unroll(x, is_init, hidden, self.fc1, self.rnn)
+        return dense(hiddens, [(self.fc2.weight, self.fc2.bias)]), hiddens

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qmix_trl.dense import dense
 from qmix_trl.keys import CHOSEN_ACTION_VALUE, STATE
 
 
@@ -70,13 +71,13 @@ class QMixer(nn.Module):
             if hypernet_layers == 1:
                 return linear(state_dim, n_out)
             hidden = linear(state_dim, hypernet_embed_dim)
-            return nn.Sequential(hidden, nn.ReLU(inplace=True), linear(hypernet_embed_dim, n_out))
+            return nn.Sequential(hidden, nn.ReLU(), linear(hypernet_embed_dim, n_out))
 
         self.hyper_w_1 = hypernet(n_agents * mixing_embed_dim)
         self.hyper_w_final = hypernet(mixing_embed_dim)
         self.hyper_b_1 = linear(state_dim, mixing_embed_dim)
         self.V = nn.Sequential(
-            linear(state_dim, mixing_embed_dim), nn.ReLU(inplace=True), linear(mixing_embed_dim, 1)
+            linear(state_dim, mixing_embed_dim), nn.ReLU(), linear(mixing_embed_dim, 1)
         )
 
     def forward(self, chosen_action_value: Tensor, state: Tensor) -> Tensor:
@@ -94,15 +95,15 @@ class QMixer(nn.Module):
         """
         batch = chosen_action_value.shape[:-2]
         self._check(chosen_action_value, state, batch)
-        # In rows, so that what is changed in place is no view: its gradient would be copied, too.
         state = state.reshape(batch.numel(), -1)  # [R, S]
         chosen = chosen_action_value.reshape(batch.numel(), -1, 1)  # [R, N, 1]
-        w1 = self.hyper_w_1(state).abs().unflatten(-1, (self.n_agents, self.mixing_embed_dim))
-        b1 = self.hyper_b_1(state)  # [R, E]
+        w1 = _layers(self.hyper_w_1, state).abs()  # [R, N E]
+        w1 = w1.unflatten(-1, (self.n_agents, self.mixing_embed_dim))  # [R, N, E]
+        b1 = _layers(self.hyper_b_1, state)  # [R, E]
         # A sum of N products an entry: written out, it costs less than a matrix product of 1 row.
         hidden = F.elu((chosen * w1).sum(-2) + b1)  # [R, E]
-        w2 = self.hyper_w_final(state).abs()  # [R, E]
-        total = (hidden * w2).sum(-1, keepdim=True) + self.V(state)  # [R, 1]
+        w2 = _layers(self.hyper_w_final, state).abs()  # [R, E]
+        total = (hidden * w2).sum(-1, keepdim=True) + _layers(self.V, state)  # [R, 1]
         return total.reshape(*batch, 1)
 
     def _check(self, chosen_action_value: Tensor, state: Tensor, batch: torch.Size) -> None:
@@ -113,3 +114,9 @@ class QMixer(nn.Module):
                 "QMixer: expected chosen_action_value and state of shapes "
                 f"{expected[0]} and {expected[1]}, got {got[0]} and {got[1]}"
             )
+
+
+def _layers(network: nn.Module, x: Tensor) -> Tensor:
+    """Apply a linear layer, or two with ReLUs between them, to rows [R, D]."""
+    layers = [network] if isinstance(network, nn.Linear) else [network[0], network[2]]
+    return dense(x, [(layer.weight, layer.bias) for layer in layers])

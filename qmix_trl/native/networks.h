@@ -9,8 +9,6 @@ typedef float Real;
 typedef vf vr;
 #endif
 
-#define TILE 12  // rows whose sums stay in registers
-
 struct Linear {
   const Real *weight;  // [groups, outputs / W, inputs, W]
   const Real *bias;    // [groups, outputs]
@@ -62,4 +60,23 @@ static void linear(const Linear *l, int64_t group, const Real *x, Real *y, int64
       }
     }
   }
+}
+
+// sums += x^T y over rows, a tile of TILE numbers of x by W of y at a time: sums stays in registers
+// while all rows pass by. sums: [whole(n_x, TILE), n_y]; x may be read up to whole(n_x, TILE).
+static void outer(const Real *x, const Real *y, Real *sums, int64_t width, int64_t n_rows,
+                  int64_t n_x, int64_t n_y) {
+  for (int64_t p = 0; p < n_y; p += W)
+    for (int64_t i = 0; i < n_x; i += TILE) {
+      vr sum[TILE];
+#pragma GCC unroll 16
+      for (int m = 0; m < TILE; m++) sum[m] = load(sums + (i + m) * n_y + p);
+      for (int64_t r = 0; r < n_rows; r++) {
+        const vr of_y = load(y + r * width + p);
+#pragma GCC unroll 16
+        for (int m = 0; m < TILE; m++) sum[m] += x[r * width + i + m] * of_y;
+      }
+#pragma GCC unroll 16
+      for (int m = 0; m < TILE; m++) store(sums + (i + m) * n_y + p, sum[m]);
+    }
 }

@@ -1,17 +1,58 @@
 """Libraries that compute networks, and weights in the order in which they read them."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qmix_trl.native.build import BuildFailed, NoCompiler
 from qmix_trl.native.store import header, library
 
+ROWS_TOGETHER = 96  # enough for the weights, few for the cache
+TILE = 12  # rows whose sums stay in registers; TILE of networks.h
+DTYPES = (torch.float32, torch.float64)
 LANES = 'extern "C" int64_t lanes() { return W; }  // how many outputs a panel has'
 # Wider than in a step, whose many values have to stay in registers.
 WIDE = "#ifdef __AVX512F__\n#define W 16\n#endif"
+
+
+Library = Callable[[torch.dtype], ctypes.CDLL]
+
+
+def serves(library: Library, *tensors: Tensor) -> bool:
+    """Say whether a library takes these tensors; else torch's operations have to.
+
+    They do for other devices and types, for what torch traces, maps or casts by itself, and where
+    the library cannot be built (``missing``).
+    """
+    dtype = tensors[0].dtype
+    return (
+        dtype in DTYPES
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and all(x.dtype == dtype and x.device.type == "cpu" and _is_plain(x) for x in tensors)
+        and missing(library, dtype) is None
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Say whether a tensor's numbers lie where it says."""
+    return type(x).__torch_dispatch__ is Tensor.__torch_dispatch__ and not (
+        torch._C._functorch.is_functorch_wrapped_tensor(x)
+    )
+
+
+@cache
+def missing(library: Library, dtype: torch.dtype) -> str | None:
+    """Return why a library cannot be had, None if it can."""
+    try:
+        library(dtype)
+    except (NoCompiler, BuildFailed) as error:
+        return str(error)
+    return None
 
 
 def network_library(name: str, source: str, dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
@@ -29,7 +70,17 @@ def network_library(name: str, source: str, dtype: torch.dtype = torch.float32) 
     real = "#define DOUBLE" if dtype == torch.float64 else ""
     loaded = library(
         name,
-        "\n".join([real, WIDE, header("simd.h"), header("networks.h"), source, LANES]),
+        "\n".join(
+            [
+                real,
+                WIDE,
+                header("simd.h"),
+                f"#define TILE {TILE}",
+                header("networks.h"),
+                source,
+                LANES,
+            ]
+        ),
     )
     loaded.lanes.restype = ctypes.c_int64
     return loaded
@@ -57,6 +108,16 @@ class Linear(ctypes.Structure):
         layer = cls(panels.data_ptr(), bias.data_ptr(), n_inputs, n_outputs)
         layer.held = panels, bias
         return layer
+
+
+def whole(n: int, of: int) -> int:
+    """Return a number rounded up to a multiple of another."""
+    return -(-n // of) * of
+
+
+def pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
+    """Return where tensors lie; they have to be kept beside."""
+    return (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
 
 
 def array(layers: Sequence[Linear]) -> ctypes.Array:

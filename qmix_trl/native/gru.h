@@ -17,8 +17,9 @@ struct Sequences {
   Real *before, *reset, *update, *fresh, *share;
   const Real *grad_hidden;  // [B, T, N, H]
   Real *grad_gates;         // [B, T, N, 3H]
-  Real *grad_share;         // [B, T, N, H]
   Real *grad_first;         // [B, N, H]
+  // [threads, groups, whole(H + 1, TILE), 3 filled]: weights transposed, below them the bias.
+  Real *grad_recurrent;
 };
 
 INLINE vr load_part(const Real *from, int64_t n) {
@@ -36,7 +37,8 @@ INLINE void store_part(Real *to, vr x, int64_t n) {
 struct Rows {
   const Sequences *s;
   int64_t group, begin, n, filled, stride;
-  Real *state, *products, *carried;  // [block, stride]
+  Real *state, *products, *other;  // [block, stride]
+  Real *grad_recurrent;
 
   int64_t sequence(int64_t i) const {
     return s->n_groups == 1 ? (begin + i) / s->n_agents : begin + i;
@@ -86,12 +88,13 @@ struct Rows {
       store_part(grad_gates + j, d_r, left);
       store_part(grad_gates + width + j, d_u, left);
       store_part(grad_gates + 2 * width + j, d_n, left);
-      store_part(s->grad_share + at + j, d_share, left);
       store(grad_recurrent + j, d_r);
       store(grad_recurrent + filled + j, d_u);
       store(grad_recurrent + 2 * filled + j, d_share);
       store(state + i * stride + j, d * u);
+      store(other + i * stride + j, h);
     }
+    other[i * stride + width] = 1;  // the bias's
   }
 
   void clear(int64_t i) const { memset(state + i * stride, 0, stride * sizeof(Real)); }
@@ -105,47 +108,51 @@ struct Rows {
 
   void backward(int64_t t) const {
     for (int64_t i = 0; i < n; i++) step_back(i, t);
-    linear(s->recurrent, group, products, carried, stride, whole(n, TILE), false);
+    outer(other, products, grad_recurrent, stride, n, s->width + 1, stride);
+    linear(s->recurrent, group, products, other, stride, whole(n, TILE), false);
     for (int64_t i = 0; i < n; i++) {
       for (int64_t j = 0; j < filled; j += W) {
         const int64_t at = i * stride + j;
-        store(state + at, load(state + at) + load(carried + at));
+        store(state + at, load(state + at) + load(other + at));
       }
       if (begins(i, t)) clear(i);
     }
+  }
+
+  void all_forward() const {
+    for (int64_t i = 0; s->first && i < n; i++)
+      memcpy(state + i * stride, s->first + first_place(i), s->width * sizeof(Real));
+    for (int64_t t = 0; t < s->n_steps; t++) forward(t);
+  }
+
+  void all_backward() const {
+    for (int64_t t = s->n_steps - 1; t >= 0; t--) backward(t);
+    for (int64_t i = 0; i < n; i++)
+      memcpy(s->grad_first + first_place(i), state + i * stride, s->width * sizeof(Real));
   }
 };
 
 // Take all blocks through time, forward or back.
 static void run(const Sequences *s, bool back) {
-  const int64_t n_rows = s->n_sequences * (s->n_groups == 1 ? s->n_agents : 1);
-  const int64_t n_blocks = whole(n_rows, s->block) / s->block;
-  const int64_t filled = whole(s->width, W), stride = 3 * filled;
+  const int64_t per_group = s->n_sequences * s->n_agents / s->n_groups;
+  const int64_t n_blocks = whole(per_group, s->block) / s->block;
+  const int64_t filled = whole(s->width, W), stride = 3 * filled, size = s->block * stride;
+  // A thread's share is the same at each call: sums over rows have one order.
 #ifdef _OPENMP
-#pragma omp parallel for schedule(static) num_threads((int)s->threads) if (s->threads > 1)
+#pragma omp parallel for schedule(static, 1) num_threads((int)s->threads) if (s->threads > 1)
 #endif
-  for (int64_t b = 0; b < s->n_groups * n_blocks; b++) {
-    const int64_t begin = b % n_blocks * s->block;
-    // Zero, so that rows of no agent and what fills rows up stay numbers.
-    Real *scratch = (Real *)calloc(3 * s->block * stride, sizeof(Real));
-    const Rows rows = {s,
-                       b / n_blocks,
-                       begin,
-                       n_rows - begin < s->block ? n_rows - begin : s->block,
-                       filled,
-                       stride,
-                       scratch,
-                       scratch + s->block * stride,
-                       scratch + 2 * s->block * stride};
-    if (back) {
-      for (int64_t t = s->n_steps - 1; t >= 0; t--) rows.backward(t);
-      for (int64_t i = 0; i < rows.n; i++)
-        memcpy(s->grad_first + rows.first_place(i), rows.state + i * stride,
-               s->width * sizeof(Real));
-    } else {
-      for (int64_t i = 0; s->first && i < rows.n; i++)
-        memcpy(rows.state + i * stride, s->first + rows.first_place(i), s->width * sizeof(Real));
-      for (int64_t t = 0; t < s->n_steps; t++) rows.forward(t);
+  for (int64_t thread = 0; thread < s->threads; thread++) {
+    Real *scratch = (Real *)malloc(3 * size * sizeof(Real));
+    for (int64_t b = thread; b < s->n_groups * n_blocks; b += s->threads) {
+      // Zero, so that rows of no agent and what fills rows up stay numbers.
+      memset(scratch, 0, 3 * size * sizeof(Real));
+      const int64_t group = b / n_blocks, begin = b % n_blocks * s->block;
+      const int64_t left = per_group - begin;
+      const Rows rows = {s, group, begin, left < s->block ? left : s->block, filled, stride,
+                         scratch, scratch + size, scratch + 2 * size,
+                         s->grad_recurrent + (thread * s->n_groups + group) *
+                                                 whole(s->width + 1, TILE) * stride};
+      back ? rows.all_backward() : rows.all_forward();
     }
     free(scratch);
   }

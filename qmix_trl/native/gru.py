@@ -1,0 +1,147 @@
+"""A GRU over sequences on the CPU, forward and back, as one call each."""
+
+import ctypes
+from functools import cache
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+
+from qmix_trl.native.large_pages import empty
+from qmix_trl.native.networks import (
+    ROWS_TOGETHER,
+    TILE,
+    Linear,
+    filled_bias,
+    filled_weight,
+    network_library,
+    whole,
+)
+
+KEPT = ("before", "reset", "update", "fresh", "share")
+_POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
+
+
+class Sequences(ctypes.Structure):
+    """``Sequences`` of ``gru.h``."""
+
+    _fields_ = [
+        *((name, _INT) for name in ("n_sequences", "n_steps", "n_agents", "width")),
+        *((name, _INT) for name in ("n_groups", "block", "threads")),
+        ("recurrent", ctypes.POINTER(Linear)),
+        *((name, _POINTER) for name in ("is_init", "first", "gates", "hidden", *KEPT)),
+        *((name, _POINTER) for name in ("grad_hidden", "grad_gates", "grad_first")),
+        ("grad_recurrent", _POINTER),
+    ]
+
+
+@cache
+def library(dtype: torch.dtype) -> ctypes.CDLL:
+    """Return the library of a type of numbers, from disk or newly built.
+
+    Raises:
+        NoCompiler: if there is no compiler.
+        BuildFailed: if it refuses the source.
+    """
+    loaded = network_library("gru", files(__package__).joinpath("gru.h").read_text(), dtype)
+    for function in (loaded.forward, loaded.backward):
+        function.argtypes, function.restype = [ctypes.POINTER(Sequences)], None
+    return loaded
+
+
+def forward(
+    gates: Tensor,
+    is_init: Tensor,
+    hidden: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return hidden states, and with ``keep`` what the way back needs.
+
+    Args:
+        gates: float [B, T, N, 3H], the input's share.
+        is_init: bool [B, T, 1], the steps that begin with a hidden state of zeros.
+        hidden: float [B, N, H], before the first step; None for zeros.
+        weight: float [3H, H], shared, or [N, 3H, H].
+        bias: float [3H] or [N, 3H].
+
+    Returns:
+        float [B, T, N, H], and float [5, B, T, N, H] or None.
+    """
+    lanes, width, dtype = library(gates.dtype).lanes(), weight.shape[-1], gates.dtype
+    filled = whole(width, lanes)
+    weights = [filled_weight(part, filled, lanes) for part in weight.split(width, -2)]
+    biases = [filled_bias(part, lanes) for part in bias.split(width, -1)]
+    recurrent = Linear.of(torch.cat(weights, -2), torch.cat(biases, -1), lanes)
+    shape = (*gates.shape[:-1], width)
+    hiddens = empty(*shape, dtype=dtype)
+    kept = empty(len(KEPT), *shape, dtype=dtype) if keep else None
+    tensors = {"is_init": is_init, "first": hidden, "gates": gates, "hidden": hiddens}
+    if kept is not None:
+        tensors |= dict(zip(KEPT, kept, strict=True))
+    _call("forward", recurrent, weight, tensors, shape)
+    return hiddens, kept
+
+
+def backward(
+    kept: Tensor, is_init: Tensor, weight: Tensor, grad_hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of gates, of the first hidden state, of weight and bias.
+
+    Args:
+        kept: float [5, B, T, N, H], of ``forward``.
+        is_init: as in ``forward``.
+        weight: as in ``forward``.
+        grad_hidden: float [B, T, N, H].
+    """
+    lanes, width, dtype = library(kept.dtype).lanes(), weight.shape[-1], kept.dtype
+    filled = whole(width, lanes)
+    weights = [filled_weight(part.mT, filled, lanes) for part in weight.split(width, -2)]
+    recurrent = Linear.of(torch.cat(weights, -1), weight.new_zeros(weights[0].shape[:2]), lanes)
+    shape = tuple(grad_hidden.shape)
+    grad_gates = empty(*shape[:-1], 3 * width, dtype=dtype)
+    grad_first = empty(shape[0], *shape[2:], dtype=dtype)
+    sums = torch.zeros(
+        torch.get_num_threads(),
+        len(weights[0]),
+        whole(width + 1, TILE),
+        3,
+        filled,
+        dtype=dtype,
+    )
+    tensors = dict(zip(KEPT, kept, strict=True))
+    tensors |= {"is_init": is_init, "grad_hidden": grad_hidden, "grad_gates": grad_gates}
+    tensors |= {"grad_first": grad_first, "grad_recurrent": sums}
+    _call("backward", recurrent, weight, tensors, shape)
+    total = sums.sum(0)[..., :width].flatten(-2)  # [G, H + 1 .., 3H]
+    grad_weight = total[:, :width].mT.reshape(weight.shape)
+    return grad_gates, grad_first, grad_weight, total[:, width].reshape(weight.shape[:-1])
+
+
+def _call(
+    name: str,
+    recurrent: Linear,
+    weight: Tensor,
+    tensors: dict[str, Tensor | None],
+    shape: tuple[int, ...],
+) -> None:
+    """Call a function of the library; what is not contiguous is copied."""
+    n_sequences, n_steps, n_agents, width = shape
+    n_groups = 1 if weight.dim() == 2 else n_agents
+    threads = torch.get_num_threads()
+    share = whole(-(-n_sequences * n_agents // (n_groups * threads)), TILE)
+    held = {key: None if x is None else x.contiguous() for key, x in tensors.items()}
+    call = Sequences(
+        n_sequences=n_sequences,
+        n_steps=n_steps,
+        n_agents=n_agents,
+        width=width,
+        n_groups=n_groups,
+        block=min(share, ROWS_TOGETHER),
+        threads=threads,
+        recurrent=ctypes.pointer(recurrent),
+        **{key: None if x is None else x.data_ptr() for key, x in held.items()},
+    )
+    getattr(library(weight.dtype), name)(ctypes.byref(call))
