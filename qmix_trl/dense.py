@@ -42,18 +42,18 @@ def dense(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     Returns:
         float [*B, N, H] of the last layer.
     """
-    weights, biases = zip(*layers, strict=True)
-    if not networks.serves(kernel.library, x, *weights, *biases):
-        return dense_by_layers(x, weights, biases)
-    if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *weights, *biases)):
-        return Dense.apply(x, len(weights), *weights, *biases)
-    (y,) = kernel.forward(_rows(x), weights, biases, keep=False)
+    parameters = [x for layer in layers for x in layer]
+    if not networks.serves(kernel.library, x, *parameters):
+        return dense_by_layers(x, parameters)
+    if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *parameters)):
+        return Dense.apply(x, *parameters)
+    (y,) = kernel.forward(_rows(x), parameters, keep=False)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def dense_by_layers(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    """Return what ``dense`` returns, by torch's own layers."""
-    *below, head = zip(weights, biases, strict=True)
+def dense_by_layers(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Return what ``dense`` returns, by torch's own layers: weights and biases in turn."""
+    *below, head = zip(parameters[::2], parameters[1::2], strict=True)
     for weight, bias in below:
         x = linear(x, weight, bias, relu=True)
     return linear(x, *head)
@@ -63,31 +63,23 @@ class Dense(torch.autograd.Function):
     """``dense`` by the kernel."""
 
     @staticmethod
-    def forward(ctx, x, n_layers, *parameters):
+    def forward(ctx, x, *parameters):
         """Keep each layer's input."""
-        weights, biases = parameters[:n_layers], parameters[n_layers:]
-        *hidden, y = kernel.forward(_rows(x), weights, biases, keep=True)
-        ctx.n_layers = n_layers
+        *hidden, y = kernel.forward(_rows(x), parameters, keep=True)
         ctx.save_for_backward(x, *parameters, *hidden)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx, grad_output):
         """Return the gradients; by torch's own operations where they have gradients, too."""
-        n = ctx.n_layers
-        x, *others = ctx.saved_tensors
-        parameters, hidden = others[: 2 * n], others[2 * n :]
+        n = len(ctx.needs_input_grad)
+        (x, *parameters), hidden = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         if torch.is_grad_enabled():
-            again = dense_by_layers(x, parameters[:n], parameters[n:])
-            of_x, *rest = gradients_again(again, [x, *parameters], grad_output)
-            return of_x, None, *rest
-        of_x, of_weights, of_biases = kernel.backward(
-            [_rows(x), *hidden],
-            parameters[:n],
-            _rows(grad_output),
-            of_input=ctx.needs_input_grad[0],
-        )
-        return None if of_x is None else of_x.view(x.shape), None, *of_weights, *of_biases
+            again = dense_by_layers(x, parameters)
+            return tuple(gradients_again(again, [x, *parameters], grad_output))
+        rows, of_input = _rows(grad_output), ctx.needs_input_grad[0]
+        of_x, rest = kernel.backward([_rows(x), *hidden], parameters, rows, of_input=of_input)
+        return None if of_x is None else of_x.view(x.shape), *rest
 
 
 def gradients_again(

@@ -69,7 +69,7 @@ def keep_where(valid: Tensor, values: Tensor) -> Tensor:
         values: any dtype, ``[*valid.shape, ...]``.
     """
     valid = valid.reshape(valid.shape + (1,) * (values.dim() - valid.dim()))
-    return torch.where(valid, values, torch.zeros_like(values))
+    return torch.where(valid, values, values.new_zeros(()))
 
 
 def one_hot(action: Tensor, like: Tensor) -> Tensor:

@@ -79,8 +79,10 @@ def read_rows(
     if keys.mask in present:
         mask = batch.get(keys.mask)  # [B, T]
 
+    padded = may_be_padded(mask)
+
     def now(key: NestedKey) -> Tensor:
-        return keep_where(mask, batch[key])
+        return keep_where(mask, batch[key]) if padded else batch[key]
 
     def after(key: NestedKey) -> Tensor:
         return now(next_key(key))
@@ -115,3 +117,10 @@ def read_rows(
         cut_inside=following(begins) & ~terminated & mask.unsqueeze(-1),
         mask=mask,
     )
+
+
+def may_be_padded(mask: Tensor) -> bool:
+    """Say whether a mask may leave a step out: a GPU is not waited for, nor a trace broken."""
+    if mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    return not bool(mask.all())

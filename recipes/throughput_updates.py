@@ -41,7 +41,7 @@ Step = Callable[[], object]
 
 
 def random_batch(*, resets: bool) -> TensorDictBase:
-    """Return a batch [B, T] of simple_spread's sizes, of whole episodes or with terminations inside."""
+    """Return a batch [B, T] of simple_spread's sizes; with resets, episodes terminate inside."""
     generator = torch.Generator().manual_seed(0)
 
     def sequence(*shape: int) -> tuple[Tensor, Tensor]:

@@ -81,8 +81,8 @@ class Unroll(torch.autograd.Function):
         if torch.is_grad_enabled():
             again = unroll_by_steps(*inputs)
             return gradients_again(again, inputs, grad_hiddens)
-        _, is_init, hidden, weight, _ = inputs
-        of_gates, of_first, *rest = kernel.backward(kept, is_init, weight, grad_hiddens)
+        _, is_init, hidden, weight, bias = inputs
+        of_gates, of_first, *rest = kernel.backward(kept, is_init, weight, bias, grad_hiddens)
         return of_gates, None, None if hidden is None else of_first, *rest
 
 

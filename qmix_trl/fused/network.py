@@ -1,14 +1,30 @@
 """An agent network's weights in the order in which ``policy.h`` reads them."""
 
+import ctypes
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from qmix_trl.agents import FeedforwardAgent, RecurrentAgent
-from qmix_trl.native.networks import Linear, filled_bias, filled_weight
+
+
+class Linear(ctypes.Structure):
+    """``Linear`` of ``networks.h``."""
+
+    _fields_ = [
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+    ]
 
 
 class Network:
     """Copies of an agent's weights; their memory lives as long as this does.
+
+    G is 1 where agents share their weights, else N; K is a multiple of the lanes.
 
     Args:
         agent: float32 on the CPU.
@@ -26,6 +42,7 @@ class Network:
 
     def __init__(self, agent: RecurrentAgent | FeedforwardAgent, lanes: int) -> None:
         self._lanes = lanes
+        self._held: list[Tensor] = []
         self.width = agent.inputs.dim
         self.gates = self.new_input = self.new_recurrent = None
         n = agent.inputs.dim
@@ -61,13 +78,26 @@ class Network:
         self.new_recurrent = self._linear(of_hidden[2], hidden_bias[2])
 
     def _weight(self, weight: Tensor, n_inputs: int) -> Tensor:
-        return filled_weight(weight, n_inputs, self._lanes)
+        """Return a weight [H, D] or [N, H, D] as [G, K, n_inputs], filled up with zeros."""
+        *_, height, width = weight.shape
+        filled = F.pad(weight.detach(), (0, n_inputs - width, 0, -height % self._lanes))
+        return filled if filled.dim() == 3 else filled[None]
 
     def _bias(self, bias: Tensor) -> Tensor:
-        return filled_bias(bias, self._lanes)
+        """Return a bias [H] or [N, H] as [G, K], filled up with zeros."""
+        filled = F.pad(bias.detach(), (0, -bias.shape[-1] % self._lanes))
+        return filled if filled.dim() == 2 else filled[None]
 
     def _linear(self, weight: Tensor, bias: Tensor) -> Linear:
         """Return a layer of a weight [G, K, D] and a bias [G, K]."""
-        layer = Linear.of(weight, bias, self._lanes)
-        self.width = max(self.width, layer.inputs, layer.outputs)
-        return layer
+        _, n_outputs, n_inputs = weight.shape
+        panels = weight.unflatten(1, (-1, self._lanes)).transpose(2, 3).contiguous()
+        bias = bias.contiguous()
+        self._held += [panels, bias]
+        self.width = max(self.width, n_inputs, n_outputs)
+        return Linear(panels.data_ptr(), bias.data_ptr(), n_inputs, n_outputs)
+
+
+def array(layers: Sequence[Linear]) -> ctypes.Array:
+    """Return layers one behind the other."""
+    return (Linear * len(layers))(*layers)

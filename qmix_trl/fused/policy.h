@@ -175,3 +175,6 @@ extern "C" int64_t act(const Acting *a, OneStep one_step, const void *rollout) {
     n_resets += act_in_block(a, one_step, rollout, first);
   return n_resets;
 }
+
+// How many outputs a panel has.
+extern "C" int64_t lanes() { return W; }

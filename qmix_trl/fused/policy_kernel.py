@@ -17,11 +17,11 @@ from qmix_trl.agents import FeedforwardAgent, RecurrentAgent
 from qmix_trl.envs.compiled.buffers import Buffers
 from qmix_trl.envs.compiled.kernel import LANES, KernelEngine
 from qmix_trl.fused.calls import Key, Taken
-from qmix_trl.fused.network import Network
+from qmix_trl.fused.network import Linear, Network, array
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, next_key
 from qmix_trl.native.build import BuildFailed, NoCompiler
 from qmix_trl.native.large_pages import empty
-from qmix_trl.native.networks import Linear, array, network_library
+from qmix_trl.native.networks import network_library
 from qmix_trl.policy import EpsilonGreedyAction, GreedyAction, RememberAction
 
 ROWS_TOGETHER = 96  # agents that think at a time: enough for the weights, few for the cache
@@ -64,7 +64,7 @@ def library() -> ctypes.CDLL:
     source = files(__package__).joinpath("policy.h").read_text()
     loaded = network_library("policy", source)
     loaded.act.argtypes = [ctypes.POINTER(Acting), _POINTER, _POINTER]
-    loaded.act.restype = _INT
+    loaded.act.restype = loaded.lanes.restype = _INT
     return loaded
 
 

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qmix_trl.dense import dense
+from qmix_trl.dense import dense_by_layers, gradients_again
 from qmix_trl.keys import CHOSEN_ACTION_VALUE, STATE
+from qmix_trl.native import mixer as kernel
+from qmix_trl.native import networks
 
 
 class QMixer(nn.Module):
@@ -95,16 +98,12 @@ class QMixer(nn.Module):
         """
         batch = chosen_action_value.shape[:-2]
         self._check(chosen_action_value, state, batch)
+        chosen = chosen_action_value.reshape(batch.numel(), self.n_agents)  # [R, N]
         state = state.reshape(batch.numel(), -1)  # [R, S]
-        chosen = chosen_action_value.reshape(batch.numel(), -1, 1)  # [R, N, 1]
-        w1 = _layers(self.hyper_w_1, state).abs()  # [R, N E]
-        w1 = w1.unflatten(-1, (self.n_agents, self.mixing_embed_dim))  # [R, N, E]
-        b1 = _layers(self.hyper_b_1, state)  # [R, E]
-        # A sum of N products an entry: written out, it costs less than a matrix product of 1 row.
-        hidden = F.elu((chosen * w1).sum(-2) + b1)  # [R, E]
-        w2 = _layers(self.hyper_w_final, state).abs()  # [R, E]
-        total = (hidden * w2).sum(-1, keepdim=True) + _layers(self.V, state)  # [R, 1]
-        return total.reshape(*batch, 1)
+        nets = (self.hyper_w_1, self.hyper_b_1, self.hyper_w_final, self.V)
+        layers = [_layers(net) for net in nets]
+        parameters = [x for net in layers for layer in net for x in (layer.weight, layer.bias)]
+        return _mix(chosen, state, [len(net) for net in layers], parameters).reshape(*batch, 1)
 
     def _check(self, chosen_action_value: Tensor, state: Tensor, batch: torch.Size) -> None:
         expected = ((*batch, self.n_agents, 1), (*batch, *self.state_shape))
@@ -116,7 +115,64 @@ class QMixer(nn.Module):
             )
 
 
-def _layers(network: nn.Module, x: Tensor) -> Tensor:
-    """Apply a linear layer, or two with ReLUs between them, to rows [R, D]."""
-    layers = [network] if isinstance(network, nn.Linear) else [network[0], network[2]]
-    return dense(x, [(layer.weight, layer.bias) for layer in layers])
+def _layers(net: nn.Module) -> list[nn.Module]:
+    """Return one linear layer, or two that have ReLUs between them."""
+    return [net] if isinstance(net, nn.Linear) else [net[0], net[2]]
+
+
+def _mix(
+    chosen: Tensor, state: Tensor, n_layers: Sequence[int], parameters: Sequence[Tensor]
+) -> Tensor:
+    """Return what ``mix_by_layers`` does: on the CPU by a call into C++ each way."""
+    if state.requires_grad or not networks.serves(kernel.library, chosen, state, *parameters):
+        return mix_by_layers(chosen, state, n_layers, parameters)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (chosen, *parameters)):
+        return Mix.apply(chosen, state, n_layers, *parameters)
+    return kernel.forward(chosen.contiguous(), state.contiguous(), n_layers, parameters)
+
+
+def mix_by_layers(
+    chosen: Tensor, state: Tensor, n_layers: Sequence[int], parameters: Sequence[Tensor]
+) -> Tensor:
+    """Return joint values by torch's own operations.
+
+    Args:
+        chosen: float [R, N].
+        state: float [R, S].
+        n_layers: of the hypernetworks of w1, b1, w2 and V.
+        parameters: weight and bias of all their layers in turn.
+
+    Returns:
+        float [R, 1].
+    """
+    rest = iter(parameters)
+    nets = [list(islice(rest, 2 * n)) for n in n_layers]
+    w1, b1, w2, v = (dense_by_layers(state, net) for net in nets)
+    w1 = w1.abs().unflatten(-1, (chosen.shape[-1], -1))  # [R, N, E]
+    # A sum of N products an entry: written out, it costs less than a matrix product of 1 row.
+    hidden = F.elu((chosen.unsqueeze(-1) * w1).sum(-2) + b1)  # [R, E]
+    return (hidden * w2.abs()).sum(-1, keepdim=True) + v  # [R, 1]
+
+
+class Mix(torch.autograd.Function):
+    """``mix_by_layers`` by the kernel, without a gradient of the state."""
+
+    @staticmethod
+    def forward(ctx, chosen, state, n_layers, *parameters):
+        """Keep what goes in."""
+        ctx.n_layers = n_layers
+        chosen, state = chosen.contiguous(), state.contiguous()
+        ctx.save_for_backward(chosen, state, *parameters)
+        return kernel.forward(chosen, state, n_layers, parameters)
+
+    @staticmethod
+    def backward(ctx, grad_total):
+        """Return the gradients; by torch's own operations where they have gradients, too."""
+        chosen, state, *parameters = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            again = mix_by_layers(chosen, state, ctx.n_layers, parameters)
+            of_chosen, *rest = gradients_again(again, [chosen, *parameters], grad_total)
+        else:
+            arguments = chosen, state, ctx.n_layers, parameters
+            of_chosen, rest = kernel.backward(*arguments, grad_total.contiguous())
+        return of_chosen, None, None, *rest

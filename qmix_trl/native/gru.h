@@ -1,13 +1,11 @@
 // A GRU over sequences, forward and back in time: blocks of rows, each row one agent in one
 // sequence, that do not depend on each other. networks.h stands in front.
 
-#include <stdlib.h>
-
 struct Sequences {
   int64_t n_sequences, n_steps, n_agents, width;  // B, T, N, H
   int64_t n_groups;                               // 1 where agents share their weights, else N
-  int64_t block, threads;                         // rows that are computed together
-  const Linear *recurrent;  // each gate filled up: [3, width]; transposed on the way back
+  int64_t threads;
+  const Layer *recurrent;   // from H to 3H
   const bool *is_init;      // [B, T]
   const Real *first;        // [B, N, H]; null for zeros
   const Real *gates;        // [B, T, N, 3H], the input's share
@@ -18,27 +16,15 @@ struct Sequences {
   const Real *grad_hidden;  // [B, T, N, H]
   Real *grad_gates;         // [B, T, N, 3H]
   Real *grad_first;         // [B, N, H]
-  // [threads, groups, whole(H + 1, TILE), 3 filled]: weights transposed, below them the bias.
-  Real *grad_recurrent;
 };
-
-INLINE vr load_part(const Real *from, int64_t n) {
-  if (n >= W) return load(from);
-  vr x = {};
-  memcpy(&x, from, n * sizeof(Real));
-  return x;
-}
-INLINE void store_part(Real *to, vr x, int64_t n) {
-  if (n >= W) return store(to, x);
-  memcpy(to, &x, n * sizeof(Real));
-}
 
 // A block of rows: hidden states, or on the way back their gradients, and products with weights.
 struct Rows {
   const Sequences *s;
-  int64_t group, begin, n, filled, stride;
-  Real *state, *products, *other;  // [block, stride]
-  Real *grad_recurrent;
+  Linear recurrent;  // each gate filled up; transposed on the way back
+  Sums *sums;
+  int64_t thread, group, begin, n, filled, stride;
+  Real *state, *products, *other;  // [rows, stride]
 
   int64_t sequence(int64_t i) const {
     return s->n_groups == 1 ? (begin + i) / s->n_agents : begin + i;
@@ -102,14 +88,14 @@ struct Rows {
   void forward(int64_t t) const {
     for (int64_t i = 0; i < n; i++)
       if (begins(i, t)) clear(i);
-    linear(s->recurrent, group, state, products, stride, whole(n, TILE), false);
+    linear(&recurrent, group, state, products, stride, whole(n, TILE), false);
     for (int64_t i = 0; i < n; i++) step(i, t);
   }
 
   void backward(int64_t t) const {
     for (int64_t i = 0; i < n; i++) step_back(i, t);
-    outer(other, products, grad_recurrent, stride, n, s->width + 1, stride);
-    linear(s->recurrent, group, products, other, stride, whole(n, TILE), false);
+    sums->add(thread, group, other, products, stride, n);
+    linear(&recurrent, group, products, other, stride, whole(n, TILE), false);
     for (int64_t i = 0; i < n; i++) {
       for (int64_t j = 0; j < filled; j += W) {
         const int64_t at = i * stride + j;
@@ -132,30 +118,51 @@ struct Rows {
   }
 };
 
+// The recurrent layer, each gate filled up to whole vectors.
+static Panels panels_of(const Sequences *s, bool back) {
+  const int64_t width = s->width, filled = whole(width, W);
+  Panels p = back ? Panels(s->n_groups, 3 * filled, width) : Panels(s->n_groups, width, 3 * filled);
+  for (int64_t g = 0; g < s->n_groups; g++)
+    for (int64_t gate = 0; gate < 3; gate++) {
+      const int64_t at = (g * 3 + gate) * width;
+      const Real *weight = s->recurrent->weight + at * width;
+      if (back) {
+        p.put(g, 0, gate * filled, weight, width, width, 1, width);
+      } else {
+        p.put(g, gate * filled, 0, weight, width, width, width, 1);
+        memcpy(p.bias.data() + g * p.outputs + gate * filled, s->recurrent->bias + at,
+               width * sizeof(Real));
+      }
+    }
+  return p;
+}
+
 // Take all blocks through time, forward or back.
 static void run(const Sequences *s, bool back) {
   const int64_t per_group = s->n_sequences * s->n_agents / s->n_groups;
-  const int64_t n_blocks = whole(per_group, s->block) / s->block;
-  const int64_t filled = whole(s->width, W), stride = 3 * filled, size = s->block * stride;
+  const int64_t block = block_of(per_group, s->threads), n_blocks = whole(per_group, block) / block;
+  const int64_t filled = whole(s->width, W), stride = std::max(3 * filled, room(s->width));
+  const Panels panels = panels_of(s, back);
+  Sums sums(s->n_groups, back ? s->threads : 0, s->width, 3 * filled);
   // A thread's share is the same at each call: sums over rows have one order.
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static, 1) num_threads((int)s->threads) if (s->threads > 1)
 #endif
   for (int64_t thread = 0; thread < s->threads; thread++) {
-    Real *scratch = (Real *)malloc(3 * size * sizeof(Real));
+    const int64_t size = block * stride;
+    std::vector<Real> scratch(3 * size);
     for (int64_t b = thread; b < s->n_groups * n_blocks; b += s->threads) {
       // Zero, so that rows of no agent and what fills rows up stay numbers.
-      memset(scratch, 0, 3 * size * sizeof(Real));
-      const int64_t group = b / n_blocks, begin = b % n_blocks * s->block;
-      const int64_t left = per_group - begin;
-      const Rows rows = {s, group, begin, left < s->block ? left : s->block, filled, stride,
-                         scratch, scratch + size, scratch + 2 * size,
-                         s->grad_recurrent + (thread * s->n_groups + group) *
-                                                 whole(s->width + 1, TILE) * stride};
+      std::fill(scratch.begin(), scratch.end(), (Real)0);
+      const int64_t group = b / n_blocks, begin = b % n_blocks * block;
+      const Rows rows = {s, panels.linear(), &sums, thread, group, begin,
+                         std::min(block, per_group - begin), filled, stride, scratch.data(),
+                         scratch.data() + size, scratch.data() + 2 * size};
       back ? rows.all_backward() : rows.all_forward();
     }
-    free(scratch);
   }
+  for (int64_t gate = 0; back && gate < 3; gate++)
+    sums.write(*s->recurrent, gate * filled, s->width, gate * s->width);
 }
 
 extern "C" void forward(const Sequences *s) { run(s, false); }

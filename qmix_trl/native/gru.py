@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from qmix_trl.native.large_pages import empty
-from qmix_trl.native.networks import (
-    ROWS_TOGETHER,
-    TILE,
-    Linear,
-    filled_bias,
-    filled_weight,
-    network_library,
-    whole,
-)
+from qmix_trl.native.networks import Layer, Layers, network_library
 
 KEPT = ("before", "reset", "update", "fresh", "share")
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
@@ -27,11 +19,10 @@ class Sequences(ctypes.Structure):
 
     _fields_ = [
         *((name, _INT) for name in ("n_sequences", "n_steps", "n_agents", "width")),
-        *((name, _INT) for name in ("n_groups", "block", "threads")),
-        ("recurrent", ctypes.POINTER(Linear)),
+        *((name, _INT) for name in ("n_groups", "threads")),
+        ("recurrent", ctypes.POINTER(Layer)),
         *((name, _POINTER) for name in ("is_init", "first", "gates", "hidden", *KEPT)),
         *((name, _POINTER) for name in ("grad_hidden", "grad_gates", "grad_first")),
-        ("grad_recurrent", _POINTER),
     ]
 
 
@@ -70,23 +61,19 @@ def forward(
     Returns:
         float [B, T, N, H], and float [5, B, T, N, H] or None.
     """
-    lanes, width, dtype = library(gates.dtype).lanes(), weight.shape[-1], gates.dtype
-    filled = whole(width, lanes)
-    weights = [filled_weight(part, filled, lanes) for part in weight.split(width, -2)]
-    biases = [filled_bias(part, lanes) for part in bias.split(width, -1)]
-    recurrent = Linear.of(torch.cat(weights, -2), torch.cat(biases, -1), lanes)
+    width, dtype = weight.shape[-1], gates.dtype
     shape = (*gates.shape[:-1], width)
     hiddens = empty(*shape, dtype=dtype)
     kept = empty(len(KEPT), *shape, dtype=dtype) if keep else None
     tensors = {"is_init": is_init, "first": hidden, "gates": gates, "hidden": hiddens}
     if kept is not None:
         tensors |= dict(zip(KEPT, kept, strict=True))
-    _call("forward", recurrent, weight, tensors, shape)
+    _call("forward", Layers([weight, bias], back=False), tensors, shape)
     return hiddens, kept
 
 
 def backward(
-    kept: Tensor, is_init: Tensor, weight: Tensor, grad_hidden: Tensor
+    kept: Tensor, is_init: Tensor, weight: Tensor, bias: Tensor, grad_hidden: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of gates, of the first hidden state, of weight and bias.
 
@@ -94,54 +81,34 @@ def backward(
         kept: float [5, B, T, N, H], of ``forward``.
         is_init: as in ``forward``.
         weight: as in ``forward``.
+        bias: as in ``forward``.
         grad_hidden: float [B, T, N, H].
     """
-    lanes, width, dtype = library(kept.dtype).lanes(), weight.shape[-1], kept.dtype
-    filled = whole(width, lanes)
-    weights = [filled_weight(part.mT, filled, lanes) for part in weight.split(width, -2)]
-    recurrent = Linear.of(torch.cat(weights, -1), weight.new_zeros(weights[0].shape[:2]), lanes)
+    recurrent, dtype = Layers([weight, bias], back=True), kept.dtype
     shape = tuple(grad_hidden.shape)
-    grad_gates = empty(*shape[:-1], 3 * width, dtype=dtype)
+    grad_gates = empty(*shape[:-1], 3 * shape[-1], dtype=dtype)
     grad_first = empty(shape[0], *shape[2:], dtype=dtype)
-    sums = torch.zeros(
-        torch.get_num_threads(),
-        len(weights[0]),
-        whole(width + 1, TILE),
-        3,
-        filled,
-        dtype=dtype,
-    )
     tensors = dict(zip(KEPT, kept, strict=True))
     tensors |= {"is_init": is_init, "grad_hidden": grad_hidden, "grad_gates": grad_gates}
-    tensors |= {"grad_first": grad_first, "grad_recurrent": sums}
-    _call("backward", recurrent, weight, tensors, shape)
-    total = sums.sum(0)[..., :width].flatten(-2)  # [G, H + 1 .., 3H]
-    grad_weight = total[:, :width].mT.reshape(weight.shape)
-    return grad_gates, grad_first, grad_weight, total[:, width].reshape(weight.shape[:-1])
+    tensors |= {"grad_first": grad_first}
+    _call("backward", recurrent, tensors, shape)
+    return grad_gates, grad_first, *recurrent.gradients
 
 
 def _call(
-    name: str,
-    recurrent: Linear,
-    weight: Tensor,
-    tensors: dict[str, Tensor | None],
-    shape: tuple[int, ...],
+    name: str, recurrent: Layers, tensors: dict[str, Tensor | None], shape: tuple[int, ...]
 ) -> None:
     """Call a function of the library; what is not contiguous is copied."""
     n_sequences, n_steps, n_agents, width = shape
-    n_groups = 1 if weight.dim() == 2 else n_agents
-    threads = torch.get_num_threads()
-    share = whole(-(-n_sequences * n_agents // (n_groups * threads)), TILE)
     held = {key: None if x is None else x.contiguous() for key, x in tensors.items()}
     call = Sequences(
         n_sequences=n_sequences,
         n_steps=n_steps,
         n_agents=n_agents,
         width=width,
-        n_groups=n_groups,
-        block=min(share, ROWS_TOGETHER),
-        threads=threads,
-        recurrent=ctypes.pointer(recurrent),
+        n_groups=recurrent.n_groups,
+        threads=torch.get_num_threads(),
+        recurrent=recurrent.pointer,
         **{key: None if x is None else x.data_ptr() for key, x in held.items()},
     )
-    getattr(library(weight.dtype), name)(ctypes.byref(call))
+    getattr(library(recurrent.dtype), name)(ctypes.byref(call))

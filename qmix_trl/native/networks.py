@@ -1,4 +1,4 @@
-"""Libraries that compute networks, and weights in the order in which they read them."""
+"""Libraries that compute networks, and what they are called with."""
 
 import ctypes
 from collections.abc import Callable, Sequence
@@ -6,15 +6,11 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from qmix_trl.native.build import BuildFailed, NoCompiler
 from qmix_trl.native.store import header, library
 
-ROWS_TOGETHER = 96  # enough for the weights, few for the cache
-TILE = 12  # rows whose sums stay in registers; TILE of networks.h
 DTYPES = (torch.float32, torch.float64)
-LANES = 'extern "C" int64_t lanes() { return W; }  // how many outputs a panel has'
 # Wider than in a step, whose many values have to stay in registers.
 WIDE = "#ifdef __AVX512F__\n#define W 16\n#endif"
 
@@ -68,71 +64,48 @@ def network_library(name: str, source: str, dtype: torch.dtype = torch.float32) 
         BuildFailed: if it refuses the source.
     """
     real = "#define DOUBLE" if dtype == torch.float64 else ""
-    loaded = library(
-        name,
-        "\n".join(
-            [
-                real,
-                WIDE,
-                header("simd.h"),
-                f"#define TILE {TILE}",
-                header("networks.h"),
-                source,
-                LANES,
-            ]
-        ),
-    )
-    loaded.lanes.restype = ctypes.c_int64
-    return loaded
+    texts = [real, WIDE, header("simd.h"), header("networks.h"), source]
+    return library(name, "\n".join(texts))
 
 
-class Linear(ctypes.Structure):
-    """``Linear`` of ``networks.h``."""
+class Layer(ctypes.Structure):
+    """``Layer`` of ``networks.h``."""
 
     _fields_ = [
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("inputs", ctypes.c_int64),
-        ("outputs", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias")),
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs")),
+        *((name, ctypes.c_void_p) for name in ("grad_weight", "grad_bias")),
     ]
 
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor, lanes: int) -> "Linear":
-        """Return a layer that holds copies of its weight [G, K, D] and bias [G, K].
 
-        K is a multiple of the lanes; G is 1 where agents share their weights, else N.
-        """
-        _, n_outputs, n_inputs = weight.shape
-        panels = weight.unflatten(1, (-1, lanes)).transpose(2, 3).contiguous()
-        bias = bias.contiguous()
-        layer = cls(panels.data_ptr(), bias.data_ptr(), n_inputs, n_outputs)
-        layer.held = panels, bias
-        return layer
+class Layers:
+    """Layers for a library, with what they hold kept beside.
 
+    Args:
+        parameters: weight [H, D] or [N, H, D] and bias [H] or [N, H] of each layer in turn.
+        back: whether there will be gradients.
 
-def whole(n: int, of: int) -> int:
-    """Return a number rounded up to a multiple of another."""
-    return -(-n // of) * of
+    Attributes:
+        pointer: to the layers.
+        n_groups: how many sets of weights there are: 1, shared, or N.
+        dtype: of all numbers.
+        gradients: of the parameters, to be written by the library; empty without ``back``.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], *, back: bool) -> None:
+        self._held = [x.detach().contiguous() for x in parameters]
+        self.gradients = [torch.empty_like(x) for x in self._held] if back else []
+        layers = []
+        for i in range(0, len(self._held), 2):
+            weight, bias = self._held[i : i + 2]
+            grads = (x.data_ptr() for x in self.gradients[i : i + 2])
+            outputs, inputs = weight.shape[-2:]
+            layers.append(Layer(weight.data_ptr(), bias.data_ptr(), inputs, outputs, *grads))
+        first = self._held[0]
+        self.n_groups, self.dtype = 1 if first.dim() == 2 else len(first), first.dtype
+        self.pointer = (Layer * len(layers))(*layers)
 
 
 def pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
     """Return where tensors lie; they have to be kept beside."""
     return (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
-
-
-def array(layers: Sequence[Linear]) -> ctypes.Array:
-    """Return layers one behind the other; what they hold has to be kept beside."""
-    return (Linear * len(layers))(*layers)
-
-
-def filled_weight(weight: Tensor, n_inputs: int, lanes: int) -> Tensor:
-    """Return a weight [H, D] or [N, H, D] as [G, K, n_inputs], filled up with zeros."""
-    *_, height, width = weight.shape
-    filled = F.pad(weight.detach(), (0, n_inputs - width, 0, -height % lanes))
-    return filled if filled.dim() == 3 else filled[None]
-
-
-def filled_bias(bias: Tensor, lanes: int) -> Tensor:
-    """Return a bias [H] or [N, H] as [G, K], filled up with zeros."""
-    filled = F.pad(bias.detach(), (0, -bias.shape[-1] % lanes))
-    return filled if filled.dim() == 2 else filled[None]
