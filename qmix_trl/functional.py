@@ -44,21 +44,25 @@ def following(flag_t: Tensor) -> Tensor:
     return torch.cat([flag_t[:, 1:], torch.zeros_like(flag_t[:, :1])], 1)
 
 
-def joined_observations(observation_t: Tensor, observation_tp1: Tensor, mask: Tensor) -> Tensor:
+def joined_observations(
+    observation_t: Tensor, observation_tp1: Tensor, mask: Tensor | None
+) -> Tensor:
     """Return a row's T + 1 observations, each valid step's true last one included.
 
     Args:
         observation_t: float [B, T, ...], of this step.
         observation_tp1: float [B, T, ...], of the next; differs from the one above, a step
             later, where padding or a reset follows.
-        mask: bool [B, T], the valid steps.
+        mask: bool [B, T], the valid steps; None if all are.
 
     Returns:
         float [B, T + 1, ...]; where a reset follows inside the row, the observation after it.
     """
-    valid = mask[:, 1:].reshape(*mask[:, 1:].shape, *[1] * (observation_t.dim() - 2))
-    inner = torch.where(valid, observation_t[:, 1:], observation_tp1[:, :-1])
-    return torch.cat([observation_t[:, :1], inner, observation_tp1[:, -1:]], 1)
+    first, inner = observation_t[:, :1], observation_t[:, 1:]
+    if mask is not None:
+        valid = mask[:, 1:].reshape(*mask[:, 1:].shape, *[1] * (observation_t.dim() - 2))
+        inner = torch.where(valid, inner, observation_tp1[:, :-1])
+    return torch.cat([first, inner, observation_tp1[:, -1:]], 1)
 
 
 def keep_where(valid: Tensor, values: Tensor) -> Tensor:

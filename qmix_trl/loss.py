@@ -229,11 +229,12 @@ class QMixLoss(LossModule):
         """Return what is learned: Q_tot [B, T, 1], or every Q_a [B, T, N] without a mixer."""
         if self.mixer is None:
             return chosen[..., 0]
-        inputs = TensorDict({self.tensor_keys.chosen_action_value: chosen}, chosen.shape[:2])
-        if state is not None:
-            inputs.set(self.tensor_keys.state, state)
+        inputs = {self.tensor_keys.chosen_action_value: chosen, self.tensor_keys.state: state}
         with params.to_module(self.mixer, preserve_module_state=False):
-            return self.mixer(inputs).get(self.mixer.out_keys[0])
+            if type(self.mixer) is TensorDictModule:  # without the TensorDicts around
+                return self.mixer.module(*(inputs[key] for key in self.mixer.in_keys))
+            read = TensorDict({k: x for k, x in inputs.items() if x is not None}, chosen.shape[:2])
+            return self.mixer(read).get(self.mixer.out_keys[0])
 
     def _target(self, rows: Rows, online_value: Tensor, online_hidden: Tensor | None) -> Tensor:
         """Return the targets [B, T, M]."""

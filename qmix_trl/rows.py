@@ -102,7 +102,9 @@ def read_rows(
         first_action = now(keys.last_action)[:, 0]
     next_mask = next_key(keys.action_mask)
     return Rows(
-        observation=joined_observations(now(keys.observation), next_observation, mask),
+        observation=joined_observations(
+            now(keys.observation), next_observation, mask if padded else None
+        ),
         next_observation=next_observation,
         last_action=last_actions(action, first_action, is_init),
         hidden=now(keys.hidden)[:, 0] if keys.hidden in present else None,

@@ -128,7 +128,8 @@ def _mix(
         return mix_by_layers(chosen, state, n_layers, parameters)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (chosen, *parameters)):
         return Mix.apply(chosen, state, n_layers, *parameters)
-    return kernel.forward(chosen.contiguous(), state.contiguous(), n_layers, parameters)
+    inputs = chosen.contiguous(), state.contiguous()
+    return kernel.forward(*inputs, n_layers, parameters, keep=False)[0]
 
 
 def mix_by_layers(
@@ -159,20 +160,22 @@ class Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, chosen, state, n_layers, *parameters):
-        """Keep what goes in."""
+        """Keep what goes in, and what the hypernetworks' layers give."""
         ctx.n_layers = n_layers
         chosen, state = chosen.contiguous(), state.contiguous()
-        ctx.save_for_backward(chosen, state, *parameters)
-        return kernel.forward(chosen, state, n_layers, parameters)
+        total, kept = kernel.forward(chosen, state, n_layers, parameters, keep=True)
+        ctx.save_for_backward(chosen, state, *parameters, *kept)
+        return total
 
     @staticmethod
     def backward(ctx, grad_total):
         """Return the gradients; by torch's own operations where they have gradients, too."""
-        chosen, state, *parameters = ctx.saved_tensors
+        n = len(ctx.needs_input_grad) - 1  # but for n_layers
+        (chosen, state, *parameters), kept = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         if torch.is_grad_enabled():
             again = mix_by_layers(chosen, state, ctx.n_layers, parameters)
             of_chosen, *rest = gradients_again(again, [chosen, *parameters], grad_total)
         else:
-            arguments = chosen, state, ctx.n_layers, parameters
+            arguments = chosen, state, ctx.n_layers, parameters, kept
             of_chosen, rest = kernel.backward(*arguments, grad_total.contiguous())
         return of_chosen, None, None, *rest

@@ -18,18 +18,15 @@ struct Block {
   int64_t thread, group, begin, n;
 
   int64_t place(int64_t i) const { return (begin + i) * d->n_groups + group; }
-  // Filled up with zeros, rows to a whole tile, and each to what layers and sums read of it.
   void read(const Real *from, int64_t size, Real *to) const {
-    const int64_t filled = room(size);
-    for (int64_t i = 0; i < whole(n, TILE); i++) {
-      const int64_t there = i < n ? size : 0;
-      memcpy(to + i * width, from + (i < n ? place(i) : 0) * size, there * sizeof(Real));
-      memset(to + i * width + there, 0, (filled - there) * sizeof(Real));
-    }
+    const bool roomy = (place(n - 1) + 1) * size + W <= d->n_rows * size;
+    for (int64_t i = 0; i < n; i++) copy_row(to + i * width, from + place(i) * size, size, roomy);
   }
   void write(const Real *from, int64_t size, Real *to) const {
-    for (int64_t i = 0; i < n; i++)
-      memcpy(to + place(i) * size, from + i * width, size * sizeof(Real));
+    for (int64_t i = 0; i < n; i++) {
+      const bool roomy = d->n_groups == 1 && (n - 1 - i) * size >= W;  // next rows cover the rest
+      copy_row(to + place(i) * size, from + i * width, size, roomy);
+    }
   }
 
   void forward(Real *x, Real *y) const {

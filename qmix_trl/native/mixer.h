@@ -1,6 +1,5 @@
 // QMIX's mixing network, forward and back, a block of states at a time: hypernetworks, and what
-// they mix. Nothing is kept for the way back, which computes all of it again: that takes less than
-// going to memory for it. networks.h stands in front.
+// they mix. networks.h stands in front.
 
 struct Mixer {
   int64_t n_rows, n_agents, n_embed, n_state;  // R, N, E, S
@@ -9,6 +8,7 @@ struct Mixer {
   const int64_t *layers_of;                    // [4], how many each has
   const Real *chosen;                          // [R, N]
   const Real *state;                           // [R, S]
+  Real *const *kept;                           // [n_layers] of [R, outputs]; null where not kept
   Real *total;                                 // [R]
   const Real *grad_total;                      // [R]
   Real *grad_chosen;                           // [R, N]
@@ -20,17 +20,20 @@ struct Hypernet {
   std::vector<Linear> layers;
   std::vector<Sums> sums;
   std::vector<Panels> back;
-  int64_t n_hidden;
+  int64_t first, n_hidden;  // its first layer among all
 
-  Hypernet(const Layer *of, int64_t n_layers, int64_t threads, bool learns)
-      : n_hidden(n_layers == 2 ? of[0].outputs : 0) {
-    for (int64_t i = 0; i < n_layers; i++) {
-      panels.push_back(Panels::of(of[i], 1));
-      if (learns) sums.emplace_back(1, threads, of[i].inputs, of[i].outputs);
+  Hypernet(const Mixer *m, int64_t first, int64_t n_layers, bool learns)
+      : first(first), n_hidden(n_layers == 2 ? m->layers[first].outputs : 0) {
+    for (const Layer *l = m->layers + first; l < m->layers + first + n_layers; l++) {
+      if (learns)
+        sums.emplace_back(1, m->threads, l->inputs, l->outputs);
+      else
+        panels.push_back(Panels::of(*l, 1));
     }
     for (const Panels &p : panels) layers.push_back(p.linear());
-    if (learns && n_hidden) back.push_back(Panels::transposed(of[1], 1));
+    if (learns && n_hidden) back.push_back(Panels::transposed(m->layers[first + 1], 1));
   }
+  int64_t last() const { return first + (n_hidden > 0); }
 };
 
 enum { W1, B1, W2, V, NETS };
@@ -50,22 +53,40 @@ struct Block {
   Real *state, *other;                // [rows, width]
   Real *hidden[NETS], *output[NETS];  // [rows, width]
 
-  void take(const Hypernet &net, Real *of_hidden, Real *out) const {
-    const Real *x = state;
-    if (net.n_hidden) {
-      linear(&net.layers[0], 0, state, of_hidden, width, whole(n, TILE), true);
-      for (int64_t i = 0; i < n; i++) of_hidden[i * width + net.n_hidden] = 1;  // the bias's
-      x = of_hidden;
+  void read(const Real *from, int64_t size, Real *to) const {
+    const bool roomy = (begin + n) * size + W <= m->n_rows * size;
+    for (int64_t i = 0; i < n; i++) {
+      copy_row(to + i * width, from + (begin + i) * size, size, roomy);
+      to[i * width + size] = 1;  // the bias's
     }
-    linear(&net.layers.back(), 0, x, out, width, whole(n, TILE), false);
+  }
+  void keep(const Real *from, int64_t layer) const {
+    const int64_t size = m->layers[layer].outputs;
+    for (int64_t i = 0; m->kept && i < n; i++)  // next rows cover what is too much
+      copy_row(m->kept[layer] + (begin + i) * size, from + i * width, size, (n - 1 - i) * size >= W);
   }
 
   void take_all() const {
-    for (int64_t i = 0; i < n; i++) {
-      memcpy(state + i * width, m->state + (begin + i) * m->n_state, m->n_state * sizeof(Real));
-      state[i * width + m->n_state] = 1;
+    read(m->state, m->n_state, state);
+    for (int i = 0; i < NETS; i++) {
+      const Hypernet &net = (*nets)[i];
+      const Real *x = state;
+      if (net.n_hidden) {
+        linear(&net.layers[0], 0, state, hidden[i], width, whole(n, TILE), true);
+        keep(hidden[i], net.first);
+        x = hidden[i];
+      }
+      linear(&net.layers.back(), 0, x, output[i], width, whole(n, TILE), false);
+      keep(output[i], net.last());
     }
-    for (int i = 0; i < NETS; i++) take((*nets)[i], hidden[i], output[i]);
+  }
+  void read_all() const {
+    read(m->state, m->n_state, state);
+    for (int i = 0; i < NETS; i++) {
+      const Hypernet &net = (*nets)[i];
+      if (net.n_hidden) read(m->kept[net.first], net.n_hidden, hidden[i]);
+      read(m->kept[net.last()], m->layers[net.last()].outputs, output[i]);
+    }
   }
 
   // What enters the ELUs.
@@ -128,7 +149,7 @@ struct Block {
   }
 
   void backward() const {
-    take_all();
+    read_all();
     for (int64_t i = 0; i < n; i++) back_to_outputs(i);
     for (int i = 0; i < NETS; i++) learn((*nets)[i], hidden[i], output[i]);
   }
@@ -136,11 +157,9 @@ struct Block {
 
 static void run(const Mixer *m, bool back) {
   std::vector<Hypernet> nets;
-  int64_t width = room(m->n_state), first[NETS + 1] = {0};
-  for (int i = 0; i < NETS; i++) {
-    nets.emplace_back(m->layers + first[i], m->layers_of[i], m->threads, back);
-    first[i + 1] = first[i] + m->layers_of[i];
-  }
+  int64_t width = room(m->n_state), first = 0;
+  for (int i = 0; i < NETS; first += m->layers_of[i++])
+    nets.emplace_back(m, first, m->layers_of[i], back);
   for (int64_t i = 0; i < m->n_layers; i++) width = std::max(width, room(m->layers[i].outputs));
   const int64_t rows = block_of(m->n_rows, m->threads), size = rows * width;
   // A thread's share is the same at each call: sums over rows have one order.
@@ -160,8 +179,8 @@ static void run(const Mixer *m, bool back) {
       back ? b.backward() : b.forward();
     }
   }
-  for (int i = 0; back && i < NETS; i++)
-    for (int64_t j = 0; j < m->layers_of[i]; j++) nets[i].sums[j].write(m->layers[first[i] + j]);
+  for (const Hypernet &net : nets)
+    for (size_t i = 0; i < net.sums.size(); i++) net.sums[i].write(m->layers[net.first + i]);
 }
 
 extern "C" void forward(const Mixer *m) { run(m, false); }

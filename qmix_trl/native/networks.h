@@ -50,7 +50,15 @@ INLINE vr load_part(const Real *from, int64_t n) {
 INLINE void store_part(Real *to, vr x, int64_t n) {
   if (n >= W) return store(to, x);
   memcpy(to, &x, n * sizeof(Real));
+}// Roomy: up to W - 1 numbers more may be read and written.
+INLINE void copy_row(Real *to, const Real *from, int64_t n, bool roomy) {
+  if (!roomy) {
+    memcpy(to, from, n * sizeof(Real));
+    return;
+  }
+  for (int64_t j = 0; j < n; j += W) store(to + j, load(from + j));
 }
+
 #ifdef DOUBLE
 INLINE vr sigmoid(vr x) {
   for (int i = 0; i < W; i++) x[i] = 1.0 / (1.0 + exp(-x[i]));
