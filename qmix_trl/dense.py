@@ -76,7 +76,7 @@ class Dense(torch.autograd.Function):
         (x, *parameters), hidden = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         if torch.is_grad_enabled():
             again = dense_by_layers(x, parameters)
-            return tuple(gradients_again(again, [x, *parameters], grad_output))
+            return gradients_again(again, [x, *parameters], grad_output)
         rows, of_input = _rows(grad_output), ctx.needs_input_grad[0]
         of_x, rest = kernel.backward([_rows(x), *hidden], parameters, rows, of_input=of_input)
         return None if of_x is None else of_x.view(x.shape), *rest
@@ -84,12 +84,12 @@ class Dense(torch.autograd.Function):
 
 def gradients_again(
     output: Tensor, inputs: Sequence[Tensor | None], grad_output: Tensor
-) -> list[Tensor | None]:
+) -> tuple[Tensor | None, ...]:
     """Return gradients of an output, computed again by torch, that have gradients themselves."""
     learns = [x is not None and x.requires_grad for x in inputs]
     wanted = [x for x, yes in zip(inputs, learns, strict=True) if yes]
     found = iter(torch.autograd.grad(output, wanted, grad_output, create_graph=True))
-    return [next(found) if yes else None for yes in learns]
+    return tuple(next(found) if yes else None for yes in learns)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -1,0 +1,390 @@
+"""The layers in C++, beside torch's own: the GRU over sequences, linear layers, the mixer."""
+
+import pytest
+import torch
+from test_loss import make_loss, random_batch, some_ends
+from torch import nn
+
+from qmix_trl import QMixer
+from qmix_trl.agents import gru, gru_triton
+from qmix_trl.agents.layers import per_agent
+from qmix_trl.dense import dense, dense_by_layers
+from qmix_trl.native import build, networks
+from qmix_trl.native import dense as dense_kernel
+from qmix_trl.native import gru as gru_kernel
+from qmix_trl.native import mixer as mixer_kernel
+
+needs_library = pytest.mark.skipif(
+    networks.missing(gru_kernel.library, torch.float32) is not None,
+    reason="there is no C++ compiler",
+)
+TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+def assert_near(found, expected, dtype):
+    """Assert that tensors differ by little of their own size."""
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= TOLERANCES[dtype] * other.norm().clamp(min=1)
+
+
+def plainly(monkeypatch):
+    """Let torch's own operations serve all tensors from now on."""
+    monkeypatch.setattr(networks, "serves", lambda *_: False)
+
+
+@pytest.fixture
+def threads():
+    """Return a function that sets how many threads there are, until the test is over."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------ the GRU
+
+
+def inputs(*, shape=(5, 7, 3), width=10, dtype=torch.float64, resets=0.3, hidden=True):
+    """Return gates [B, T, N, 3H], resets [B, T, 1] and a first hidden state [B, N, H] or None."""
+    generator = torch.Generator().manual_seed(0)
+    n_rows, n_steps, n_agents = shape
+    to = {"generator": generator, "dtype": dtype}
+    gates = torch.randn(n_rows, n_steps, n_agents, 3 * width, **to).requires_grad_()
+    first = torch.randn(n_rows, n_agents, width, **to).requires_grad_() if hidden else None
+    is_init = torch.rand(n_rows, n_steps, 1, generator=generator) < resets
+    return gates, is_init, first
+
+
+def weights(width, dtype, *, own=None):
+    """Return a GRU cell's recurrent weight and bias, shared or each agent's own."""
+    torch.manual_seed(1)
+    cell = per_agent(lambda: nn.GRUCell(width, width, dtype=dtype), own)
+    return cell.weight_hh, cell.bias_hh
+
+
+def results(way, gates, is_init, first, weight, bias):
+    """Return hidden states and the gradients of a weighted sum of theirs."""
+    hiddens = way(gates, is_init, first, weight, bias)
+    wanted = torch.linspace(0, 1, hiddens.numel(), dtype=gates.dtype).view(hiddens.shape)
+    asked = [x for x in (gates, first, weight, bias) if x is not None]
+    return [hiddens, *torch.autograd.grad((wanted * hiddens).sum(), asked)]
+
+
+def test_the_equations_are_those_of_torch():
+    gates, is_init, first = inputs(resets=0)
+    weight, bias = weights(10, torch.float64)
+    cell = nn.GRUCell(30, 10, dtype=torch.float64)
+    with torch.no_grad():
+        cell.weight_ih.copy_(torch.eye(30))
+        cell.bias_ih.zero_()
+        cell.weight_hh.copy_(weight)
+        cell.bias_hh.copy_(bias)
+    hiddens = gru.unroll_by_steps(gates, is_init, first, weight, bias)
+    hidden = first.flatten(0, 1)
+    for t in range(7):
+        hidden = cell(gates[:, t].flatten(0, 1), hidden)
+        torch.testing.assert_close(hiddens[:, t].flatten(0, 1), hidden, rtol=1e-13, atol=1e-13)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("own", [None, 3])
+@pytest.mark.parametrize(
+    ("shape", "width", "settings"),
+    [
+        ((5, 7, 3), 10, {}),
+        ((5, 7, 3), 64, {"hidden": False}),
+        ((1, 1, 3), 1, {}),
+        ((50, 4, 3), 17, {"resets": 0}),  # rows of several blocks
+        ((4, 101, 3), 16, {"resets": 0.02}),
+    ],
+)
+def test_the_kernel_is_the_steps(shape, width, settings, own, dtype):
+    arguments = (*inputs(shape=shape, width=width, dtype=dtype, **settings),)
+    arguments += weights(width, dtype, own=own)
+    expected = results(gru.unroll_by_steps, *arguments)
+    assert_near(results(gru._unroll, *arguments), expected, dtype)
+
+
+@needs_library
+def test_gradients_of_the_gru_are_those_of_small_differences():
+    gates, is_init, first = inputs(shape=(2, 3, 2), width=3)
+    arguments = (gates, first, *weights(3, torch.float64))
+
+    def unroll(gates, first, weight, bias):
+        return gru._unroll(gates, is_init, first, weight, bias)
+
+    assert torch.autograd.gradcheck(unroll, arguments)
+    assert torch.autograd.gradgradcheck(unroll, arguments)
+
+
+@needs_library
+def test_threads_change_roundings_alone(threads):
+    arguments = (*inputs(shape=(40, 6, 3), width=20), *weights(20, torch.float64))
+    expected = results(gru._unroll, *arguments)
+    threads(3)
+    found = results(gru._unroll, *arguments)
+    assert torch.equal(found[0], expected[0])
+    assert_near(found, expected, torch.float64)
+    for one, other in zip(results(gru._unroll, *arguments), found, strict=True):
+        assert torch.equal(one, other)
+
+
+@needs_library
+def test_without_gradients_the_numbers_are_the_same():
+    arguments = (*inputs(), *weights(10, torch.float64))
+    expected = gru._unroll(*arguments)
+    with torch.no_grad():
+        assert torch.equal(gru._unroll(*arguments), expected)
+
+
+@needs_library
+def test_what_is_not_contiguous_is_read_right():
+    gates, is_init, first = inputs()
+    weight, bias = weights(10, torch.float64)
+    expected = gru._unroll(gates, is_init, first, weight, bias)
+    apart = gates.transpose(0, 1).contiguous().transpose(0, 1)
+    found = gru._unroll(apart, is_init.expand(-1, -1, 2)[..., :1], first, weight.t().t(), bias)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+def test_rows_for_torchrls_kernel(hidden, monkeypatch):
+    """TorchRL's kernel, whose rows are [R, T, H], is given ours and gives them back."""
+
+    def by_cells(x, states, w_ih, w_hh, b_ih, b_hh, is_init, *, input_precision):
+        assert input_precision == "ieee"
+        state, out = states[:, 0], []
+        for t in range(x.shape[1]):
+            state = torch.where(is_init[:, t, None], states[:, t], state)
+            state = torch.gru_cell(x[:, t], state, w_ih, w_hh, b_ih, b_hh)
+            out.append(state)
+        return torch.stack(out, 1), state
+
+    monkeypatch.setattr(gru_triton._rnn_triton, "gru_triton", by_cells)
+    rnn = nn.GRUCell(10, 10, dtype=torch.float64)
+    x = torch.randn(5, 7, 3, 10, dtype=torch.float64)
+    _, is_init, first = inputs(hidden=hidden)
+    is_init[0, 0] = True
+    is_init[1, 0] = False
+    gates = nn.functional.linear(x, rnn.weight_ih, rnn.bias_ih)
+    expected = gru.unroll_by_steps(gates, is_init, first, rnn.weight_hh, rnn.bias_hh)
+    torch.testing.assert_close(gru_triton.unroll(x, is_init, first, rnn), expected)
+
+
+# ------------------------------------------------------------------------ linear layers
+
+
+def layers_of(sizes, dtype, *, own=None):
+    """Return weight and bias of layers, shared or each agent's own."""
+    torch.manual_seed(1)
+    made = [per_agent(lambda a=a, b=b: nn.Linear(a, b, dtype=dtype), own) for a, b in sizes]
+    return [(layer.weight, layer.bias) for layer in made]
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("own", [None, 3])
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ((50, 3), [(21, 64), (64, 64), (64, 5)]),
+        ((2, 4, 3), [(7, 5)]),
+        ((1, 3), [(1, 1), (1, 1)]),
+        ((33, 9, 3), [(18, 17), (17, 40), (40, 2)]),  # rows of several blocks
+        ((97, 3), [(16, 48), (48, 192)]),
+    ],
+)
+@pytest.mark.parametrize("of_input", [True, False])
+def test_layers_in_one_call_are_torchs(shape, sizes, own, dtype, of_input, monkeypatch):
+    layers = layers_of(sizes, dtype, own=own)
+    x = torch.randn(*shape, sizes[0][0], dtype=dtype, requires_grad=of_input)
+    asked = [*([x] if of_input else []), *(y for layer in layers for y in layer)]
+
+    def found():
+        y = dense(x, layers)
+        wanted = torch.linspace(0, 1, y.numel(), dtype=dtype).view(y.shape)
+        return [y, *torch.autograd.grad((wanted * y).sum(), asked)]
+
+    by_kernel = found()
+    with torch.no_grad():
+        assert torch.equal(dense(x, layers), by_kernel[0])
+    plainly(monkeypatch)
+    assert_near(by_kernel, found(), dtype)
+
+
+@needs_library
+def test_gradients_of_layers_are_those_of_small_differences():
+    layers = layers_of([(3, 4), (4, 2)], torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def apply(x, *parameters):
+        return dense(x, list(zip(parameters[::2], parameters[1::2], strict=True)))
+
+    arguments = (x, *(y for layer in layers for y in layer))
+    assert torch.autograd.gradcheck(apply, arguments)
+    assert torch.autograd.gradgradcheck(apply, arguments)
+
+
+@needs_library
+def test_threads_share_rows_of_layers(threads):
+    layers = layers_of([(5, 20), (20, 3)], torch.float64)
+    parameters = [y for layer in layers for y in layer]
+    x = torch.randn(500, 1, 5, dtype=torch.float64)
+    expected = [dense(x, layers), *torch.autograd.grad(dense(x, layers).sum(), parameters)]
+    threads(4)
+    found = [dense(x, layers), *torch.autograd.grad(dense(x, layers).sum(), parameters)]
+    assert torch.equal(found[0], expected[0])
+    assert_near(found, expected, torch.float64)
+
+
+# ------------------------------------------------------------------------ the mixer
+
+
+def mixed(mixer, chosen, state, asked):
+    """Return joint values and the gradients of a weighted sum of theirs."""
+    total = mixer(chosen, state)
+    wanted = torch.linspace(0, 1, total.numel(), dtype=chosen.dtype).view(total.shape)
+    return [total, *torch.autograd.grad((wanted * total).sum(), asked)]
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize(
+    ("shape", "n_agents", "state_dim", "embed"),
+    [((4, 9), 3, 54, 32), ((130,), 2, 5, 7), ((97,), 4, 16, 33), ((1,), 1, 1, 1)],
+)
+def test_the_mixer_in_one_call_is_torchs(
+    shape, n_agents, state_dim, embed, n_layers, dtype, monkeypatch
+):
+    torch.manual_seed(0)
+    mixer = QMixer(n_agents, state_dim, embed, n_layers, 24, dtype=dtype)
+    chosen = torch.randn(*shape, n_agents, 1, dtype=dtype, requires_grad=True)
+    state = torch.randn(*shape, state_dim, dtype=dtype)
+    asked = [chosen, *mixer.parameters()]
+    by_kernel = mixed(mixer, chosen, state, asked)
+    with torch.no_grad():
+        assert torch.equal(mixer(chosen, state), by_kernel[0])
+    plainly(monkeypatch)
+    assert_near(by_kernel, mixed(mixer, chosen, state, asked), dtype)
+
+
+@needs_library
+def test_a_state_that_learns_is_mixed_by_torch(monkeypatch):
+    mixer = QMixer(2, 3, 4, dtype=torch.float64)
+    chosen = torch.randn(6, 2, 1, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    found = mixed(mixer, chosen, state, [chosen, state])
+    plainly(monkeypatch)
+    assert_near(found, mixed(mixer, chosen, state, [chosen, state]), torch.float64)
+
+
+@needs_library
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_gradients_of_the_mixer_are_those_of_small_differences(n_layers):
+    mixer = QMixer(2, 3, 4, n_layers, 5, dtype=torch.float64)
+    chosen = torch.randn(4, 2, 1, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(4, 3, dtype=torch.float64)
+    names = list(dict(mixer.named_parameters()))
+
+    def mix(chosen, *parameters):
+        named = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(mixer, named, (chosen, state))
+
+    arguments = (chosen, *mixer.parameters())
+    assert torch.autograd.gradcheck(mix, arguments)
+    assert torch.autograd.gradgradcheck(mix, arguments)
+
+
+@needs_library
+def test_threads_share_states(threads):
+    mixer = QMixer(3, 5, 8, 2, dtype=torch.float64)
+    chosen = torch.randn(300, 3, 1, dtype=torch.float64, requires_grad=True)
+    state, asked = torch.randn(300, 5, dtype=torch.float64), [chosen, *mixer.parameters()]
+    expected = mixed(mixer, chosen, state, asked)
+    threads(4)
+    found = mixed(mixer, chosen, state, asked)
+    assert torch.equal(found[0], expected[0])
+    assert_near(found, expected, torch.float64)
+
+
+# ------------------------------------------------------------------------ when they serve
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
+@pytest.mark.parametrize("interior", [False, True])
+def test_loss_and_gradients_are_those_of_the_plain_path(kind, dtype, interior, monkeypatch):
+    loss = make_loss(kind, td_lambda=0.8).to(dtype)
+    batch = random_batch(6, 20, ends=some_ends(6, 20) if interior else None)
+    batch = batch.apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
+
+    def both():
+        value = loss(batch)["loss"]
+        return value, *torch.autograd.grad(value, list(loss.parameters()))
+
+    value, *gradients = both()
+    plainly(monkeypatch)
+    plain, *plain_gradients = both()
+    torch.testing.assert_close(value, plain, rtol=TOLERANCES[dtype], atol=0)
+    norm = torch.stack([g.norm() for g in plain_gradients]).norm()
+    difference = [(a - b).norm() for a, b in zip(gradients, plain_gradients, strict=True)]
+    assert torch.stack(difference).norm() <= TOLERANCES[dtype] * norm
+
+
+def by_torch(monkeypatch, call):
+    """Return what a call gives, and whether any library was asked."""
+    asked = []
+    for module, name in ((dense_kernel, "forward"), (gru_kernel, "forward")):
+        real = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, real=real, **k: (asked.append(1), real(*a, **k))[1]
+        )
+    real_mix = mixer_kernel.forward
+    monkeypatch.setattr(
+        mixer_kernel, "forward", lambda *a, **k: (asked.append(1), real_mix(*a, **k))[1]
+    )
+    return call(), not asked
+
+
+@needs_library
+def test_mapped_tensors_are_torchs(monkeypatch):
+    mixer = QMixer(2, 3, 4)
+    chosen, state = torch.randn(5, 7, 2, 1), torch.randn(5, 7, 3)
+    found, plain = by_torch(monkeypatch, lambda: torch.vmap(mixer)(chosen, state))
+    assert plain
+    torch.testing.assert_close(found, mixer(chosen, state))
+
+
+@needs_library
+def test_autocast_is_torchs(monkeypatch):
+    layers = layers_of([(3, 4)], torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, plain = by_torch(monkeypatch, lambda: dense(torch.randn(5, 2, 3), layers))
+    assert plain
+    assert found.dtype == torch.bfloat16
+
+
+@needs_library
+def test_other_numbers_are_torchs(monkeypatch):
+    layers = layers_of([(3, 4)], torch.bfloat16)
+    x = torch.randn(5, 2, 3).bfloat16()
+    found, plain = by_torch(monkeypatch, lambda: dense(x, layers))
+    assert plain
+    assert torch.equal(found, dense_by_layers(x, layers[0]))
+
+
+@pytest.mark.parametrize("error", [build.NoCompiler("install one"), build.BuildFailed("no room")])
+def test_without_a_library_torch_serves(error, monkeypatch):
+    def refuse(dtype):
+        raise error
+
+    for module in (gru_kernel, dense_kernel, mixer_kernel):
+        monkeypatch.setattr(module, "library", refuse)
+    assert networks.missing(refuse, torch.float32) == str(error)
+    loss = make_loss("recurrent").float()
+    batch = random_batch(2, 3).apply(lambda x: x.float() if x.is_floating_point() else x)
+    found = loss(batch)["loss"]
+    plainly(monkeypatch)
+    assert torch.equal(loss(batch)["loss"], found)
