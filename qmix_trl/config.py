@@ -185,10 +185,16 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where a run runs."""
+    """Where a run runs, and how its updates do (``update.py``).
+
+    ``threads``: of the CPU; null leaves it to torch. Sums, and so curves, depend on their number in
+    the last digits.
+    """
 
     device: Literal["auto", "cpu", "cuda"]
-    threads: int = number(least=1, most=MAX_THREADS)
+    threads: int | None = number(least=1, most=MAX_THREADS)
+    compile: Literal["auto", True, False]
+    cuda_graph: Literal["auto", True, False]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,12 @@ It prints the return beside those of doing nothing and of chance, on the same ep
 import argparse
 from pathlib import Path
 
-import torch
 from components import (
     CONFIG_FILE,
     build_agent,
     build_env,
     choose_device,
+    set_threads,
     stream_seed,
     summarize,
 )
@@ -43,7 +43,7 @@ def evaluate(
             f"expected --episodes of at least 2 and --seed in [0, {MAX_SEED}], got {episodes} "
             f"and {seed}"
         )
-    torch.set_num_threads(config.runtime.threads)
+    set_threads(config.runtime.threads)
     where = choose_device(device)
     test_seed = stream_seed(seed, "test_env")
     env = build_env(config, where, n_envs=episodes, seed=test_seed, reset_when_done=False)

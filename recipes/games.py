@@ -21,6 +21,7 @@ from components import (
     build_replay,
     build_update,
     n_batches,
+    set_threads,
     stream_seed,
 )
 from games_report import GameReport, Outcome, draw, show
@@ -143,7 +144,7 @@ def learned_table(game: Game, agent: TensorDictModuleBase, mixer: nn.Module | No
 def play(name: str, seeds: Sequence[int]) -> GameReport:
     """Let every algorithm learn a game with every seed."""
     config = load_config(CONFIG, GAMES[name])
-    torch.set_num_threads(config.runtime.threads)
+    set_threads(config.runtime.threads)
     game, gamma = make_game(config.env.scenario, config.env.scenario_kwargs), config.loss.gamma
     outcomes = {}
     for algorithm, mixer in MIXERS.items():

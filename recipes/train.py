@@ -25,8 +25,10 @@ from components import (
     engine_line,
     n_batches,
     run_stem,
+    set_threads,
     stream_seed,
     summarize,
+    update_line,
 )
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import RewardSum
@@ -68,7 +70,7 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     config = load_config(config_path, overrides)
     c, e = config.collection, config.evaluation
     device = choose_device(config.runtime.device)
-    torch.set_num_threads(config.runtime.threads)
+    set_threads(config.runtime.threads)
     torch.manual_seed(stream_seed(config.seed, "weights"))
 
     # Environments: one to train in, one to be evaluated in.
@@ -105,7 +107,7 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     folder = make_run_folder(Path(runs), config.name, stem=run_stem(Path(config_path)))
     save_config(config, folder / CONFIG_FILE)
     print(f"{folder}: {config.mixer.name} on {config.env.scenario}, {device}, seed {config.seed}")
-    print(engine_line(env, collector))
+    print(f"{engine_line(env, collector)}; {update_line(update)}")
     returns = {
         "no_op": evaluate(NoOpPolicy(dims.n_actions)),
         "random": evaluate(RandomPolicy(dims.n_actions, seed=random_seed, device=device)),
@@ -156,6 +158,7 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
         "seed": config.seed,
         "device": str(device),
         "engine": engine_line(env, collector),
+        "update": update_line(update),
         "return": returns,
     }
     write_json(folder / "summary.json", summary)

@@ -17,6 +17,8 @@ seed: 0
 runtime:
   device: auto
   threads: 2
+  compile: auto
+  cuda_graph: auto
 env:
   family: vmas
   scenario: balance

@@ -32,6 +32,8 @@ seed: 0
 runtime:
   device: cpu
   threads: 1
+  compile: auto
+  cuda_graph: auto
 env:
   family: vmas
   scenario: balance

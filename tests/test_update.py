@@ -1,10 +1,14 @@
 """The update step and the periods of target networks."""
 
+import copy
+
 import pytest
 import torch
-from test_loss import make_loss, random_batch
+from test_loss import make_loss, random_batch, some_ends
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from qmix_trl import Update, make_hard_updater, make_soft_updater
+from qmix_trl import Update, make_hard_updater, make_soft_updater, update
+from qmix_trl.native import networks
 
 
 def weight(params):
@@ -81,3 +85,145 @@ def test_updates_fit_a_batch():
 def test_periods_out_of_range_are_refused(make, arguments):
     with pytest.raises(ValueError, match="expected"):
         make(make_loss(), **arguments)
+
+
+# ------------------------------------------------------------------------ as a CUDA graph
+
+LEARNED = ("loss", "total_value", "grad_norm")
+SETTINGS = [
+    ("recurrent", make_hard_updater, {"period_updates": 2}),
+    ("feedforward", make_soft_updater, {"tau": 0.1}),
+]
+
+
+def updates_of(kind, make_updater, settings, **arguments):
+    """Return a gradient step on a loss that is new, and always the same."""
+    loss = make_loss(kind, td_lambda=0.8)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
+    updater = make_updater(loss, **settings)
+    return Update(loss, optimizer, updater, max_grad_norm=1.0, **arguments)
+
+
+def batches(n=8):
+    """Return batches, all of one shape but one."""
+    shapes = [(3, 4)] * (n - 2) + [(2, 5), (3, 4)]
+    return [
+        random_batch(*shape, seed=i, ends=some_ends(*shape, seed=i))
+        for i, shape in enumerate(shapes)
+    ]
+
+
+def stand_in(monkeypatch, by_graph):
+    """Let a graph be taken without a GPU: it is computed at each replay; return the replays."""
+    replays = []
+
+    def captured(function):
+        kept = copy.deepcopy((by_graph.loss.state_dict(), by_graph.optimizer.state_dict()))
+        outputs = function()  # what is captured is not computed
+        by_graph.loss.load_state_dict(kept[0])
+        by_graph.optimizer.load_state_dict(kept[1])
+
+        def replay():
+            replays.append(outputs.update_(function()))
+
+        return outputs, replay
+
+    monkeypatch.setattr(update, "captured", captured)
+    monkeypatch.setattr(update, "warmed_up", lambda function: function())
+    by_graph.no_graph = None
+    return replays
+
+
+@pytest.mark.parametrize(("kind", "make_updater", "settings"), SETTINGS)
+def test_steps_by_a_graph_are_the_same_steps(kind, make_updater, settings, monkeypatch):
+    plain = updates_of(kind, make_updater, settings)
+    by_graph = updates_of(kind, make_updater, settings)
+    replays = stand_in(monkeypatch, by_graph)
+    for batch in batches():
+        expected, found = plain(batch), by_graph(batch)
+        assert (expected == found).all()
+    assert len(replays) == len(batches()) - update.WARM_UP_STEPS - 1  # one has another shape
+    for one, other in zip(
+        plain.loss.state_dict().values(), by_graph.loss.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_a_step_that_no_graph_can_hold_is_taken_as_elsewhere(monkeypatch):
+    def refuse(function):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    plain, by_graph = (updates_of(*SETTINGS[0]) for _ in range(2))
+    stand_in(monkeypatch, by_graph)
+    monkeypatch.setattr(update, "captured", refuse)
+    for batch in batches():
+        assert (plain(batch) == by_graph(batch)).all()
+    assert by_graph.no_graph == (
+        "a step cannot be captured: RuntimeError operation not permitted when stream is capturing"
+    )
+
+
+def test_a_graph_that_is_asked_for_is_wanted(monkeypatch):
+    with pytest.raises(ValueError, match="no CUDA graph: the parameters are on cpu"):
+        updates_of(*SETTINGS[0], cuda_graph=True)
+    assert updates_of(*SETTINGS[0], cuda_graph=False).no_graph == "as asked for"
+    assert updates_of(*SETTINGS[0]).no_graph == "the parameters are on cpu"
+
+
+def test_compiled_steps_are_the_same_steps():
+    plain = updates_of(*SETTINGS[1])
+    compiled = updates_of(*SETTINGS[1], compile=True)
+    for batch in batches()[:2]:
+        expected, found = plain(batch), compiled(batch)
+        for name in LEARNED:
+            torch.testing.assert_close(found[name], expected[name])
+
+
+class Looks(TorchDispatchMode):
+    """Collects operations for which the host would wait for a GPU."""
+
+    names = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "equal", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name()
+        if any(looks in name for looks in self.names) or _is_masked_index(name, args):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def _is_masked_index(name, args):
+    """Say whether places are chosen by a mask, whose number has to be known."""
+    return name.startswith("aten::index") and any(
+        x is not None and x.dtype == torch.bool
+        for x in args[1]
+        if isinstance(args[1], (list, tuple))
+    )
+
+
+@pytest.mark.parametrize(("kind", "make_updater", "settings"), SETTINGS)
+@pytest.mark.parametrize("interior_truncations", [0, 2, None])
+def test_the_host_waits_for_nothing(
+    kind, make_updater, settings, interior_truncations, monkeypatch
+):
+    monkeypatch.setattr(networks, "serves", lambda *_: False)
+    monkeypatch.setattr("qmix_trl.rows.may_be_padded", lambda mask: True)  # asks on the CPU alone
+    loss = make_loss(kind, td_lambda=0.8, interior_truncations=interior_truncations)
+    optimizer = torch.optim.Adam(loss.parameters(), fused=True)
+    step = Update(loss, optimizer, make_updater(loss, **settings), max_grad_norm=1.0)
+    given = batches(3)
+    with Looks() as looks:
+        for batch in given:
+            step(batch)
+    assert looks.found == []
+
+
+def test_what_waits_is_seen():
+    x = torch.arange(3.0)
+    with Looks() as looks:
+        x.sum().item()
+        x[x > 1]
+    assert len(looks.found) >= 2
