@@ -1,15 +1,17 @@
-"""Updates and whole training, for ``throughput.py``: beside plain PyTorch and TorchRL's loss.
+"""Updates, for ``throughput.py``: beside plain PyTorch and TorchRL's loss.
 
 The plain update is written as PyMARL's: a GRUCell's call for each step of the online and of the
 target agent, one mixer's call each over all steps, TD(0) with double Q. TorchRL's is its
 ``QMixerLoss`` with the networks of its own recipe. All train the same sizes on the same batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
+from throughput_timing import Case, operations, timed
 from torch import Tensor, nn
 from torchrl.modules import MultiAgentMLP, QValueModule
 from torchrl.modules import QMixer as TorchRLQMixer
@@ -32,12 +34,22 @@ from qmix_trl.keys import (
 )
 
 N_ROWS, N_STEPS = 32, 100  # of a batch
-N_AGENTS, OBSERVATION_DIM, N_ACTIONS, STATE_DIM = 3, 18, 5, 54  # of simple_spread
 HIDDEN_DIM, EMBED_DIM = 64, 32
 GAMMA, LR, MAX_GRAD_NORM, PERIOD_UPDATES = 0.99, 5e-4, 10.0, 200
+ROUND_UPDATES = 5
 RESETS = 0.02  # of a step, where there are any inside rows
 
-Step = Callable[[], object]
+
+class Sizes(NamedTuple):
+    """What networks and batches are made for."""
+
+    n_agents: int
+    observation_dim: int
+    n_actions: int
+    state_dim: int
+
+
+SIMPLE_SPREAD = Sizes(3, 18, 5, 54)
 
 
 def random_batch(*, resets: bool) -> TensorDictBase:
@@ -53,9 +65,10 @@ def random_batch(*, resets: bool) -> TensorDictBase:
         done = torch.rand(done.shape, generator=generator) < RESETS
     begins = torch.cat([torch.ones_like(done[:, :1]), done[:, :-1]], 1)
     batch = TensorDict({MASK: torch.ones(N_ROWS, N_STEPS, dtype=torch.bool)}, (N_ROWS, N_STEPS))
-    for key, shape in ((OBSERVATION, (N_AGENTS, OBSERVATION_DIM)), (STATE, (STATE_DIM,))):
+    n_agents, observation_dim, n_actions, state_dim = SIMPLE_SPREAD
+    for key, shape in ((OBSERVATION, (n_agents, observation_dim)), (STATE, (state_dim,))):
         batch[key], batch[next_key(key)] = sequence(*shape)
-    batch[ACTION] = torch.randint(N_ACTIONS, (N_ROWS, N_STEPS, N_AGENTS), generator=generator)
+    batch[ACTION] = torch.randint(n_actions, (N_ROWS, N_STEPS, n_agents), generator=generator)
     batch[next_key(REWARD)] = torch.randn(done.shape, generator=generator)
     batch[IS_INIT] = begins
     batch[next_key(DONE)] = batch[next_key(TERMINATED)] = done
@@ -65,30 +78,34 @@ def random_batch(*, resets: bool) -> TensorDictBase:
 class PlainAgents(nn.Module):
     """The agent network, one call a step."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(OBSERVATION_DIM + N_ACTIONS + N_AGENTS, HIDDEN_DIM)
+        self.fc1 = nn.Linear(sum(sizes[:3]), HIDDEN_DIM)
         self.rnn = nn.GRUCell(HIDDEN_DIM, HIDDEN_DIM)
-        self.fc2 = nn.Linear(HIDDEN_DIM, N_ACTIONS)
+        self.fc2 = nn.Linear(HIDDEN_DIM, sizes.n_actions)
 
     def forward(self, inputs: Tensor, is_init: Tensor) -> Tensor:
         """Return action values [B, T+1, N, A] of inputs [B, T+1, N, D], from resets [B, T+1, 1]."""
-        hidden = inputs.new_zeros(len(inputs) * N_AGENTS, HIDDEN_DIM)
+        n_rows, n_steps, n_agents, _ = inputs.shape
+        hidden = inputs.new_zeros(n_rows * n_agents, HIDDEN_DIM)
         values = []
-        for t in range(inputs.shape[1]):
+        for t in range(n_steps):
             x = self.fc1(inputs[:, t].reshape(-1, inputs.shape[-1])).relu()
-            going_on = ~is_init[:, t].repeat_interleave(N_AGENTS, 0)
+            going_on = ~is_init[:, t].repeat_interleave(n_agents, 0)
             hidden = self.rnn(x, hidden * going_on)
-            values.append(self.fc2(hidden).view(-1, N_AGENTS, N_ACTIONS))
+            values.append(self.fc2(hidden).unflatten(0, (n_rows, n_agents)))
         return torch.stack(values, 1)
 
 
 class PlainUpdate:
     """The QMIX update as PyMARL writes it, with resets inside rows where they terminate."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
         self.networks, self.targets = (
-            nn.ModuleList([PlainAgents(), QMixer(N_AGENTS, STATE_DIM, EMBED_DIM, 2)])
+            nn.ModuleList(
+                [PlainAgents(sizes), QMixer(sizes.n_agents, sizes.state_dim, EMBED_DIM, 2)]
+            )
             for _ in range(2)
         )
         self.targets.load_state_dict(self.networks.state_dict())
@@ -112,10 +129,10 @@ class PlainUpdate:
         observation = batch[OBSERVATION], batch[next_key(OBSERVATION)][:, -1:]
         begins = batch[IS_INIT]
         is_init = torch.cat([begins, torch.zeros_like(begins[:, :1])], 1)
-        taken = nn.functional.one_hot(batch[ACTION], N_ACTIONS).float()
+        taken = nn.functional.one_hot(batch[ACTION], self.sizes.n_actions).float()
         last = torch.cat([torch.zeros_like(taken[:, :1]), taken], 1)
         last = last * ~is_init.unsqueeze(-1)
-        own = torch.eye(N_AGENTS).expand(*last.shape[:3], -1)
+        own = torch.eye(self.sizes.n_agents).expand(*last.shape[:3], -1)
         inputs = torch.cat([torch.cat(observation, 1), last, own], -1)
         agents, mixer = self.networks
         values = agents(inputs, is_init)
@@ -135,11 +152,11 @@ class PlainUpdate:
 class TorchRLUpdate:
     """The update of TorchRL's ``QMixerLoss``, perceptrons as agents."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         network = MultiAgentMLP(
-            OBSERVATION_DIM,
-            N_ACTIONS,
-            N_AGENTS,
+            sizes.observation_dim,
+            sizes.n_actions,
+            sizes.n_agents,
             centralized=False,
             share_params=True,
             depth=2,
@@ -156,7 +173,7 @@ class TorchRLUpdate:
             ),
         )
         mixer = TensorDictModule(
-            TorchRLQMixer((STATE_DIM,), EMBED_DIM, N_AGENTS, "cpu"),
+            TorchRLQMixer((sizes.state_dim,), EMBED_DIM, sizes.n_agents, "cpu"),
             in_keys=[CHOSEN_ACTION_VALUE, STATE],
             out_keys=[TOTAL_VALUE],
         )
@@ -184,13 +201,15 @@ class TorchRLUpdate:
         self.updater.step()
 
 
-def our_update(agent: RecurrentAgent | FeedforwardAgent, *, resets: bool) -> Update:
-    """Return our update of an agent; its rows may hold truncations inside where resets are."""
+def our_update(
+    agent: RecurrentAgent | FeedforwardAgent, sizes: Sizes, *, interior_truncations: int
+) -> Update:
+    """Return our update of an agent."""
     loss = QMixLoss(
         agent,
-        QMixer(N_AGENTS, STATE_DIM, EMBED_DIM, hypernet_layers=2),
+        QMixer(sizes.n_agents, sizes.state_dim, EMBED_DIM, hypernet_layers=2),
         gamma=GAMMA,
-        interior_truncations=4 if resets else 0,
+        interior_truncations=interior_truncations,
     )
     return Update(
         loss,
@@ -200,19 +219,43 @@ def our_update(agent: RecurrentAgent | FeedforwardAgent, *, resets: bool) -> Upd
     )
 
 
-def updates() -> list[tuple[str, str, str, Step, Step]]:
-    """Return what is compared: its name, its batch, the baseline's name, both steps."""
-    sizes = N_AGENTS, OBSERVATION_DIM, N_ACTIONS
-    compared = []
+def updates() -> Iterator[Case]:
+    """Give the cases: whole episodes and rows with resets for the GRU, episodes for perceptrons."""
+    sizes = SIMPLE_SPREAD
     for rows, resets in (("episodes", False), ("slices", True)):
+        agent = RecurrentAgent(*sizes[:3], hidden_dim=HIDDEN_DIM)
+        ours = our_update(agent, sizes, interior_truncations=4 if resets else 0)
         batch = random_batch(resets=resets)
-        ours = our_update(RecurrentAgent(*sizes, hidden_dim=HIDDEN_DIM), resets=resets)
-        compared.append(("update-gru", rows, "GRUCell loop", batch, PlainUpdate(), ours))
+        yield _case("update-gru", rows, "GRUCell loop", batch, PlainUpdate(sizes), ours)
+    hidden = (HIDDEN_DIM, HIDDEN_DIM)
+    agent = FeedforwardAgent(*sizes[:3], hidden_dims=hidden, use_agent_id=False)
+    ours = our_update(agent, sizes, interior_truncations=0)
     batch = random_batch(resets=False)
-    agent = FeedforwardAgent(*sizes, hidden_dims=(HIDDEN_DIM, HIDDEN_DIM), use_agent_id=False)
-    ours = our_update(agent, resets=False)
-    compared.append(("update-mlp", "episodes", "QMixerLoss", batch, TorchRLUpdate(), ours))
-    return [
-        (what, rows, name, lambda b=b, u=theirs: u(b), lambda b=b, u=ours: u(b))
-        for what, rows, name, b, theirs, ours in compared
-    ]
+    yield _case("update-mlp", "episodes", "QMixerLoss", batch, TorchRLUpdate(sizes), ours)
+
+
+def _case(
+    what: str,
+    rows: str,
+    name: str,
+    batch: TensorDictBase,
+    theirs: Callable[[TensorDictBase], Any],
+    ours: Update,
+) -> Case:
+    def several(update: Callable[[TensorDictBase], Any]) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(ROUND_UPDATES):
+                update(batch)
+
+        return run
+
+    several(theirs)()
+    several(ours)()
+    return Case(
+        what=what,
+        scenario=rows,
+        n_envs=N_ROWS,
+        baseline=name,
+        theirs=timed(several(theirs), ROUND_UPDATES),
+        ours={"kernel": (timed(several(ours), ROUND_UPDATES), operations(lambda: ours(batch)))},
+    )
