@@ -5,6 +5,7 @@ of ``throughput_updates.py``. Both train a GRU of 64 on whole episodes, with the
 frames and updates.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 
 from tensordict import TensorDictBase
@@ -24,6 +25,8 @@ from torchrl.envs import InitTracker
 from qmix_trl import SequenceRows, env_dims, make_collector, make_replay
 from qmix_trl.collect import mask_nothing
 from qmix_trl.keys import OBSERVATION, REWARD, STATE, next_key
+
+logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
 
 N_ENVS = 128
 CAPACITY_ROWS = 2048
