@@ -215,7 +215,7 @@ def test_a_mistake_gets_an_exit_code_and_a_line(mistake, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "line", "parts"),
     [
-        ("  n_envs: 2", "  n_env: 2", 11, ["env.n_env", "unknown key", "'n_envs'"]),
+        ("  n_envs: 2", "  n_env: 2", 13, ["env.n_env", "unknown key", "'n_envs'"]),
         ("seed: 0", "seed: 0\nseed: 1", 3, ["seed", "twice"]),
     ],
     ids=["misspelt key", "duplicated key"],
@@ -290,6 +290,7 @@ def test_a_run_leaves_its_folder(mixer, agent, tmp_path, capsys):
         "seed",
         "device",
         "engine",
+        "update",
         "return",
     ]
     assert (found["frames"], found["gradient_steps"]) == (16, 2)
