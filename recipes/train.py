@@ -49,6 +49,7 @@ from qmix_trl.collect import finished_returns
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
 from qmix_trl.logs import Column, RunLog, make_run_folder, write_json
+from qmix_trl.native.ahead import build_ahead
 
 COLUMNS = (
     Column("frames", "frames", ",d"),
@@ -71,6 +72,8 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     c, e = config.collection, config.evaluation
     device = choose_device(config.runtime.device)
     set_threads(config.runtime.threads)
+    if device.type == "cpu":
+        build_ahead()
     torch.manual_seed(stream_seed(config.seed, "weights"))
 
     # Environments: one to train in, one to be evaluated in.

@@ -1,6 +1,7 @@
 """Libraries that compute networks, and what they are called with."""
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -15,6 +16,7 @@ DTYPES = (torch.float32, torch.float64)
 WIDE = "#ifdef __AVX512F__\n#define W 16\n#endif"
 
 
+_BUILDING = threading.Lock()
 Library = Callable[[torch.dtype], ctypes.CDLL]
 
 
@@ -41,9 +43,14 @@ def _is_plain(x: Tensor) -> bool:
     )
 
 
-@cache
 def missing(library: Library, dtype: torch.dtype) -> str | None:
-    """Return why a library cannot be had, None if it can."""
+    """Return why a library cannot be had, None if it can; one is built at a time."""
+    with _BUILDING:
+        return _missing(library, dtype)
+
+
+@cache
+def _missing(library: Library, dtype: torch.dtype) -> str | None:
     try:
         library(dtype)
     except (NoCompiler, BuildFailed) as error:
