@@ -308,6 +308,19 @@ def test_threads_share_states(threads):
     assert_near(found, expected, torch.float64)
 
 
+@needs_library
+def test_no_rows_are_nothing():
+    layers = layers_of([(3, 4), (4, 2)], torch.float64)
+    assert dense(torch.empty(0, 2, 3, dtype=torch.float64), layers).shape == (0, 2, 2)
+    mixer = QMixer(2, 3, 4, dtype=torch.float64)
+    total = mixer(torch.empty(0, 2, 1).double(), torch.empty(0, 3).double())
+    assert total.shape == (0, 1)
+    total.sum().backward()
+    assert all((p.grad == 0).all() for p in mixer.parameters())
+    gates, is_init, first = inputs(shape=(0, 4, 3))
+    assert gru._unroll(gates, is_init, first, *weights(10, torch.float64)).shape == (0, 4, 3, 10)
+
+
 # ------------------------------------------------------------------------ when they serve
 
 

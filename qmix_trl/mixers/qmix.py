@@ -99,7 +99,7 @@ class QMixer(nn.Module):
         batch = chosen_action_value.shape[:-2]
         self._check(chosen_action_value, state, batch)
         chosen = chosen_action_value.reshape(batch.numel(), self.n_agents)  # [R, N]
-        state = state.reshape(batch.numel(), -1)  # [R, S]
+        state = state.reshape(batch.numel(), math.prod(self.state_shape))  # [R, S]
         nets = (self.hyper_w_1, self.hyper_b_1, self.hyper_w_final, self.V)
         layers = [_layers(net) for net in nets]
         parameters = [x for net in layers for layer in net for x in (layer.weight, layer.bias)]

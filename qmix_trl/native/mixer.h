@@ -62,8 +62,10 @@ struct Block {
   }
   void keep(const Real *from, int64_t layer) const {
     const int64_t size = m->layers[layer].outputs;
-    for (int64_t i = 0; m->kept && i < n; i++)  // next rows cover what is too much
-      copy_row(m->kept[layer] + (begin + i) * size, from + i * width, size, (n - 1 - i) * size >= W);
+    for (int64_t i = 0; m->kept && i < n; i++) {
+      const bool roomy = (n - 1 - i) * size >= W;  // next rows cover the rest
+      copy_row(m->kept[layer] + (begin + i) * size, from + i * width, size, roomy);
+    }
   }
 
   void take_all() const {

@@ -18,7 +18,7 @@ typedef vf vr;
 #define TILE 12
 #endif
 #define ROWS_TOGETHER 96  // a multiple of TILE
-#define SUM_TILE 12  // and numbers of a row, where sums are over rows
+#define SUM_TILE 12       // and numbers of a row, where sums are over rows
 
 // A layer in panels of W outputs.
 struct Linear {
@@ -50,7 +50,8 @@ INLINE vr load_part(const Real *from, int64_t n) {
 INLINE void store_part(Real *to, vr x, int64_t n) {
   if (n >= W) return store(to, x);
   memcpy(to, &x, n * sizeof(Real));
-}// Roomy: up to W - 1 numbers more may be read and written.
+}
+// Roomy: up to W - 1 numbers more may be read and written.
 INLINE void copy_row(Real *to, const Real *from, int64_t n, bool roomy) {
   if (!roomy) {
     memcpy(to, from, n * sizeof(Real));
@@ -83,7 +84,8 @@ static int64_t whole(int64_t n, int64_t of) { return (n + of - 1) / of * of; }
 static int64_t room(int64_t n) { return std::max(whole(n + 1, SUM_TILE), whole(n, W)); }
 // How many rows a thread computes together: enough for the weights, few for the cache.
 static int64_t block_of(int64_t n_rows, int64_t threads) {
-  return std::min<int64_t>(whole(whole(n_rows, threads) / threads, TILE), ROWS_TOGETHER);
+  const int64_t share = whole(whole(n_rows, threads) / threads, TILE);
+  return std::max<int64_t>(TILE, std::min<int64_t>(share, ROWS_TOGETHER));
 }
 
 // y = x weight + bias, a panel of W outputs after the other: its weights stay in the nearest cache
@@ -111,8 +113,8 @@ static void linear(const Linear *l, int64_t group, const Real *x, Real *y, int64
   }
 }
 
-// sums += x^T y over rows, a tile of SUM_TILE numbers of x by W of y at a time: sums of these rows stay
-// in registers while they pass by, and are short, so that little is rounded away.
+// sums += x^T y over rows, a tile of SUM_TILE numbers of x by W of y at a time: sums of these rows
+// stay in registers while they pass by, and are short, so that little is rounded away.
 // sums: [whole(n_x, SUM_TILE), n_y]; x may be read up to whole(n_x, SUM_TILE).
 static void outer(const Real *x, const Real *y, Real *sums, int64_t width, int64_t n_rows,
                   int64_t n_x, int64_t n_y) {
