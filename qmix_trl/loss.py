@@ -180,7 +180,7 @@ class QMixLoss(LossModule):
         rows = read_rows(
             tensordict,
             self.tensor_keys,
-            n_actions=self.agent.n_actions,
+            n_actions=self.agent.n_actions if keys.LAST_ACTION in self.agent.in_keys else None,
             reward=self._reward_key,
             needs_state=self._needs_state,
         )
@@ -219,9 +219,10 @@ class QMixLoss(LossModule):
             if self.burn_in == 0:
                 return self.agent.unroll(*sequence, rows.hidden)
             with torch.no_grad():
-                burnt = self.agent.unroll(*(x[:, : self.burn_in] for x in sequence), rows.hidden)
+                burnt = self.agent.unroll(*_cut(sequence, slice(self.burn_in)), rows.hidden)
             hidden = None if burnt[1] is None else burnt[1][:, -1]
-            value, hidden = self.agent.unroll(*(x[:, self.burn_in :] for x in sequence), hidden)
+            after = _cut(sequence, slice(self.burn_in, None))
+            value, hidden = self.agent.unroll(*after, hidden)
         hidden = None if hidden is None else torch.cat([burnt[1], hidden], 1)
         return torch.cat([burnt[0], value], 1), hidden
 
@@ -300,6 +301,11 @@ class QMixLoss(LossModule):
                 "target_value": keep_where(trained, target).sum() / n_trained,
             }
         )
+
+
+def _cut(sequence: tuple[Tensor | None, ...], steps: slice) -> list[Tensor | None]:
+    """Return some steps of tensors [B, T, ..]."""
+    return [None if x is None else x[:, steps] for x in sequence]
 
 
 def as_module(mixer: nn.Module) -> TensorDictModuleBase:

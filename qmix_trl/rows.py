@@ -36,7 +36,7 @@ class Rows(NamedTuple):
 
     observation: Tensor  # [B, T+1, N, O]
     next_observation: Tensor  # [B, T, N, O], the true one where a reset follows
-    last_action: Tensor  # [B, T+1, N, A]
+    last_action: Tensor | None  # [B, T+1, N, A]; None if it is not asked for
     hidden: Tensor | None  # [B, N, H], before the first observation; None for zeros
     is_init: Tensor  # [B, T+1, 1]
     action: Tensor  # [B, T, N]
@@ -54,7 +54,7 @@ def read_rows(
     batch: TensorDictBase,
     keys: RowKeys,
     *,
-    n_actions: int,
+    n_actions: int | None,
     reward: NestedKey,
     needs_state: bool,
 ) -> Rows:
@@ -63,7 +63,7 @@ def read_rows(
     Args:
         batch: [B, T]; the entries that may be missing are those that ``QMixLoss`` names.
         keys: where to read.
-        n_actions: A.
+        n_actions: A, for last actions; None for none.
         reward: the reward's key: the team's [B, T, 1], or the agents' [B, T, N, 1].
         needs_state: whether to read the state, too.
 
@@ -97,16 +97,19 @@ def read_rows(
         begins = first_steps(done) & mask.unsqueeze(-1)  # behind an end padding may follow
     is_init = torch.cat([begins, torch.zeros_like(begins[:, :1])], 1)
     next_observation = after(keys.observation)
-    first_action = next_observation.new_zeros(*action[:, 0].shape, n_actions)  # [B, N, A]
-    if keys.last_action in present:
-        first_action = now(keys.last_action)[:, 0]
+    last_action = None
+    if n_actions is not None:
+        first_action = next_observation.new_zeros(*action[:, 0].shape, n_actions)  # [B, N, A]
+        if keys.last_action in present:
+            first_action = now(keys.last_action)[:, 0]
+        last_action = last_actions(action, first_action, is_init)
     next_mask = next_key(keys.action_mask)
     return Rows(
         observation=joined_observations(
             now(keys.observation), next_observation, mask if padded else None
         ),
         next_observation=next_observation,
-        last_action=last_actions(action, first_action, is_init),
+        last_action=last_action,
         hidden=now(keys.hidden)[:, 0] if keys.hidden in present else None,
         is_init=is_init,
         action=action,

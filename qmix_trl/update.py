@@ -105,7 +105,8 @@ class Update:
 
     def _step(self, batch: TensorDictBase) -> TensorDictBase:
         outputs = self._compute_loss(batch)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         outputs.get("loss").backward()
         grad_norm = clip_grad_norm_(self._parameters, self.max_grad_norm)
         self.optimizer.step()

@@ -107,13 +107,14 @@ class FeedforwardAgent(TensorDictModuleBase):
         return linear(x, head.weight, head.bias), None
 
     def unroll(
-        self, observation: Tensor, last_action: Tensor, is_init: Tensor, hidden: None
+        self, observation: Tensor, last_action: Tensor | None, is_init: Tensor, hidden: None
     ) -> tuple[Tensor, None]:
         """Return action values of a sequence: those of each step, whatever was before.
 
         Args:
             observation: float [B, T, N, O].
-            last_action: float [B, T, N, A], one-hot; zeros after a reset.
+            last_action: float [B, T, N, A], one-hot, zeros after a reset; not used without
+                ``use_last_action``.
             is_init: bool [B, T, 1]; not used.
             hidden: None.
 
