@@ -220,18 +220,18 @@ def our_update(
 
 
 def updates() -> Iterator[Case]:
-    """Give the cases: whole episodes and rows with resets for the GRU, episodes for perceptrons."""
+    """Give the cases: perceptrons on whole episodes; the GRU on these, and on rows with resets."""
     sizes = SIMPLE_SPREAD
+    hidden = (HIDDEN_DIM, HIDDEN_DIM)
+    perceptrons = FeedforwardAgent(*sizes[:3], hidden_dims=hidden, use_agent_id=False)
+    ours = our_update(perceptrons, sizes, interior_truncations=0)
+    batch = random_batch(resets=False)
+    yield _case("update-mlp", "episodes", "QMixerLoss", batch, TorchRLUpdate(sizes), ours)
     for rows, resets in (("episodes", False), ("slices", True)):
         agent = RecurrentAgent(*sizes[:3], hidden_dim=HIDDEN_DIM)
         ours = our_update(agent, sizes, interior_truncations=4 if resets else 0)
         batch = random_batch(resets=resets)
         yield _case("update-gru", rows, "GRUCell loop", batch, PlainUpdate(sizes), ours)
-    hidden = (HIDDEN_DIM, HIDDEN_DIM)
-    agent = FeedforwardAgent(*sizes[:3], hidden_dims=hidden, use_agent_id=False)
-    ours = our_update(agent, sizes, interior_truncations=0)
-    batch = random_batch(resets=False)
-    yield _case("update-mlp", "episodes", "QMixerLoss", batch, TorchRLUpdate(sizes), ours)
 
 
 def _case(
