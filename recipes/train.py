@@ -110,7 +110,8 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     folder = make_run_folder(Path(runs), config.name, stem=run_stem(Path(config_path)))
     save_config(config, folder / CONFIG_FILE)
     print(f"{folder}: {config.mixer.name} on {config.env.scenario}, {device}, seed {config.seed}")
-    print(f"{engine_line(env, collector)}; {update_line(update)}")
+    print(engine_line(env, collector))
+    print(update_line(update))
     returns = {
         "no_op": evaluate(NoOpPolicy(dims.n_actions)),
         "random": evaluate(RandomPolicy(dims.n_actions, seed=random_seed, device=device)),
