@@ -43,12 +43,18 @@ def dense(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         float [*B, N, H] of the last layer.
     """
     parameters = [x for layer in layers for x in layer]
-    if not networks.serves(kernel.library, x, *parameters):
+    if not (_fits(x, parameters[0]) and networks.serves(kernel.library, x, *parameters)):
         return dense_by_layers(x, parameters)
     if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *parameters)):
         return Dense.apply(x, *parameters)
     (y,) = kernel.forward(_rows(x), parameters, keep=False)
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _fits(x: Tensor, weight: Tensor) -> bool:
+    """Say whether a layer takes rows of this shape; where it does not, torch says why."""
+    *of_agents, _, n_inputs = weight.shape
+    return x.shape[-1] == n_inputs and (not of_agents or list(x.shape[-2:-1]) == of_agents)
 
 
 def dense_by_layers(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:

@@ -388,6 +388,24 @@ def test_other_numbers_are_torchs(monkeypatch):
     assert torch.equal(found, dense_by_layers(x, layers[0]))
 
 
+@needs_library
+def test_what_does_not_fit_is_refused_by_torch():
+    shared, own = layers_of([(3, 4)], torch.float32), layers_of([(3, 4)], torch.float32, own=2)
+    for layers, shape in ((shared, (5, 2, 7)), (own, (5, 2, 7)), (own, (5, 4, 3))):
+        with pytest.raises(RuntimeError):
+            dense(torch.randn(*shape), layers)
+    gates, is_init, first = inputs()
+    for wrong in (
+        (gates, is_init, first[:, :, :-1], *weights(10, torch.float64)),
+        (gates, is_init, first[:-1], *weights(10, torch.float64)),
+        (gates, is_init[:-1], first, *weights(10, torch.float64)),
+        (gates, is_init, first, *weights(9, torch.float64)),
+        (gates, is_init, first, *weights(10, torch.float64, own=2)),
+    ):
+        with pytest.raises((RuntimeError, ValueError)):
+            gru._unroll(*wrong)
+
+
 @pytest.mark.parametrize("error", [build.NoCompiler("install one"), build.BuildFailed("no room")])
 def test_without_a_library_torch_serves(error, monkeypatch):
     def refuse(dtype):

@@ -57,11 +57,23 @@ def _unroll(
 ) -> Tensor:
     inputs = (gates, is_init, hidden, weight, bias)
     floats = [x for x in (gates, weight, bias, hidden) if x is not None]
-    if not networks.serves(kernel.library, *floats):
+    if not (_fit(*inputs[:4]) and networks.serves(kernel.library, *floats)):
         return unroll_by_steps(*inputs)
     if torch.is_grad_enabled() and any(x.requires_grad for x in floats):
         return Unroll.apply(*inputs)
     return kernel.forward(*inputs, keep=False)[0]
+
+
+def _fit(gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor) -> bool:
+    """Say whether shapes go together; where they do not, torch says why."""
+    n_rows, n_steps, n_agents, width = gates.shape
+    return (
+        width == weight.shape[-2]
+        and is_init.shape == (n_rows, n_steps, 1)
+        and is_init.dtype == torch.bool
+        and (hidden is None or hidden.shape == (n_rows, n_agents, weight.shape[-1]))
+        and (weight.dim() == 2 or len(weight) == n_agents)
+    )
 
 
 class Unroll(torch.autograd.Function):
