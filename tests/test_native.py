@@ -406,6 +406,7 @@ def test_what_does_not_fit_is_refused_by_torch():
             gru._unroll(*wrong)
 
 
+@pytest.mark.filterwarnings("ignore:torch's operations serve")
 @pytest.mark.parametrize("error", [build.NoCompiler("install one"), build.BuildFailed("no room")])
 def test_without_a_library_torch_serves(error, monkeypatch):
     def refuse(dtype):
@@ -419,3 +420,11 @@ def test_without_a_library_torch_serves(error, monkeypatch):
     found = loss(batch)["loss"]
     plainly(monkeypatch)
     assert torch.equal(loss(batch)["loss"], found)
+
+
+def test_a_build_that_fails_is_told():
+    def refuse(dtype):
+        raise build.BuildFailed("g++: no room")
+
+    with pytest.warns(UserWarning, match=r"not layers in C\+\+: g\+\+: no room"):
+        assert networks.missing(refuse, torch.float32) == "g++: no room"

@@ -2,6 +2,7 @@
 
 import ctypes
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 
@@ -53,7 +54,10 @@ def missing(library: Library, dtype: torch.dtype) -> str | None:
 def _missing(library: Library, dtype: torch.dtype) -> str | None:
     try:
         library(dtype)
-    except (NoCompiler, BuildFailed) as error:
+    except NoCompiler as error:
+        return str(error)
+    except BuildFailed as error:
+        warnings.warn(f"torch's operations serve, not layers in C++: {error}", stacklevel=2)
         return str(error)
     return None
 
