@@ -6,14 +6,12 @@ back.
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 
 import torch
 from torch import Tensor
 
 from qmix_trl.native.large_pages import empty
-from qmix_trl.native.networks import Layer, Layers, network_library, pointers
+from qmix_trl.native.networks import Layer, Layers, both_ways, pointers
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 
@@ -31,18 +29,7 @@ class Dense(ctypes.Structure):
     ]
 
 
-@cache
-def library(dtype: torch.dtype) -> ctypes.CDLL:
-    """Return the library of a type of numbers, from disk or newly built.
-
-    Raises:
-        NoCompiler: if there is no compiler.
-        BuildFailed: if it refuses the source.
-    """
-    loaded = network_library("dense", files(__package__).joinpath("dense.h").read_text(), dtype)
-    for function in (loaded.forward, loaded.backward):
-        function.argtypes, function.restype = [ctypes.POINTER(Dense)], None
-    return loaded
+library = both_ways("dense", Dense)
 
 
 def forward(x: Tensor, parameters: Sequence[Tensor], *, keep: bool) -> list[Tensor]:

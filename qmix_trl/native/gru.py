@@ -1,14 +1,12 @@
 """A GRU over sequences on the CPU, forward and back, as one call each."""
 
 import ctypes
-from functools import cache
-from importlib.resources import files
 
 import torch
 from torch import Tensor
 
 from qmix_trl.native.large_pages import empty
-from qmix_trl.native.networks import Layer, Layers, network_library
+from qmix_trl.native.networks import Layer, Layers, both_ways
 
 KEPT = ("before", "reset", "update", "fresh", "share")
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
@@ -26,18 +24,7 @@ class Sequences(ctypes.Structure):
     ]
 
 
-@cache
-def library(dtype: torch.dtype) -> ctypes.CDLL:
-    """Return the library of a type of numbers, from disk or newly built.
-
-    Raises:
-        NoCompiler: if there is no compiler.
-        BuildFailed: if it refuses the source.
-    """
-    loaded = network_library("gru", files(__package__).joinpath("gru.h").read_text(), dtype)
-    for function in (loaded.forward, loaded.backward):
-        function.argtypes, function.restype = [ctypes.POINTER(Sequences)], None
-    return loaded
+library = both_ways("gru", Sequences)
 
 
 def forward(

@@ -79,6 +79,24 @@ def network_library(name: str, source: str, dtype: torch.dtype = torch.float32) 
     return library(name, "\n".join(texts))
 
 
+def both_ways(name: str, arguments: type[ctypes.Structure]) -> Library:
+    """Return what gives the library of ``NAME.h``, from disk or newly built, by type of numbers.
+
+    Args:
+        name: of the header in this package; it defines ``forward`` and ``backward``.
+        arguments: what both point at.
+    """
+
+    @cache
+    def library(dtype: torch.dtype) -> ctypes.CDLL:
+        loaded = network_library(name, header(f"{name}.h"), dtype)
+        for function in (loaded.forward, loaded.backward):
+            function.argtypes, function.restype = [ctypes.POINTER(arguments)], None
+        return loaded
+
+    return library
+
+
 class Layer(ctypes.Structure):
     """``Layer`` of ``networks.h``."""
 
