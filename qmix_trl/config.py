@@ -93,11 +93,12 @@ class NoMixerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExplorationConfig:
-    """Epsilon-greedy, by each agent, linear in frames."""
+    """``EpsilonGreedyAction``: by each agent, linear in frames."""
 
     epsilon_start: float = number(least=0, most=1)
     epsilon_end: float = number(least=0, most=1)
     anneal_frames: int = number(least=0)
+    repeat_exponent: float | None = number(least=0, most=100)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ exploration:
   epsilon_start: 1.0
   epsilon_end: 0.05
   anneal_frames: 120000
+  repeat_exponent: null
 collection:
   total_frames: 240000
   rows: episodes
@@ -326,6 +327,7 @@ BOUNDS = {
     "exploration.epsilon_start": ([], 0, 1),
     "exploration.epsilon_end": ([], 0, 1),
     "exploration.anneal_frames": ([], 0, None),
+    "exploration.repeat_exponent": ([], 0, 100),
     "collection.total_frames": ([], 1, None),
     "collection.steps": ([SLICES], 1, None),
     "replay.capacity_rows": (["env.n_envs=1", "replay.batch_rows=1"], 1, None),

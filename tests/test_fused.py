@@ -91,6 +91,21 @@ def test_fused_batches_are_those_of_torchrls_collector(engine, rows, agent_of):
     assert (collector.called_because is None) == (engine == "kernel")
     fused = list(collector)
     assert len(stock) == len(fused) == 4
+    compare_batches(stock, fused, engine)
+
+
+@pytest.mark.parametrize("rows", ["slices", "episodes"])
+def test_fused_batches_are_those_of_torchrls_collector_when_agents_repeat(rows):
+    stock, fused = (
+        collector_of(kind, rows=rows, head=EpsilonGreedyAction(0.3, 0.3, 0, 2.0, seed=0))
+        for kind in ("stock", "fused")
+    )
+    assert fused.called_because is None
+    compare_batches([batch.clone() for batch in stock], list(fused), "kernel")
+
+
+def compare_batches(stock, fused, engine):
+    """Compare all that is valid: what a kernel computes to rounding, all else exactly."""
     for a, b in zip(stock, fused, strict=True):
         a = a.exclude(("collector", "traj_ids"))
         assert set(a.keys(True, True)) == set(b.keys(True, True))
@@ -186,8 +201,9 @@ def test_memory_is_of_the_step_before_and_zero_behind_an_end(agent_of):
     assert torch.equal(batch[next_key(LAST_ACTION)], one_hot.float())
 
 
-def test_exploration_draws_what_the_policy_would_draw_step_by_step():
-    ahead, by_steps = (EpsilonGreedyAction(1.0, 1.0, 0, seed=3) for _ in range(2))
+@pytest.mark.parametrize("repeat_exponent", [None, 1.5])
+def test_exploration_draws_what_the_policy_would_draw_step_by_step(repeat_exponent):
+    ahead, by_steps = (EpsilonGreedyAction(1.0, 1.0, 0, repeat_exponent, seed=3) for _ in range(2))
     _, choose = ahead.draws(5, (4, 3, 6))
     for t in range(5):
         step = by_steps(TensorDict({ACTION_VALUE: torch.zeros(4, 3, 6)}, (4,)))

@@ -104,6 +104,62 @@ def test_schedule_out_of_range_is_refused(arguments):
         EpsilonGreedyAction(*arguments, seed=0)
 
 
+@pytest.mark.parametrize("exponent", [-0.1, -2.0])
+def test_a_negative_exponent_is_refused(exponent):
+    with pytest.raises(ValueError, match=r"repeat_exponent of at least 0, or None, got -"):
+        EpsilonGreedyAction(1.0, 1.0, 0, exponent, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("exponent", "shares"),
+    # n ** -2 has the sum 1.63498 up to 100, n ** -100 is 1 for n = 1 and next to nothing beyond.
+    [(2.0, [0.61163, 0.15291, 0.06796, 0.16750]), (100.0, [1.0, 0.0, 0.0, 0.0])],
+)
+def test_how_long_what_is_explored_goes_on(exponent, shares):
+    head = EpsilonGreedyAction(1.0, 1.0, 0, exponent, seed=0)
+    explore, _ = head.draws(400, (50, 2, 3))  # [T, E, N]; with epsilon 1 a repeat ends, one begins
+    begins = (explore >= 0).flatten(1).t()  # [E N, T]
+    lengths = torch.cat([row.nonzero().flatten().diff() for row in begins])
+    counts = torch.bincount(lengths.clamp(max=4), minlength=5)[1:]  # 1, 2, 3, longer
+    if exponent == 100:
+        assert counts.tolist() == [50 * 2 * 399, 0, 0, 0]
+    else:
+        assert chi_square(counts, shares) < CHI_SQUARE[3]
+
+
+def test_what_goes_on_is_the_same_action_and_explored():
+    head = EpsilonGreedyAction(0.3, 0.3, 0, 1.0, seed=0)
+    explore, choose = head.draws(60, (20, 3, 4))
+    goes_on = explore < 0
+    assert goes_on[1:].any()
+    assert not goes_on[0].any()
+    assert torch.equal(choose[1:][goes_on[1:]], choose[:-1][goes_on[1:]])
+    assert (choose[1:][~goes_on[1:]] != choose[:-1][~goes_on[1:]]).all()
+    # Only who has begun to explore goes on.
+    assert ((explore[:-1] < 0.3) | ~goes_on[1:]).all()
+
+
+def test_a_repeat_goes_on_over_calls_when_none_begins():
+    whole, parts = (EpsilonGreedyAction(1.0, 0.0, 10, 1.0, seed=0) for _ in range(2))
+    explore, _ = whole.draws(8, (50, 1, 3))
+    split = torch.cat([parts.draws(1, (50, 1, 3))[0] for _ in range(8)])
+    assert torch.equal(explore, split)
+    whole.step(10)  # epsilon is 0
+    later = whole.draws(100, (50, 1, 3))[0] < 0
+    assert later[0].any()
+    assert not later[99].any()
+    assert not (later[1:] & ~later[:-1]).any()
+
+
+def test_a_masked_action_is_not_gone_on_with():
+    head = EpsilonGreedyAction(1.0, 1.0, 0, 0.0, seed=0)
+    for _ in range(20):
+        mask = torch.rand(100, 2, 4) < 0.7
+        action = head(head_input(torch.zeros(100, 2, 4), mask))[ACTION]
+        available = mask.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        assert (available | ~mask.any(-1)).all()
+
+
 def test_without_epsilon_the_head_is_greedy():
     values = torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(0))
     mask = torch.rand(50, 3, 4, generator=torch.Generator().manual_seed(1)) < 0.5

@@ -59,6 +59,7 @@ exploration:
   epsilon_start: 1.0
   epsilon_end: 0.05
   anneal_frames: 16
+  repeat_exponent: null
 collection:
   total_frames: 16
   rows: episodes
