@@ -1,0 +1,215 @@
+"""Train tasks x algorithms x seeds and compare: python recipes/benchmark.py [--tasks balance ..]
+
+A cell of the table is one command, `train.py configs/TASK_ALGORITHM.yaml seed=N`. What has ended is
+not trained again, so that the recipe goes on where it was interrupted. It leaves
+runs/benchmark/{TASK_ALGORITHM-N/, benchmark.csv, benchmark.png}.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from benchmark_report import Curve, draw, print_table, read_curve, write_csv
+from components import CONFIG_FILE
+
+from qmix_trl import load_config
+from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
+
+HERE = Path(__file__).parent
+CONFIGS = HERE / "configs"
+TASKS = (
+    "balance",
+    "navigation",
+    "simple_spread",
+    "dispersion",
+    "wheel",
+    "give_way",
+    "transport",
+    "memory",
+)
+BENCHMARL = "benchmarl_qmix"
+ALGORITHMS = ("qmix", "vdn", "iql", "qmix_recurrent", "qmix_feedforward", BENCHMARL)
+OURS = ALGORITHMS[:-1]
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training.
+
+    Attributes:
+        task: one of ``TASKS``.
+        algorithm: one of ``ALGORITHMS``.
+        seed: of the run.
+        overrides: further ``key.sub=value``.
+    """
+
+    task: str
+    algorithm: str
+    seed: int
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What its run is called."""
+        return f"{self.task}_{self.algorithm}-{self.seed}"
+
+    @property
+    def config(self) -> Path:
+        """Its configuration; BenchMARL takes the environment from that of QMIX."""
+        algorithm = "qmix" if self.algorithm == BENCHMARL else self.algorithm
+        return CONFIGS / f"{self.task}_{algorithm}.yaml"
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """All overrides."""
+        return (*self.overrides, f"seed={self.seed}", f"name={self.name}")
+
+    def command(self, runs: Path) -> list[str]:
+        """Return the command that trains it."""
+        recipe = "benchmarl.py" if self.algorithm == BENCHMARL else "train.py"
+        return [
+            *(sys.executable, str(HERE / recipe), str(self.config)),
+            *self.settings,
+            *("--runs", str(runs)),
+        ]
+
+    def is_done(self, runs: Path) -> bool:
+        """Say whether its run has ended.
+
+        Raises:
+            ConfigError: if it has, by another configuration, or its configuration has a mistake.
+        """
+        config, folder = load_config(self.config, self.settings), runs / self.name
+        if not (folder / "summary.json").exists():
+            return False
+        if load_config(folder / CONFIG_FILE) != config:
+            raise ConfigError(
+                f"{folder} was trained by another configuration than {self.config} is now; "
+                "delete it, or choose another folder by --runs"
+            )
+        return True
+
+
+def cells_of(
+    tasks: Iterable[str], algorithms: Iterable[str], seeds: int, overrides: Sequence[str]
+) -> list[Cell]:
+    """Return the cells that have a configuration, seed by seed.
+
+    Raises:
+        ConfigError: if none has.
+    """
+    cells = [
+        Cell(task, algorithm, seed, tuple(overrides))
+        for seed in range(seeds)
+        for task in tasks
+        for algorithm in algorithms
+    ]
+    cells = [cell for cell in cells if cell.config.exists()]
+    if not cells:
+        raise ConfigError(f"no configuration of these tasks and algorithms is in {CONFIGS}")
+    return cells
+
+
+def run_cells(cells: Sequence[Cell], runs: Path, jobs: int) -> list[Cell]:
+    """Train what has not ended, so many at a time; return the cells that failed."""
+    due = [cell for cell in cells if not cell.is_done(runs)]
+    print(f"{len(cells)} runs, {len(cells) - len(due)} of them done, in {runs}", flush=True)
+    failed, start, stop = [], time.perf_counter(), Event()
+    with ThreadPoolExecutor(jobs) as pool, stopping(stop, pool):
+        futures = {pool.submit(run_cell, cell, runs, stop): cell for cell in due}
+        for i, future in enumerate(as_completed(futures), 1):
+            cell, error = futures[future], future.result()
+            if error:
+                failed.append(cell)
+            minutes = (time.perf_counter() - start) * (len(due) / i - 1) / 60
+            said = error or shown(read_curve(runs / cell.name, cell.task, cell.algorithm))
+            print(f"{i:>4}/{len(due)}  {cell.name:<34} {said}, {minutes:.0f} min left", flush=True)
+    return failed
+
+
+def run_cell(cell: Cell, runs: Path, stop: Event) -> str:
+    """Train a cell from its beginning; return what went wrong, or an empty string."""
+    shutil.rmtree(runs / cell.name, ignore_errors=True)  # an interrupted run
+    with subprocess.Popen(
+        cell.command(runs), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        while True:
+            try:
+                said, _ = process.communicate(timeout=POLL_S)
+                break
+            except subprocess.TimeoutExpired:
+                if stop.is_set():
+                    process.terminate()
+    last = (said.strip().splitlines() or [""])[-1]
+    return f"exit code {process.returncode}: {last}" if process.returncode else ""
+
+
+@contextmanager
+def stopping(stop: Event, pool: ThreadPoolExecutor) -> Iterator[None]:
+    """End what is under way, and begin nothing more, if anything goes wrong within."""
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        raise
+
+
+def shown(curve: Curve) -> str:
+    """Return a run's last greedy return and its time."""
+    return f"{curve.returns[-1]:9.2f} in {curve.seconds[-1]:.0f} s"
+
+
+def benchmark(
+    tasks: Sequence[str],
+    algorithms: Sequence[str],
+    seeds: int,
+    jobs: int,
+    runs: Path,
+    overrides: Sequence[str],
+) -> None:
+    """Train what is not trained, and compare what is.
+
+    Raises:
+        ConfigError: if a name is unknown, or a run has ended by another configuration.
+        SystemExit: with 1, if a run failed.
+    """
+    for names, known in ((tasks, TASKS), (algorithms, ALGORITHMS)):
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"unknown name {name!r}{nearest(name, known)}")
+    if seeds < 1 or jobs < 1:
+        raise ConfigError(f"expected --seeds and --jobs of at least 1, got {seeds} and {jobs}")
+    cells = cells_of(tasks, algorithms, seeds, overrides)
+    runs.mkdir(parents=True, exist_ok=True)
+    failed = run_cells(cells, runs, jobs)
+    ended = [cell for cell in cells if cell not in failed]
+    curves = [read_curve(runs / cell.name, cell.task, cell.algorithm) for cell in ended]
+    write_csv(curves, runs / "benchmark.csv")
+    if curves:
+        print_table(curves)
+        draw(curves, runs / "benchmark.png")
+    if failed:
+        print(f"{len(failed)} failed; the same command tries them again", file=sys.stderr)
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("overrides", nargs="*", help="of all runs", metavar="key.sub=value")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, help=", ".join(TASKS))
+    parser.add_argument("--algorithms", nargs="+", default=OURS, help=", ".join(ALGORITHMS))
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each in one thread")
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
+    with exit_on_mistake():
+        benchmark(**vars(parser.parse_intermixed_args()))

@@ -1,0 +1,226 @@
+"""The table, the CSV and the figure of ``benchmark.py``."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+RESAMPLES = 2000
+BASELINES = ("no_op", "random")
+COLORS = {
+    "qmix": "C0",
+    "vdn": "C1",
+    "iql": "C2",
+    "qmix_recurrent": "C9",
+    "qmix_feedforward": "C9",
+    "benchmarl_qmix": "C3",
+}
+STYLES = {"no_op": ("black", ":"), "random": ("grey", "--")}
+COLUMNS = 4  # of tasks in the figure
+WIDTH, HEIGHT, DPI = 3.0, 2.3, 80  # of a panel, in inches
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The greedy returns of one run.
+
+    Attributes:
+        task, algorithm, seed: which run.
+        frames: float [K], at each evaluation.
+        seconds: float [K], since training began, evaluations included.
+        returns: float [K], means over the greedy episodes.
+        baselines: the mean returns of doing nothing and of chance.
+    """
+
+    task: str
+    algorithm: str
+    seed: int
+    frames: np.ndarray
+    seconds: np.ndarray
+    returns: np.ndarray
+    baselines: dict[str, float]
+
+
+def read_curve(folder: Path, task: str, algorithm: str) -> Curve:
+    """Return the curve of a run's folder."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["greedy_return"]]
+    summary = json.loads((folder / "summary.json").read_text())
+    frames, speeds, returns = (
+        np.array([float(row[name]) for row in rows])
+        for name in ("frames", "frames_per_second", "greedy_return")
+    )
+    baselines = {name: summary["return"][name]["mean"] for name in BASELINES}
+    return Curve(task, algorithm, summary["seed"], frames, frames / speeds, returns, baselines)
+
+
+def write_csv(curves: Sequence[Curve], path: Path) -> None:
+    """Write a row for each evaluation of each run, and before them its baselines."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("task", "algorithm", "seed", "frames", "seconds", "greedy_return"))
+        for curve in curves:
+            run = curve.task, curve.algorithm, curve.seed
+            points = zip(curve.frames, curve.seconds, curve.returns, strict=True)
+            writer.writerows((*run, f"{f:.0f}", f"{s:.2f}", r) for f, s, r in points)
+        for (task, name), value in _baselines(curves).items():
+            writer.writerow((task, name, "", "", "", value))
+
+
+def interquartile_mean(returns: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Return the mean of the middle half; of five seeds, of the middle three."""
+    return stats.trim_mean(returns, 0.25, axis=axis)
+
+
+def interval(
+    statistic: Callable[..., np.ndarray], *samples: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % percentile bootstrap interval of a statistic over seeds.
+
+    Each sample is resampled by itself: the stratified bootstrap of Agarwal et al. 2021 (arXiv
+    2108.13264, section 4.1).
+
+    Args:
+        statistic: of the samples, along ``axis``.
+        samples: float [seeds, ..].
+
+    Returns:
+        low and high, float [..]; where there is one seed, the statistic itself.
+    """
+    if min(len(sample) for sample in samples) == 1:
+        value = statistic(*samples, axis=0)
+        return value, value
+    found = stats.bootstrap(
+        samples,
+        statistic,
+        n_resamples=RESAMPLES,
+        axis=0,
+        vectorized=True,
+        method="percentile",
+        random_state=0,
+    )
+    return found.confidence_interval.low, found.confidence_interval.high
+
+
+def print_table(curves: Sequence[Curve]) -> None:
+    """Print each task's returns at the end of training, and the means over the tasks."""
+    tasks, algorithms = _names(curves)
+    print(f"\n{'task':<14}{'algorithm':<18}{'return [95 %]':<30}{'frames':>10}{'seconds':>9}")
+    for task in tasks:
+        for (of, name), value in _baselines(curves).items():
+            if of == task:
+                print(f"{task:<14}{name:<18}{value:>9.2f}")
+        for algorithm in algorithms:
+            runs = _runs(curves, task, algorithm)
+            if not runs:
+                continue
+            last = np.array([run.returns[-1] for run in runs])
+            low, high = interval(interquartile_mean, last)
+            value = f"{interquartile_mean(last):>9.2f} [{low:.2f}, {high:.2f}]"
+            seconds = np.median([run.seconds[-1] for run in runs])
+            print(
+                f"{task:<14}{algorithm:<18}{value:<30}{runs[0].frames[-1]:>10,.0f}{seconds:>9.0f}"
+            )
+    for algorithm, samples in normalized(curves).items():
+        low, high = interval(_mean_over_tasks, *samples)
+        value = f"{_mean_over_tasks(*samples):>9.2f} [{low:.2f}, {high:.2f}]"
+        print(f"{'normalized':<14}{algorithm:<18}{value}")
+
+
+def normalized(curves: Sequence[Curve]) -> dict[str, list[np.ndarray]]:
+    """Return what each algorithm that learned every task earned at the end: float [seeds], by task.
+
+    0 is the better one of doing nothing and of chance, 1 the best interquartile mean of the task;
+    tasks in which no algorithm is better than 0 are left out.
+    """
+    tasks, algorithms = _names(curves)
+    scores: dict[str, list[np.ndarray]] = {algorithm: [] for algorithm in algorithms}
+    n_learned = 0
+    for task in tasks:
+        zero = max(value for (of, _), value in _baselines(curves).items() if of == task)
+        last = {
+            algorithm: np.array([run.returns[-1] for run in _runs(curves, task, algorithm)])
+            for algorithm in algorithms
+        }
+        last = {algorithm: returns for algorithm, returns in last.items() if len(returns)}
+        one = max(interquartile_mean(returns) for returns in last.values())
+        if one <= zero:
+            continue
+        n_learned += 1
+        for algorithm, returns in last.items():
+            scores[algorithm].append((returns - zero) / (one - zero))
+    return {name: samples for name, samples in scores.items() if len(samples) == n_learned > 0}
+
+
+def _mean_over_tasks(*samples: np.ndarray, axis: int = 0) -> np.ndarray:
+    return np.mean([interquartile_mean(sample, axis) for sample in samples], axis=0)
+
+
+def draw(curves: Sequence[Curve], path: Path) -> None:
+    """Draw the curves of each task against frames, and below them against seconds."""
+    tasks, algorithms = _names(curves)
+    columns, rows = min(COLUMNS, len(tasks)), -(-len(tasks) // COLUMNS)
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * 2 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    for i in range(rows * columns):
+        by_frames, by_seconds = axes[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
+        if i >= len(tasks):
+            by_frames.axis("off")
+            by_seconds.axis("off")
+            continue
+        by_frames.set_title(tasks[i], fontsize=10)
+        for axis, unit in ((by_frames, "frames"), (by_seconds, "seconds")):
+            for algorithm in algorithms:
+                runs = _runs(curves, tasks[i], algorithm)
+                if runs:
+                    _draw_curve(axis, runs, unit)
+            for (task, name), value in _baselines(curves).items():
+                if task == tasks[i]:
+                    color, style = STYLES[name]
+                    axis.axhline(value, color=color, linestyle=style, linewidth=1, label=name)
+            axis.set_xlabel(unit, fontsize=8)
+            axis.tick_params(labelsize=8)
+    handles = {
+        label: handle
+        for axis in axes.flat
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=8
+    )
+    figure.savefig(path, dpi=DPI)
+
+
+def _draw_curve(axis: Axes, runs: Sequence[Curve], unit: str) -> None:
+    """Draw the interquartile mean over runs and its interval."""
+    returns = np.array([run.returns for run in runs])
+    x = np.median([getattr(run, unit) for run in runs], axis=0)
+    color = COLORS[runs[0].algorithm]
+    axis.plot(x, interquartile_mean(returns), color=color, linewidth=1.5, label=runs[0].algorithm)
+    axis.fill_between(
+        x, *interval(interquartile_mean, returns), color=color, alpha=0.2, linewidth=0
+    )
+
+
+def _names(curves: Sequence[Curve]) -> tuple[list[str], list[str]]:
+    """Return the tasks and the algorithms, in the order of the curves."""
+    tasks = dict.fromkeys(curve.task for curve in curves)
+    algorithms = dict.fromkeys(curve.algorithm for curve in curves)
+    return list(tasks), list(algorithms)
+
+
+def _runs(curves: Sequence[Curve], task: str, algorithm: str) -> list[Curve]:
+    return [curve for curve in curves if (curve.task, curve.algorithm) == (task, algorithm)]
+
+
+def _baselines(curves: Sequence[Curve]) -> dict[tuple[str, str], float]:
+    """Return what doing nothing and chance earn in each task; all runs meet the same episodes."""
+    return {
+        (curve.task, name): value for curve in curves for name, value in curve.baselines.items()
+    }

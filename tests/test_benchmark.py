@@ -1,0 +1,272 @@
+"""The benchmark: what it trains and what it does not train again, its statistics, BenchMARL."""
+
+import csv
+import sys
+from dataclasses import replace
+
+import benchmark
+import benchmarl
+import numpy as np
+import pytest
+import torch
+from benchmark_report import (
+    Curve,
+    draw,
+    interquartile_mean,
+    interval,
+    normalized,
+    print_table,
+    read_curve,
+    write_csv,
+)
+from tensordict import TensorDict
+from test_recipes import TINY, game, metrics, summary
+
+from qmix_trl import MachineError, load_config
+from qmix_trl.errors import ConfigError
+from qmix_trl.keys import ACTION, OBSERVATION
+
+BASELINES = {"no_op": 1.0, "random": -1.0}
+
+
+def curve(task, algorithm, seed, returns, baselines=BASELINES):
+    """Return a curve of evaluations 100 frames and 2 seconds apart."""
+    frames = 100.0 * np.arange(1, len(returns) + 1)
+    return Curve(task, algorithm, seed, frames, frames / 50, np.array(returns), baselines)
+
+
+# --------------------------------------------------------------------------- statistics
+
+
+def test_the_interquartile_mean_of_five_is_that_of_the_middle_three():
+    returns = np.array([[4.0, 0.0], [100.0, 0.0], [2.0, 3.0], [3.0, 6.0], [-50.0, 9.0]])
+    assert interquartile_mean(returns).tolist() == [3.0, 3.0]
+
+
+def test_the_interval_of_three_seeds_is_that_of_their_27_resamples():
+    # All three draws are the least one with probability 1/27, which is more than 2.5 %. Of three,
+    # a quarter is less than one: the interquartile mean is the mean.
+    low, high = interval(interquartile_mean, np.array([[0.0], [1.0], [2.0]]))
+    assert (low.tolist(), high.tolist()) == ([0.0], [2.0])
+
+
+def test_the_interval_of_one_seed_is_itself():
+    low, high = interval(interquartile_mean, np.array([[3.0, 4.0]]))
+    assert low.tolist() == high.tolist() == [3.0, 4.0]
+
+
+def test_normalized_scores_are_by_task():
+    curves = [
+        curve("a", "qmix", 0, [0.0, 5.0]),
+        curve("a", "vdn", 0, [0.0, 3.0]),
+        curve("b", "qmix", 0, [2.0], {"no_op": -4.0, "random": -2.0}),
+        curve("b", "vdn", 0, [6.0], {"no_op": -4.0, "random": -2.0}),
+        curve("b", "iql", 0, [6.0], {"no_op": -4.0, "random": -2.0}),
+    ]
+    # Task a: 0 at 1, 1 at 5; task b: 0 at -2, 1 at 6. IQL did not learn task a.
+    scores = normalized(curves)
+    assert {name: [s.tolist() for s in samples] for name, samples in scores.items()} == {
+        "qmix": [[1.0], [0.5]],
+        "vdn": [[0.5], [1.0]],
+    }
+
+
+def test_a_task_that_nothing_learned_is_left_out_of_the_scores():
+    curves = [curve("a", "qmix", 0, [5.0]), curve("b", "qmix", 0, [0.5])]
+    assert [s.tolist() for s in normalized(curves)["qmix"]] == [[1.0]]
+
+
+def test_what_is_printed(capsys):
+    returns = [[0.0, 10.0], [0.0, 20.0], [0.0, 60.0]]
+    print_table([curve("balance", "qmix", i, r) for i, r in enumerate(returns)])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["balance", "no_op", "1.00"] for line in lines)
+    assert any(line.split() == ["balance", "random", "-1.00"] for line in lines)
+    # The mean of 10, 20 and 60, and all resamples alike with probability 1/27 each.
+    row = next(line.split() for line in lines if line.startswith("balance       qmix"))
+    assert row == ["balance", "qmix", "30.00", "[10.00,", "60.00]", "200", "4"]
+
+
+def test_the_csv_has_each_evaluation_of_each_run(tmp_path):
+    write_csv([curve("a", "vdn", s, [1.0, 2.5]) for s in (0, 1)], tmp_path / "all.csv")
+    rows = list(csv.reader((tmp_path / "all.csv").open()))
+    assert rows == [
+        ["task", "algorithm", "seed", "frames", "seconds", "greedy_return"],
+        ["a", "vdn", "0", "100", "2.00", "1.0"],
+        ["a", "vdn", "0", "200", "4.00", "2.5"],
+        ["a", "vdn", "1", "100", "2.00", "1.0"],
+        ["a", "vdn", "1", "200", "4.00", "2.5"],
+        ["a", "no_op", "", "", "", "1.0"],
+        ["a", "random", "", "", "", "-1.0"],
+    ]
+
+
+@pytest.mark.parametrize("n_tasks", [1, 5])
+def test_the_figure_is_drawn(n_tasks, tmp_path):
+    algorithms = ("qmix", "vdn")
+    curves = [
+        curve(f"task_{i}", algorithm, seed, [seed, seed + i])
+        for i in range(n_tasks)
+        for algorithm in algorithms
+        for seed in range(3)
+    ]
+    draw(curves, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --------------------------------------------------------------------- what is trained
+
+
+@pytest.fixture
+def tiny_table(tmp_path, monkeypatch):
+    """Let the table have one task of runs of a second, for two algorithms."""
+    games = TINY.replace(TINY[TINY.index("env:") : TINY.index("agent:")], "")
+    env = game("two_step").removeprefix("env=")
+    for algorithm, mixer in (("qmix", None), ("vdn", "{name: vdn}")):
+        text = games + f"env: {env}\n"
+        if mixer:
+            text = text.replace(text[text.index("mixer:") : text.index("explor")], "")
+            text += f"mixer: {mixer}\n"
+        (tmp_path / f"tiny_{algorithm}.yaml").write_text(text)
+    monkeypatch.setattr(benchmark, "CONFIGS", tmp_path)
+    monkeypatch.setattr(benchmark, "TASKS", ("tiny",))
+    return tmp_path
+
+
+def run_table(runs, *overrides, algorithms=("qmix", "vdn"), seeds=1):
+    """Run the table in a folder."""
+    benchmark.benchmark(("tiny",), algorithms, seeds, 2, runs, overrides)
+
+
+def test_the_table_is_trained_once(tiny_table, capsys):
+    runs = tiny_table / "runs"
+    run_table(runs)
+    first = {name: metrics(runs / name) for name in ("tiny_qmix-0", "tiny_vdn-0")}
+    assert first["tiny_qmix-0"]["greedy_return"][-1] is not None
+    assert first["tiny_qmix-0"] != first["tiny_vdn-0"]
+    assert {path.name for path in runs.iterdir()} == {*first, "benchmark.csv", "benchmark.png"}
+    said = capsys.readouterr().out
+    assert "2 runs, 0 of them done" in said
+    assert "2/2  tiny_" in said
+
+    # What has ended stays as it is; what was interrupted begins anew, and is the same again.
+    kept = summary(runs / "tiny_vdn-0")
+    (runs / "tiny_qmix-0" / "summary.json").unlink()
+    run_table(runs)
+    assert summary(runs / "tiny_vdn-0") == kept
+    assert metrics(runs / "tiny_qmix-0") == first["tiny_qmix-0"]
+    assert "2 runs, 1 of them done" in capsys.readouterr().out
+
+    with pytest.raises(ConfigError, match=r"tiny_qmix-0 was trained by another configuration"):
+        run_table(runs, "loss.gamma=0.5")
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_compared(tiny_table, capsys):
+    path = tiny_table / "tiny_vdn.yaml"
+    path.write_text(path.read_text().replace("lr: 0.001", "lr: -1"))
+    runs = tiny_table / "runs"
+    with pytest.raises(ConfigError, match=r"update.optimizer.lr"):  # before anything is trained
+        run_table(runs)
+    path.write_text(path.read_text().replace("lr: -1", "lr: 0.001").replace("two_step", "to_step"))
+    with pytest.raises(SystemExit) as stopped:
+        run_table(runs)
+    assert stopped.value.code == 1
+    said = capsys.readouterr()
+    assert "exit code 2: error: " in said.out
+    assert "1 failed" in said.err
+    assert {row["algorithm"] for row in csv.DictReader((runs / "benchmark.csv").open())} == {
+        "qmix",
+        "no_op",
+        "random",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((("balanc",), ("qmix",), 1, 1), "unknown name 'balanc'; did you mean 'balance'"),
+        ((("balance",), ("vdm",), 1, 1), "unknown name 'vdm'; did you mean 'vdn'"),
+        ((("balance",), ("qmix",), 0, 1), "--seeds and --jobs of at least 1, got 0 and 1"),
+        ((("balance",), ("qmix_feedforward",), 1, 1), "no configuration"),
+    ],
+)
+def test_a_mistake_in_the_arguments(arguments, said, tmp_path):
+    with pytest.raises(ConfigError, match=said):
+        benchmark.benchmark(*arguments, tmp_path, ())
+
+
+@pytest.mark.parametrize("task", benchmark.TASKS)
+def test_the_files_of_a_task_tell_algorithms_apart_and_nothing_else(task):
+    configs = {
+        algorithm: load_config(path)
+        for algorithm in benchmark.OURS
+        if (path := benchmark.CONFIGS / f"{task}_{algorithm}.yaml").exists()
+    }
+    assert {"qmix", "vdn", "iql"} <= set(configs)
+    qmix = configs["qmix"]
+    assert [configs[name].mixer.name for name in ("qmix", "vdn", "iql")] == ["qmix", "vdn", "none"]
+    for name in ("vdn", "iql"):
+        assert replace(configs[name], mixer=qmix.mixer) == qmix
+    for name in configs.keys() - {"qmix", "vdn", "iql"}:
+        assert name == f"qmix_{configs[name].agent.name}"
+        assert configs[name].agent.name != qmix.agent.name
+        assert replace(configs[name], agent=qmix.agent) == qmix
+    assert qmix.evaluation.episodes >= 100
+
+
+# --------------------------------------------------------------------------- BenchMARL
+
+
+def saved_agents(path):
+    """Save and return the layers of agents of 3 observations and 2 actions."""
+    g = torch.Generator().manual_seed(0)
+    layers = [torch.randn(*shape, generator=g) for shape in ((4, 3), (4,), (2, 4), (2,))]
+    torch.save(layers, path)
+    return layers
+
+
+def test_benchmarls_agents_act_by_their_weights(tmp_path):
+    w1, b1, w2, b2 = saved_agents(tmp_path / "agents.pt")
+    observation = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(1))  # [E, N, O]
+    values = torch.tanh(observation @ w1.T + b1) @ w2.T + b2
+    policy = benchmarl.greedy_policy(tmp_path / "agents.pt")
+    acted = policy(TensorDict({OBSERVATION: observation}, [6]))
+    assert torch.equal(acted[ACTION], values.argmax(-1))
+
+
+def test_a_process_that_ends_badly_is_told(tmp_path):
+    config = load_config(benchmark.CONFIGS / "balance_qmix.yaml")
+    with pytest.raises(MachineError, match=r"ended with 1: .*No module named 'benchmarl'"):
+        list(benchmarl.trained(sys.executable, config, tmp_path))
+
+
+def test_games_are_not_benchmarls(tmp_path):
+    with pytest.raises(ConfigError, match=r"VMAS's tasks, not 'games'"):
+        benchmarl.main(str(benchmark.CONFIGS / "memory_qmix.yaml"), [], str(tmp_path))
+
+
+def test_a_run_of_benchmarl_is_read_like_ours(tmp_path, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    layers = [torch.randn(*shape, generator=g) for shape in ((4, 16), (4,), (9, 4), (9,))]
+    torch.save(layers, tmp_path / "agents.pt")
+    points = [
+        {"frames": frames, "seconds": frames / 50, "path": tmp_path / "agents.pt"}
+        for frames in (100, 200)
+    ]
+    monkeypatch.setattr(benchmarl, "make_environment", lambda: None)
+    monkeypatch.setattr(benchmarl, "trained", lambda *_: iter(points))
+    folder = benchmarl.main(
+        str(benchmark.CONFIGS / "balance_qmix.yaml"),
+        [
+            "seed=3",
+            "evaluation.episodes=4",
+            "env.engine=eager",
+            "env.max_steps=5",
+            "collection.steps=5",
+        ],
+        str(tmp_path / "runs"),
+    )
+    assert folder.name == "benchmarl_balance_qmix-1"
+    read = read_curve(folder, "balance", benchmark.BENCHMARL)
+    assert (read.seed, read.frames.tolist(), read.seconds.tolist()) == (3, [100, 200], [2.0, 4.0])
+    assert read.returns[0] == read.returns[1] != read.baselines["no_op"]
