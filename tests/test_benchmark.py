@@ -26,6 +26,7 @@ from qmix_trl import MachineError, load_config
 from qmix_trl.errors import ConfigError
 from qmix_trl.keys import ACTION, OBSERVATION
 
+SHORT = ["env.engine=eager", "env.max_steps=30", "collection.steps=30"]
 BASELINES = {"no_op": 1.0, "random": -1.0}
 
 
@@ -217,16 +218,17 @@ def test_the_files_of_a_task_tell_algorithms_apart_and_nothing_else(task):
 # --------------------------------------------------------------------------- BenchMARL
 
 
-def saved_agents(path):
-    """Save and return the layers of agents of 3 observations and 2 actions."""
-    g = torch.Generator().manual_seed(0)
-    layers = [torch.randn(*shape, generator=g) for shape in ((4, 3), (4,), (2, 4), (2,))]
+def saved_agents(path, n_observed, n_actions):
+    """Save and return the layers of some agents."""
+    shapes = ((4, n_observed), (4,), (n_actions, 4), (n_actions,))
+    g = torch.Generator().manual_seed(1)
+    layers = [torch.randn(*shape, generator=g) for shape in shapes]
     torch.save(layers, path)
     return layers
 
 
 def test_benchmarls_agents_act_by_their_weights(tmp_path):
-    w1, b1, w2, b2 = saved_agents(tmp_path / "agents.pt")
+    w1, b1, w2, b2 = saved_agents(tmp_path / "agents.pt", 3, 2)
     observation = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(1))  # [E, N, O]
     values = torch.tanh(observation @ w1.T + b1) @ w2.T + b2
     policy = benchmarl.greedy_policy(tmp_path / "agents.pt")
@@ -246,9 +248,7 @@ def test_games_are_not_benchmarls(tmp_path):
 
 
 def test_a_run_of_benchmarl_is_read_like_ours(tmp_path, monkeypatch):
-    g = torch.Generator().manual_seed(0)
-    layers = [torch.randn(*shape, generator=g) for shape in ((4, 16), (4,), (9, 4), (9,))]
-    torch.save(layers, tmp_path / "agents.pt")
+    saved_agents(tmp_path / "agents.pt", 18, 9)
     points = [
         {"frames": frames, "seconds": frames / 50, "path": tmp_path / "agents.pt"}
         for frames in (100, 200)
@@ -256,7 +256,7 @@ def test_a_run_of_benchmarl_is_read_like_ours(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarl, "make_environment", lambda: None)
     monkeypatch.setattr(benchmarl, "trained", lambda *_: iter(points))
     folder = benchmarl.main(
-        str(benchmark.CONFIGS / "balance_qmix.yaml"),
+        str(benchmark.CONFIGS / "navigation_qmix.yaml"),
         [
             "seed=3",
             "evaluation.episodes=4",
@@ -266,7 +266,7 @@ def test_a_run_of_benchmarl_is_read_like_ours(tmp_path, monkeypatch):
         ],
         str(tmp_path / "runs"),
     )
-    assert folder.name == "benchmarl_balance_qmix-1"
-    read = read_curve(folder, "balance", benchmark.BENCHMARL)
+    assert folder.name == "benchmarl_navigation_qmix-1"
+    read = read_curve(folder, "navigation", benchmark.BENCHMARL)
     assert (read.seed, read.frames.tolist(), read.seconds.tolist()) == (3, [100, 200], [2.0, 4.0])
     assert read.returns[0] == read.returns[1] != read.baselines["no_op"]
