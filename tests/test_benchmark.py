@@ -9,6 +9,7 @@ import benchmarl
 import numpy as np
 import pytest
 import torch
+import train
 from benchmark_report import (
     Curve,
     draw,
@@ -194,6 +195,22 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tiny_table, capsy
 def test_a_mistake_in_the_arguments(arguments, said, tmp_path):
     with pytest.raises(ConfigError, match=said):
         benchmark.benchmark(*arguments, tmp_path, ())
+
+
+@pytest.mark.parametrize("name", ["balance_qmix_recurrent", "transport_iql"])
+def test_the_same_seed_gives_the_same_curve(name, tmp_path):
+    small = [
+        *("env.n_envs=8", "collection.total_frames=2400", "replay.batch_rows=4"),
+        *("update.per_batch=3", "evaluation.every_frames=1", "evaluation.episodes=8"),
+    ]
+    folders = [
+        train.train(str(benchmark.CONFIGS / f"{name}.yaml"), small, str(tmp_path / run))
+        for run in ("first", "again")
+    ]
+    first, again = (metrics(folder) for folder in folders)
+    assert len(first["greedy_return"]) == 3
+    assert len({*first["loss"]}) == 3
+    assert first == again
 
 
 @pytest.mark.parametrize("task", benchmark.TASKS)

@@ -12,7 +12,7 @@ from train import train
 from qmix_trl import Update, make_hard_updater
 from qmix_trl.agents import gru, gru_triton
 
-CONFIG = Path(__file__).parents[1] / "recipes" / "configs" / "balance_qmix.yaml"
+CONFIG = Path(__file__).parents[1] / "recipes" / "configs" / "balance_qmix_recurrent.yaml"
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
