@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
 RESAMPLES = 2000
@@ -18,7 +19,7 @@ COLORS = {
     "vdn": "C1",
     "iql": "C2",
     "qmix_recurrent": "C9",
-    "qmix_feedforward": "C9",
+    "qmix_feedforward": "C4",
     "benchmarl_qmix": "C3",
 }
 STYLES = {"no_op": ("black", ":"), "random": ("grey", "--")}
@@ -164,28 +165,17 @@ def _mean_over_tasks(*samples: np.ndarray, axis: int = 0) -> np.ndarray:
 
 def draw(curves: Sequence[Curve], path: Path) -> None:
     """Draw the curves of each task against frames, and below them against seconds."""
-    tasks, algorithms = _names(curves)
+    tasks = _names(curves)[0]
     columns, rows = min(COLUMNS, len(tasks)), -(-len(tasks) // COLUMNS)
     figure = Figure(figsize=(WIDTH * columns, HEIGHT * 2 * rows + 0.4), layout="constrained")
     axes = figure.subplots(2 * rows, columns, squeeze=False)
-    for i in range(rows * columns):
-        by_frames, by_seconds = axes[2 * (i // columns) : 2 * (i // columns) + 2, i % columns]
-        if i >= len(tasks):
-            by_frames.axis("off")
-            by_seconds.axis("off")
-            continue
-        by_frames.set_title(tasks[i], fontsize=10)
-        for axis, unit in ((by_frames, "frames"), (by_seconds, "seconds")):
-            for algorithm in algorithms:
-                runs = _runs(curves, tasks[i], algorithm)
-                if runs:
-                    _draw_curve(axis, runs, unit)
-            for (task, name), value in _baselines(curves).items():
-                if task == tasks[i]:
-                    color, style = STYLES[name]
-                    axis.axhline(value, color=color, linestyle=style, linewidth=1, label=name)
-            axis.set_xlabel(unit, fontsize=8)
-            axis.tick_params(labelsize=8)
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, task in enumerate(tasks):
+        for j, unit in enumerate(("frames", "seconds")):
+            axis = axes[2 * (i // columns) + j, i % columns]
+            _draw_panel(axis, [curve for curve in curves if curve.task == task], unit)
+        axes[2 * (i // columns), i % columns].set_title(task, fontsize=10)
     handles = {
         label: handle
         for axis in axes.flat
@@ -195,6 +185,21 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=8
     )
     figure.savefig(path, dpi=DPI)
+
+
+def _draw_panel(axis: Axes, curves: Sequence[Curve], unit: str) -> None:
+    """Draw the curves of one task, and what doing nothing and chance earn."""
+    (task,), algorithms = _names(curves)
+    for algorithm in algorithms:
+        _draw_curve(axis, _runs(curves, task, algorithm), unit)
+    for (_, name), value in _baselines(curves).items():
+        color, style = STYLES[name]
+        axis.axhline(value, color=color, linestyle=style, linewidth=1, label=name)
+    axis.axis("on")
+    axis.set_xlabel(unit, fontsize=8)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.tick_params(labelsize=8)
 
 
 def _draw_curve(axis: Axes, runs: Sequence[Curve], unit: str) -> None:
