@@ -40,6 +40,7 @@ class EpsilonGreedyAction(TensorDictModuleBase):
     appendix C). With ``repeat_exponent`` it prefers them in the drawn order for n steps, n with a
     probability proportional to ``n ** -repeat_exponent`` up to ``MOST_REPEATED``, also across a
     reset: epsilon-z-greedy (Dabney et al. 2021, arXiv 2006.01782, section 4.1).
+    Epsilon is then the probability to begin, and the share of steps that explore is higher.
     It explores whatever TorchRL's exploration type is: evaluate by ``GreedyAction``.
 
     Args:
@@ -87,7 +88,7 @@ class EpsilonGreedyAction(TensorDictModuleBase):
 
     @property
     def epsilon(self) -> float:
-        """The probability with which an agent explores."""
+        """The probability with which an agent explores; with repeats, begins to."""
         if self.frames >= self.anneal_frames:
             return self.epsilon_end
         done = self.frames / self.anneal_frames

@@ -2,11 +2,15 @@
 
 A cell of the table is one command, `train.py configs/TASK_ALGORITHM.yaml seed=N`. What has ended is
 not trained again, so that the recipe goes on where it was interrupted. It leaves
-runs/benchmark/{TASK_ALGORITHM-N/, benchmark.csv, benchmark.png}.
+runs/benchmark/{TASK_ALGORITHM-N/, benchmark.csv, benchmark.png}; the last two, and the table that it
+prints, are of the cells that the command names.
 """
 
 import argparse
+import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from benchmark_report import Curve, draw, print_table, read_curve, write_csv
+from benchmark_report import COLORS, Curve, draw, print_table, read_curve, write_csv
+from benchmarl import make_environment
 from components import CONFIG_FILE
 
 from qmix_trl import load_config
@@ -36,8 +41,8 @@ TASKS = (
     "memory",
 )
 BENCHMARL = "benchmarl_qmix"
-ALGORITHMS = ("qmix", "vdn", "iql", "qmix_recurrent", "qmix_feedforward", BENCHMARL)
-OURS = ALGORITHMS[:-1]
+ALGORITHMS = tuple(COLORS)
+OURS = tuple(name for name in ALGORITHMS if name != BENCHMARL)
 POLL_S = 0.2
 
 
@@ -82,21 +87,28 @@ class Cell:
             *("--runs", str(runs)),
         ]
 
+    @property
+    def exists(self) -> bool:
+        """Say whether there is such a cell: BenchMARL has the tasks that are VMAS's."""
+        if not self.config.exists():
+            return False
+        return self.algorithm != BENCHMARL or load_config(self.config).env.family == "vmas"
+
     def is_done(self, runs: Path) -> bool:
         """Say whether its run has ended.
 
         Raises:
-            ConfigError: if it has, by another configuration, or its configuration has a mistake.
+            ConfigError: if its folder is of another configuration, or this one has a mistake.
         """
         config, folder = load_config(self.config, self.settings), runs / self.name
-        if not (folder / "summary.json").exists():
+        if not (folder / CONFIG_FILE).exists():
             return False
         if load_config(folder / CONFIG_FILE) != config:
             raise ConfigError(
-                f"{folder} was trained by another configuration than {self.config} is now; "
+                f"{folder} is a run of another configuration than {self.config} is now; "
                 "delete it, or choose another folder by --runs"
             )
-        return True
+        return (folder / "summary.json").exists()
 
 
 def cells_of(
@@ -113,7 +125,7 @@ def cells_of(
         for task in tasks
         for algorithm in algorithms
     ]
-    cells = [cell for cell in cells if cell.config.exists()]
+    cells = [cell for cell in cells if cell.exists]
     if not cells:
         raise ConfigError(f"no configuration of these tasks and algorithms is in {CONFIGS}")
     return cells
@@ -123,6 +135,8 @@ def run_cells(cells: Sequence[Cell], runs: Path, jobs: int) -> list[Cell]:
     """Train what has not ended, so many at a time; return the cells that failed."""
     due = [cell for cell in cells if not cell.is_done(runs)]
     print(f"{len(cells)} runs, {len(cells) - len(due)} of them done, in {runs}", flush=True)
+    if any(cell.algorithm == BENCHMARL for cell in due):
+        make_environment()  # once, before several cells need it
     failed, start, stop = [], time.perf_counter(), Event()
     with ThreadPoolExecutor(jobs) as pool, stopping(stop, pool):
         futures = {pool.submit(run_cell, cell, runs, stop): cell for cell in due}
@@ -139,8 +153,13 @@ def run_cells(cells: Sequence[Cell], runs: Path, jobs: int) -> list[Cell]:
 def run_cell(cell: Cell, runs: Path, stop: Event) -> str:
     """Train a cell from its beginning; return what went wrong, or an empty string."""
     shutil.rmtree(runs / cell.name, ignore_errors=True)  # an interrupted run
+    command = cell.command(runs)
     with subprocess.Popen(
-        cell.command(runs), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a group with the processes that it starts
     ) as process:
         while True:
             try:
@@ -148,9 +167,11 @@ def run_cell(cell: Cell, runs: Path, stop: Event) -> str:
                 break
             except subprocess.TimeoutExpired:
                 if stop.is_set():
-                    process.terminate()
+                    os.killpg(process.pid, signal.SIGTERM)
     last = (said.strip().splitlines() or [""])[-1]
-    return f"exit code {process.returncode}: {last}" if process.returncode else ""
+    if not process.returncode:
+        return ""
+    return f"exit code {process.returncode}: {last}\n{shlex.join(command)}"
 
 
 @contextmanager
@@ -186,10 +207,14 @@ def benchmark(
     for names, known in ((tasks, TASKS), (algorithms, ALGORITHMS)):
         for name in names:
             if name not in known:
-                raise ConfigError(f"unknown name {name!r}{nearest(name, known)}")
+                hint = "; overrides stand before --tasks" if "=" in name else nearest(name, known)
+                raise ConfigError(f"unknown name {name!r}{hint}")
+    for override in overrides:
+        if override.startswith(("seed=", "name=")):
+            raise ConfigError(f"{override}: seeds are 0 to --seeds, and names are those of cells")
     if seeds < 1 or jobs < 1:
         raise ConfigError(f"expected --seeds and --jobs of at least 1, got {seeds} and {jobs}")
-    cells = cells_of(tasks, algorithms, seeds, overrides)
+    cells = cells_of(dict.fromkeys(tasks), dict.fromkeys(algorithms), seeds, overrides)
     runs.mkdir(parents=True, exist_ok=True)
     failed = run_cells(cells, runs, jobs)
     ended = [cell for cell in cells if cell not in failed]

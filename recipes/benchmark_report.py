@@ -34,7 +34,7 @@ class Curve:
     Attributes:
         task, algorithm, seed: which run.
         frames: float [K], at each evaluation.
-        seconds: float [K], since training began, evaluations included.
+        seconds: float [K], since training began; evaluations included, but for BenchMARL's.
         returns: float [K], means over the greedy episodes.
         baselines: the mean returns of doing nothing and of chance.
     """
@@ -62,7 +62,7 @@ def read_curve(folder: Path, task: str, algorithm: str) -> Curve:
 
 
 def write_csv(curves: Sequence[Curve], path: Path) -> None:
-    """Write a row for each evaluation of each run, and before them its baselines."""
+    """Write a row for each evaluation of each run, and behind them each task's baselines."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("task", "algorithm", "seed", "frames", "seconds", "greedy_return"))
@@ -112,7 +112,8 @@ def interval(
 def print_table(curves: Sequence[Curve]) -> None:
     """Print each task's returns at the end of training, and the means over the tasks."""
     tasks, algorithms = _names(curves)
-    print(f"\n{'task':<14}{'algorithm':<18}{'return [95 %]':<30}{'frames':>10}{'seconds':>9}")
+    titles = f"{'return [95 %]':<28}{'seeds':>6}{'frames':>11}{'seconds':>9}"
+    print(f"\n{'task':<14}{'algorithm':<18}{titles}")
     for task in tasks:
         for (of, name), value in _baselines(curves).items():
             if of == task:
@@ -125,9 +126,8 @@ def print_table(curves: Sequence[Curve]) -> None:
             low, high = interval(interquartile_mean, last)
             value = f"{interquartile_mean(last):>9.2f} [{low:.2f}, {high:.2f}]"
             seconds = np.median([run.seconds[-1] for run in runs])
-            print(
-                f"{task:<14}{algorithm:<18}{value:<30}{runs[0].frames[-1]:>10,.0f}{seconds:>9.0f}"
-            )
+            cost = f"{len(runs):>6}{runs[0].frames[-1]:>11,.0f}{seconds:>9.0f}"
+            print(f"{task:<14}{algorithm:<18}{value:<28}{cost}")
     for algorithm, samples in normalized(curves).items():
         low, high = interval(_mean_over_tasks, *samples)
         value = f"{_mean_over_tasks(*samples):>9.2f} [{low:.2f}, {high:.2f}]"
@@ -163,8 +163,8 @@ def _mean_over_tasks(*samples: np.ndarray, axis: int = 0) -> np.ndarray:
     return np.mean([interquartile_mean(sample, axis) for sample in samples], axis=0)
 
 
-def draw(curves: Sequence[Curve], path: Path) -> None:
-    """Draw the curves of each task against frames, and below them against seconds."""
+def draw(curves: Sequence[Curve], path: Path) -> Figure:
+    """Save and return each task's curves against frames, and below them against seconds."""
     tasks = _names(curves)[0]
     columns, rows = min(COLUMNS, len(tasks)), -(-len(tasks) // COLUMNS)
     figure = Figure(figsize=(WIDTH * columns, HEIGHT * 2 * rows + 0.4), layout="constrained")
@@ -185,6 +185,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
         handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=8
     )
     figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def _draw_panel(axis: Axes, curves: Sequence[Curve], unit: str) -> None:
@@ -225,7 +226,7 @@ def _runs(curves: Sequence[Curve], task: str, algorithm: str) -> list[Curve]:
 
 
 def _baselines(curves: Sequence[Curve]) -> dict[tuple[str, str], float]:
-    """Return what doing nothing and chance earn in each task; all runs meet the same episodes."""
+    """Return what doing nothing and chance earn in each task, in episodes that all runs share."""
     return {
         (curve.task, name): value for curve in curves for name, value in curve.baselines.items()
     }

@@ -2,13 +2,16 @@
 
 python recipes/benchmarl.py recipes/configs/balance_qmix.yaml [seed=0 ..]
 
-Of the configuration env, collection.total_frames, evaluation, seed and name count; all else is as
-BenchMARL has it by default. It wants a TorchRL of its own and gets a virtual environment, made at
-the first call, which shares torch and VMAS with ours. The run's folder has config.yaml,
-metrics.csv and summary.json, so that benchmark.py shows it beside ours.
+Of the configuration count the scenario with its keywords, n_envs, max_steps,
+collection.total_frames, evaluation, seed and name; all else is as BenchMARL has it by default. It
+wants a TorchRL of its own and gets a virtual environment, made at the first call, which shares
+torch and VMAS with ours. Its clock begins when its experiment is set up and stands still while we
+evaluate. The run's folder has config.yaml, metrics.csv and summary.json, so that benchmark.py
+shows it beside ours.
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -68,27 +71,31 @@ def make_environment() -> Path:
     Raises:
         MachineError: if a package cannot be installed.
     """
-    root = store.folder() / "-".join(PACKAGES[0].split("=="))
+    ours = sysconfig.get_path("purelib")
+    key = hashlib.sha256(repr((PACKAGES, ours, sys.version)).encode()).hexdigest()[:12]
+    root = store.folder() / f"benchmarl-{key}"
     python = root / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     ready = root / "ready"
     if ready.exists():
         return python
     print(f"making BenchMARL's virtual environment, {root}", flush=True)
     venv.create(root, clear=True, with_pip=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *PACKAGES]
+    pip = (str(python), "-m", "pip", "--disable-pip-version-check", "install")
+    install = [*pip, "--quiet", "--no-deps", *PACKAGES]
     done = subprocess.run(install, capture_output=True, text=True)
     if done.returncode:
-        raise MachineError(f"pip cannot install BenchMARL: {done.stderr.strip().splitlines()[-1]}")
+        said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+        raise MachineError(f"pip cannot install BenchMARL: {said}")
     ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     theirs = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     # Behind their own packages, so that these come first.
-    (Path(theirs) / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (Path(theirs) / "ours.pth").write_text(f"{ours}\n")
     ready.touch()
     return python
 
 
 def trained(python: Path, config: RunConfig, folder: Path) -> Iterator[dict[str, Any]]:
-    """Train, and yield {frames, seconds, path} of the weights at each evaluation.
+    """Train, and yield {frames, seconds, path} of the weights at each evaluation; wait for it.
 
     Raises:
         MachineError: if BenchMARL's process fails.
@@ -107,11 +114,14 @@ def trained(python: Path, config: RunConfig, folder: Path) -> Iterator[dict[str,
     command = [str(python), "-I", str(script), json.dumps(settings)]  # -I: without our recipes
     with (
         (folder / "benchmarl.log").open("w+") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
     ):
         for line in process.stdout or ():
             if line.startswith("{"):
                 yield json.loads(line)
+                print(file=process.stdin, flush=True)
         if process.wait():
             log.seek(0)
             last = (log.read().strip().splitlines() or ["nothing said"])[-1]

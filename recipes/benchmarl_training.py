@@ -1,7 +1,7 @@
 """BenchMARL's part of ``benchmarl.py``, which runs it in BenchMARL's own virtual environment.
 
 It imports nothing of ours. A JSON object on the command line says what to train; each line that
-it prints is a JSON object on the weights that it has just saved.
+it prints is a JSON object on the weights that it has just saved; when a line comes in, it goes on.
 """
 
 import json
@@ -31,6 +31,10 @@ class SaveAgents(Callback):
         self.every_frames = every_frames
         self.last_frame = last_frame
         self.next = every_frames
+        self.start = 0.0
+
+    def on_setup(self) -> None:
+        """Begin to count seconds."""
         self.start = time.perf_counter()
 
     def on_train_end(self, training_td, group: str) -> None:
@@ -49,6 +53,9 @@ class SaveAgents(Callback):
         )
         seconds = time.perf_counter() - self.start
         print(json.dumps({"frames": frames, "seconds": seconds, "path": str(path)}), flush=True)
+        if not sys.stdin.readline():
+            raise SystemExit("nobody waits for the weights any more")
+        self.start = time.perf_counter() - seconds  # without the wait
 
 
 def train(

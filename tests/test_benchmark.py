@@ -3,6 +3,7 @@
 import csv
 import sys
 from dataclasses import replace
+from threading import Event
 
 import benchmark
 import benchmarl
@@ -86,7 +87,7 @@ def test_what_is_printed(capsys):
     assert any(line.split() == ["balance", "random", "-1.00"] for line in lines)
     # The mean of 10, 20 and 60, and all resamples alike with probability 1/27 each.
     row = next(line.split() for line in lines if line.startswith("balance       qmix"))
-    assert row == ["balance", "qmix", "30.00", "[10.00,", "60.00]", "200", "4"]
+    assert row == ["balance", "qmix", "30.00", "[10.00,", "60.00]", "3", "200", "4"]
 
 
 def test_the_csv_has_each_evaluation_of_each_run(tmp_path):
@@ -112,8 +113,15 @@ def test_the_figure_is_drawn(n_tasks, tmp_path):
         for algorithm in algorithms
         for seed in range(3)
     ]
-    draw(curves, tmp_path / "figure.png")
+    figure = draw(curves, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    panels = [axis for axis in figure.axes if axis.axison]
+    assert len(panels) == 2 * n_tasks
+    for panel in panels:
+        lines = {line.get_label(): line.get_xdata() for line in panel.get_lines()}
+        assert set(lines) == {*algorithms, "no_op", "random"}
+        assert list(lines["qmix"]) == {"frames": [100, 200], "seconds": [2, 4]}[panel.get_xlabel()]
+        assert len(panel.collections) == len(algorithms)  # an interval for each
 
 
 # --------------------------------------------------------------------- what is trained
@@ -159,7 +167,7 @@ def test_the_table_is_trained_once(tiny_table, capsys):
     assert metrics(runs / "tiny_qmix-0") == first["tiny_qmix-0"]
     assert "2 runs, 1 of them done" in capsys.readouterr().out
 
-    with pytest.raises(ConfigError, match=r"tiny_qmix-0 was trained by another configuration"):
+    with pytest.raises(ConfigError, match=r"tiny_qmix-0 is a run of another configuration"):
         run_table(runs, "loss.gamma=0.5")
 
 
@@ -188,13 +196,46 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tiny_table, capsy
     [
         ((("balanc",), ("qmix",), 1, 1), "unknown name 'balanc'; did you mean 'balance'"),
         ((("balance",), ("vdm",), 1, 1), "unknown name 'vdm'; did you mean 'vdn'"),
+        ((("balance", "loss.gamma=0"), ("vdn",), 1, 1), "'loss.gamma=0'; overrides stand before"),
         ((("balance",), ("qmix",), 0, 1), "--seeds and --jobs of at least 1, got 0 and 1"),
         ((("balance",), ("qmix_feedforward",), 1, 1), "no configuration"),
+        ((("memory",), ("benchmarl_qmix",), 1, 1), "no configuration"),
     ],
 )
 def test_a_mistake_in_the_arguments(arguments, said, tmp_path):
     with pytest.raises(ConfigError, match=said):
         benchmark.benchmark(*arguments, tmp_path, ())
+
+
+@pytest.mark.parametrize("override", ["seed=3", "name=mine"])
+def test_what_cells_choose_is_not_overridden(override, tmp_path):
+    with pytest.raises(ConfigError, match=f"{override}: seeds are 0 to --seeds"):
+        benchmark.benchmark(("balance",), ("vdn",), 1, 1, tmp_path, (override,))
+
+
+def test_a_run_of_somebody_else_is_not_deleted(tiny_table):
+    runs = tiny_table / "runs"
+    theirs = runs / "tiny_qmix-0"
+    train.train(str(tiny_table / "tiny_qmix.yaml"), ["name=tiny_qmix-0", "seed=5"], str(runs))
+    (theirs / "summary.json").unlink()  # it is under way
+    with pytest.raises(ConfigError, match=r"tiny_qmix-0 is a run of another configuration"):
+        run_table(runs)
+    assert (theirs / "metrics.csv").exists()
+
+
+def test_a_name_given_twice_is_one_cell(tiny_table, capsys):
+    run_table(tiny_table / "runs", algorithms=("vdn", "vdn"))
+    assert "1 runs, 0 of them done" in capsys.readouterr().out
+
+
+def test_a_table_that_is_stopped_ends_what_is_under_way(tiny_table):
+    cell = benchmark.Cell("tiny", "vdn", 0, ("collection.total_frames=100000000",))
+    stop = Event()
+    stop.set()
+    said = benchmark.run_cell(cell, tiny_table / "runs", stop)
+    assert said.startswith("exit code -15")
+    assert "train.py" in said.splitlines()[-1]
+    assert not (tiny_table / "runs" / cell.name / "summary.json").exists()
 
 
 @pytest.mark.parametrize("name", ["balance_qmix_recurrent", "transport_iql"])
