@@ -2,8 +2,8 @@
 
 A cell of the table is one command, `train.py configs/TASK_ALGORITHM.yaml seed=N`. What has ended is
 not trained again, so that the recipe goes on where it was interrupted. It leaves
-runs/benchmark/{TASK_ALGORITHM-N/, benchmark.csv, benchmark.png}; the last two, and the table that it
-prints, are of the cells that the command names.
+runs/benchmark/{TASK_ALGORITHM-N/, benchmark.csv, benchmark.png}; the last two, and what is printed,
+are of the cells that the command names.
 """
 
 import argparse
