@@ -19,6 +19,8 @@ COLORS = {
     "vdn": "C1",
     "iql": "C2",
     "qmix_recurrent": "C9",
+    "vdn_recurrent": "C6",
+    "iql_recurrent": "C8",
     "qmix_feedforward": "C4",
     "benchmarl_qmix": "C3",
 }

@@ -263,13 +263,12 @@ def test_the_files_of_a_task_tell_algorithms_apart_and_nothing_else(task):
     }
     assert {"qmix", "vdn", "iql"} <= set(configs)
     qmix = configs["qmix"]
-    assert [configs[name].mixer.name for name in ("qmix", "vdn", "iql")] == ["qmix", "vdn", "none"]
-    for name in ("vdn", "iql"):
-        assert replace(configs[name], mixer=qmix.mixer) == qmix
-    for name in configs.keys() - {"qmix", "vdn", "iql"}:
-        assert name == f"qmix_{configs[name].agent.name}"
-        assert configs[name].agent.name != qmix.agent.name
-        assert replace(configs[name], agent=qmix.agent) == qmix
+    for name, config in configs.items():
+        algorithm, _, agent = name.partition("_")
+        assert config.mixer.name == {"qmix": "qmix", "vdn": "vdn", "iql": "none"}[algorithm]
+        assert config.agent.name == (agent or qmix.agent.name)
+        assert (config.agent == qmix.agent) == (not agent)
+        assert replace(config, mixer=qmix.mixer, agent=qmix.agent) == qmix
     assert qmix.evaluation.episodes >= 100
 
 
