@@ -42,7 +42,7 @@ TASKS = (
 )
 BENCHMARL = "benchmarl_qmix"
 ALGORITHMS = tuple(COLORS)
-OURS = tuple(name for name in ALGORITHMS if name != BENCHMARL)
+COMPARED = ("qmix", "vdn", "iql")  # if none are named
 POLL_S = 0.2
 
 
@@ -232,7 +232,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("overrides", nargs="*", help="of all runs", metavar="key.sub=value")
     parser.add_argument("--tasks", nargs="+", default=TASKS, help=", ".join(TASKS))
-    parser.add_argument("--algorithms", nargs="+", default=OURS, help=", ".join(ALGORITHMS))
+    parser.add_argument(
+        "--algorithms",
+        nargs="+",
+        default=COMPARED,
+        help=f"{', '.join(ALGORITHMS)}; if none are named, {', '.join(COMPARED)}",
+    )
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each in one thread")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))

@@ -258,10 +258,10 @@ def test_the_same_seed_gives_the_same_curve(name, tmp_path):
 def test_the_files_of_a_task_tell_algorithms_apart_and_nothing_else(task):
     configs = {
         algorithm: load_config(path)
-        for algorithm in benchmark.OURS
+        for algorithm in benchmark.ALGORITHMS
         if (path := benchmark.CONFIGS / f"{task}_{algorithm}.yaml").exists()
     }
-    assert {"qmix", "vdn", "iql"} <= set(configs)
+    assert set(benchmark.COMPARED) <= set(configs)
     qmix = configs["qmix"]
     for name, config in configs.items():
         algorithm, _, agent = name.partition("_")
