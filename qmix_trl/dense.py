@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qmix_trl.native import dense as kernel
-from qmix_trl.native import networks
+from qmix_trl.native.networks import dense as kernel
+from qmix_trl.native.networks import library as networks
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from benchmark_report import COLORS, Curve, draw, print_table, read_curve, write_csv
-from benchmarl import make_environment
-from components import CONFIG_FILE
+from support.benchmark_report import COLORS, Curve, draw, print_table, read_curve, write_csv
+from support.components import CONFIG_FILE
+from train_benchmarl import make_environment
 
 from qmix_trl import load_config
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
@@ -80,7 +80,7 @@ class Cell:
 
     def command(self, runs: Path) -> list[str]:
         """Return the command that trains it."""
-        recipe = "benchmarl.py" if self.algorithm == BENCHMARL else "train.py"
+        recipe = "train_benchmarl.py" if self.algorithm == BENCHMARL else "train.py"
         return [
             *(sys.executable, str(HERE / recipe), str(self.config)),
             *self.settings,

@@ -6,7 +6,7 @@ It prints the return beside those of doing nothing and of chance, on the same ep
 import argparse
 from pathlib import Path
 
-from components import (
+from support.components import (
     CONFIG_FILE,
     build_agent,
     build_env,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from components import (
+from support.components import (
     build_agent,
     build_collector,
     build_env,
@@ -24,8 +24,8 @@ from components import (
     set_threads,
     stream_seed,
 )
-from games_report import GameReport, Outcome, draw, show
-from projections import (
+from support.games_report import GameReport, Outcome, draw, show
+from support.projections import (
     Table,
     additive_projection,
     independent_fixed_point,

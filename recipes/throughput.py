@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from throughput_collection import (
+from support.throughput.collection import (
     engine_steps,
     our_batches,
     our_env,
@@ -24,10 +24,10 @@ from throughput_collection import (
     their_batches,
     vmas_env_steps,
 )
-from throughput_report import TITLES, draw, print_table
-from throughput_timing import NOTHING, Case, measured
-from throughput_training import training
-from throughput_updates import updates
+from support.throughput.report import TITLES, draw, print_table
+from support.throughput.timing import NOTHING, Case, measured
+from support.throughput.training import training
+from support.throughput.updates import updates
 
 from qmix_trl.errors import ConfigError
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from components import (
+from support.components import (
     CONFIG_FILE,
     build_agent,
     build_collector,
@@ -49,7 +49,7 @@ from qmix_trl.collect import finished_returns
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
 from qmix_trl.logs import Column, RunLog, make_run_folder, write_json
-from qmix_trl.native.ahead import build_ahead
+from qmix_trl.native.networks.ahead import build_ahead
 
 COLUMNS = (
     Column("frames", "frames", ",d"),

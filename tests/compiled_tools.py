@@ -12,13 +12,14 @@ from torch.fx.graph import CodeGen
 from vmas.simulator.core import Agent, Landmark, World
 from vmas.simulator.scenario import BaseScenario
 
-from qmix_trl.envs.compiled import cpp, draws
-from qmix_trl.envs.compiled.expressions import CASTS, FOLDS, Expression, Program
-from qmix_trl.envs.compiled.lower import Run, StateRow, Step
-from qmix_trl.envs.compiled.pure import MaskMode
-from qmix_trl.envs.compiled.rows import as_bits
-from qmix_trl.envs.compiled.schedule import live
-from qmix_trl.envs.compiled.trace import TRACE_ENVS, StepGraph
+from qmix_trl.envs.compiled.codegen import cpp
+from qmix_trl.envs.compiled.codegen.schedule import live
+from qmix_trl.envs.compiled.engines.packed_state import as_bits
+from qmix_trl.envs.compiled.lower.expressions import CASTS, FOLDS, Expression, Program
+from qmix_trl.envs.compiled.lower.step import Run, StateRow, Step
+from qmix_trl.envs.compiled.trace import draws
+from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, StepGraph
+from qmix_trl.envs.compiled.trace.pure import MaskMode
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.native import build, store
 

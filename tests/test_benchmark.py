@@ -6,12 +6,12 @@ from dataclasses import replace
 from threading import Event
 
 import benchmark
-import benchmarl
 import numpy as np
 import pytest
 import torch
 import train
-from benchmark_report import (
+import train_benchmarl
+from support.benchmark_report import (
     Curve,
     draw,
     interquartile_mean,
@@ -288,7 +288,7 @@ def test_benchmarls_agents_act_by_their_weights(tmp_path):
     w1, b1, w2, b2 = saved_agents(tmp_path / "agents.pt", 3, 2)
     observation = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(1))  # [E, N, O]
     values = torch.tanh(observation @ w1.T + b1) @ w2.T + b2
-    policy = benchmarl.greedy_policy(tmp_path / "agents.pt")
+    policy = train_benchmarl.greedy_policy(tmp_path / "agents.pt")
     acted = policy(TensorDict({OBSERVATION: observation}, [6]))
     assert torch.equal(acted[ACTION], values.argmax(-1))
 
@@ -296,12 +296,12 @@ def test_benchmarls_agents_act_by_their_weights(tmp_path):
 def test_a_process_that_ends_badly_is_told(tmp_path):
     config = load_config(benchmark.CONFIGS / "balance_qmix.yaml")
     with pytest.raises(MachineError, match=r"ended with 1: .*No module named 'benchmarl'"):
-        list(benchmarl.trained(sys.executable, config, tmp_path))
+        list(train_benchmarl.trained(sys.executable, config, tmp_path))
 
 
 def test_games_are_not_benchmarls(tmp_path):
     with pytest.raises(ConfigError, match=r"VMAS's tasks, not 'games'"):
-        benchmarl.main(str(benchmark.CONFIGS / "memory_qmix.yaml"), [], str(tmp_path))
+        train_benchmarl.main(str(benchmark.CONFIGS / "memory_qmix.yaml"), [], str(tmp_path))
 
 
 def test_a_run_of_benchmarl_is_read_like_ours(tmp_path, monkeypatch):
@@ -310,9 +310,9 @@ def test_a_run_of_benchmarl_is_read_like_ours(tmp_path, monkeypatch):
         {"frames": frames, "seconds": frames / 50, "path": tmp_path / "agents.pt"}
         for frames in (100, 200)
     ]
-    monkeypatch.setattr(benchmarl, "make_environment", lambda: None)
-    monkeypatch.setattr(benchmarl, "trained", lambda *_: iter(points))
-    folder = benchmarl.main(
+    monkeypatch.setattr(train_benchmarl, "make_environment", lambda: None)
+    monkeypatch.setattr(train_benchmarl, "trained", lambda *_: iter(points))
+    folder = train_benchmarl.main(
         str(benchmark.CONFIGS / "navigation_qmix.yaml"),
         [
             "seed=3",

@@ -12,7 +12,8 @@ import pytest
 import torch
 from compiled_tools import BOUNDS, header, loaded, occupied_by, task_of
 
-from qmix_trl.envs.compiled import draws, task_key
+from qmix_trl.envs.compiled import task_key
+from qmix_trl.envs.compiled.trace import draws
 from qmix_trl.native import build, store
 
 # -------------------------------------------------------------------- simd.h, draws.h

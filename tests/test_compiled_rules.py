@@ -6,9 +6,9 @@ import pytest
 import torch
 from compiled_tools import E, by_definition, by_torch, close, lowered, run_as_cpp, traced
 
-from qmix_trl.envs.compiled.arrays import Unlowerable
-from qmix_trl.envs.compiled.lower import writes
-from qmix_trl.envs.compiled.rules import RULES
+from qmix_trl.envs.compiled.lower.arrays import Unlowerable
+from qmix_trl.envs.compiled.lower.rules import RULES
+from qmix_trl.envs.compiled.lower.step import writes
 
 FIXED = torch.arange(12.0).view(4, 3) / 7
 OF_EACH = torch.arange(E)[:, None] / 7  # a constant that differs between environments

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from compiled_tools import STATE, by_definition, close, evaluated, run_as_cpp
 
-from qmix_trl.envs.compiled.expressions import (
+from qmix_trl.envs.compiled.codegen.schedule import GUARD_COST, Guard, cost, guards, live, scheduled
+from qmix_trl.envs.compiled.lower.expressions import (
     BOOL,
     CASTS,
     FLOAT,
@@ -18,7 +19,6 @@ from qmix_trl.envs.compiled.expressions import (
     Program,
     single,
 )
-from qmix_trl.envs.compiled.schedule import GUARD_COST, Guard, cost, guards, live, scheduled
 
 # ------------------------------------------------------------------------------ expressions
 

@@ -12,7 +12,10 @@ from scipy import stats
 from vmas.simulator.core import Agent, Landmark, Sphere, World
 from vmas.simulator.utils import ScenarioUtils
 
-from qmix_trl.envs.compiled import draws, memory, pool, pure, trace
+from qmix_trl.envs.compiled.engines import pool
+from qmix_trl.envs.compiled.trace import draws, pure, state
+from qmix_trl.envs.compiled.trace import graph as trace
+from qmix_trl.envs.compiled.trace import snapshot as snapshots
 
 RARE = 1e-3  # a fixed seed whose sample is rarer than this under the hypothesis is no chance
 
@@ -262,7 +265,7 @@ class Counter(Plain):
 def state_of(simulation):
     """Return where its state stands."""
     with simulation.own_randomness():
-        return memory.find_state(simulation.simulator, trace.random_step(simulation))
+        return state.find_state(simulation.simulator, trace.random_step(simulation))
 
 
 def test_state_is_found_wherever_it_is_kept():
@@ -344,7 +347,7 @@ def test_a_snapshot_goes_on_as_before(scenario):
     for mark, x in zip(simulation.simulator.world.landmarks, (1.0, 2.0), strict=True):
         mark.set_pos(torch.full((1, 2), x), batch_index=None)
     seen_in(simulation, 2)
-    kept = memory.snapshot(simulation.simulator)
+    kept = snapshots.snapshot(simulation.simulator)
     first = seen_in(simulation, 3)
     simulation.reset()
     inside = simulation.simulator.scenario
@@ -352,8 +355,8 @@ def test_a_snapshot_goes_on_as_before(scenario):
         marks = simulation.simulator.world.landmarks
         inside.goal = marks[1 - int(kept["env.scenario.goal@"])]  # the other one
     seen_in(simulation, 1)
-    memory.restore(simulation.simulator, kept)
-    again = memory.snapshot(simulation.simulator)
+    snapshots.restore(simulation.simulator, kept)
+    again = snapshots.snapshot(simulation.simulator)
     assert kept.keys() == again.keys()
     assert all(torch.equal(kept[path], again[path]) for path in kept)
     assert torch.equal(seen_in(simulation, 3), first)
@@ -415,9 +418,9 @@ def test_the_fewest_choices_that_tell_kinds_apart_decide(kinds, places):
 def test_a_trace_is_the_step_from_any_state_and_leaves_the_simulator_alone():
     simulation = simulation_of(Hoarder(), trace.TRACE_ENVS)
     paths = state_of(simulation)
-    before = memory.snapshot(simulation.simulator)
+    before = snapshots.snapshot(simulation.simulator)
     graph = trace.trace_step(simulation, paths)
-    after = memory.snapshot(simulation.simulator)
+    after = snapshots.snapshot(simulation.simulator)
     for path, value in before.items():
         assert torch.equal(value.float(), after[path].float()), path
     step = trace.random_step(simulation)

@@ -16,11 +16,11 @@ import triton_checks
 import triton_operations
 from triton_checks import SCENARIOS, assert_same, engines, state_of, task_of, zeros
 
-from qmix_trl.envs.compiled import triton_print
-from qmix_trl.envs.compiled.buffers import SeenLayout
+from qmix_trl.envs.compiled.choose import Settings, kernel
+from qmix_trl.envs.compiled.codegen import triton as triton_print
 from qmix_trl.envs.compiled.compile import Refused
-from qmix_trl.envs.compiled.engines import Settings, kernel
-from qmix_trl.envs.compiled.triton_kernel import TritonEngine
+from qmix_trl.envs.compiled.engines.buffers import SeenLayout
+from qmix_trl.envs.compiled.engines.triton import TritonEngine
 from qmix_trl.native import build
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")

@@ -18,10 +18,11 @@ from qmix_trl import (
     env_dims,
     make_env,
 )
-from qmix_trl.envs.compiled import cpp, engines
-from qmix_trl.envs.compiled.buffers import Buffers
-from qmix_trl.envs.compiled.pure import static_collisions
-from qmix_trl.envs.compiled.rows import read_rows
+from qmix_trl.envs.compiled import choose as engines
+from qmix_trl.envs.compiled.codegen import cpp
+from qmix_trl.envs.compiled.engines.buffers import Buffers
+from qmix_trl.envs.compiled.engines.packed_state import read_rows
+from qmix_trl.envs.compiled.trace.pure import static_collisions
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import ConfigError
 from qmix_trl.keys import OBSERVATION

@@ -20,7 +20,7 @@ from qmix_trl import (
     make_policy,
     with_memory,
 )
-from qmix_trl.fused import graph, policy_kernel
+from qmix_trl.fused import cuda_graph_loop, policy_kernel
 from qmix_trl.keys import (
     ACTION,
     ACTION_VALUE,
@@ -291,13 +291,13 @@ def computed_again(function):
 @pytest.mark.parametrize("agent_of", [RecurrentAgent, FeedforwardAgent])
 def test_the_graphs_loop_gives_what_calls_give(agent_of, head, monkeypatch):
     monkeypatch.setattr(policy_kernel, "why_not", lambda *_: "as asked for")
-    monkeypatch.setattr(graph, "warmed_up", lambda function: function())
-    monkeypatch.setattr(graph, "captured", computed_again)
+    monkeypatch.setattr(cuda_graph_loop, "warmed_up", lambda function: function())
+    monkeypatch.setattr(cuda_graph_loop, "captured", computed_again)
     called, collector = (collector_of(agent_of=agent_of, head=copy.copy(head)) for _ in range(2))
     env, dims = collector.env, env_dims(collector.env)
     values = torch.empty(4, dims.n_agents, dims.n_actions)
     start = (env.begin_rows(12), torch.zeros(4, 1, dtype=torch.bool), collector._memory)
-    collector._loop = graph.GraphLoop(collector.policy, env, *start, values)
+    collector._loop = cuda_graph_loop.GraphLoop(collector.policy, env, *start, values)
     for a, b in zip(called, collector, strict=True):
         assert (a == b).all()
 
@@ -306,7 +306,7 @@ def test_the_graphs_loop_gives_what_calls_give(agent_of, head, monkeypatch):
 def test_on_a_gpu_the_graph_gives_what_calls_give(monkeypatch):
     collector = collector_of(device="cuda")
     assert collector.called_because is None
-    monkeypatch.setattr(graph, "why_not", lambda *_: "as asked for")
+    monkeypatch.setattr(cuda_graph_loop, "why_not", lambda *_: "as asked for")
     for a, b in zip(collector_of(device="cuda"), collector, strict=True):
         assert torch.equal(a[ACTION], b[ACTION])
         torch.testing.assert_close(a[ACTION_VALUE], b[ACTION_VALUE])

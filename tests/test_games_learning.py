@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from games import CONFIG, GAMES, ONE_STEP, learn, main
 from matplotlib.image import imread
-from projections import monotone_projection, squared_error, supermodular_projection
+from support.projections import monotone_projection, squared_error, supermodular_projection
 from train import train
 
 from qmix_trl import load_config

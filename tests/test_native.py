@@ -9,10 +9,11 @@ from qmix_trl import QMixer
 from qmix_trl.agents import gru, gru_triton
 from qmix_trl.agents.layers import per_agent
 from qmix_trl.dense import dense, dense_by_layers
-from qmix_trl.native import build, networks
-from qmix_trl.native import dense as dense_kernel
-from qmix_trl.native import gru as gru_kernel
-from qmix_trl.native import mixer as mixer_kernel
+from qmix_trl.native import build
+from qmix_trl.native.networks import dense as dense_kernel
+from qmix_trl.native.networks import gru as gru_kernel
+from qmix_trl.native.networks import library as networks
+from qmix_trl.native.networks import mixer as mixer_kernel
 
 needs_library = pytest.mark.skipif(
     networks.missing(gru_kernel.library, torch.float32) is not None,

@@ -6,7 +6,8 @@ from math import comb
 import numpy as np
 import pytest
 import torch
-from projections import (
+from scipy.optimize import minimize
+from support.projections import (
     additive_projection,
     independent_fixed_point,
     isotonic,
@@ -17,7 +18,6 @@ from projections import (
     supermodular_projection,
     upper_sets,
 )
-from scipy.optimize import minimize
 
 from qmix_trl.envs.game_tables import Game, matrix, memory, two_step
 

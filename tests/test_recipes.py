@@ -11,14 +11,14 @@ import typing
 from itertools import pairwise
 from pathlib import Path
 
-import components
 import evaluate
-import list as listing
+import names as listing
 import pytest
 import reuse_qmixer
 import torch
 import train
 import vmas
+from support import components
 from test_envs_vmas import SEVERAL_GROUPS
 
 from qmix_trl import ConfigError, EnvDims, MachineError, RunConfig, load_config
@@ -166,7 +166,7 @@ def command(folder: Path, recipe: str, *arguments: str) -> subprocess.CompletedP
 
 
 MISTAKES = {
-    "unknown scenario": (["env.scenario=balanc"], 2, ["'balance'", "list.py scenarios"]),
+    "unknown scenario": (["env.scenario=balanc"], 2, ["'balance'", "names.py scenarios"]),
     "unknown game": ([game("two_stp")], 2, ["'two_stp'", "did you mean 'two_step'"]),
     "misspelt keyword of a game": (
         [game("memory", "delays: 3")],

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from throughput_timing import Operations
-from throughput_updates import (
+from support.throughput.timing import Operations
+from support.throughput.updates import (
     HIDDEN_DIM,
     SIMPLE_SPREAD,
     PlainUpdate,
@@ -18,7 +18,8 @@ from throughput_updates import (
 )
 
 from qmix_trl import RecurrentAgent
-from qmix_trl.native import dense, networks
+from qmix_trl.native.networks import dense
+from qmix_trl.native.networks import library as networks
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "throughput.py"
 

@@ -8,7 +8,7 @@ from test_loss import make_loss, random_batch, some_ends
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qmix_trl import Update, make_hard_updater, make_soft_updater, update
-from qmix_trl.native import networks
+from qmix_trl.native.networks import library as networks
 
 
 def weight(params):

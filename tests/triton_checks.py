@@ -20,12 +20,16 @@ import torch
 import triton_operations as ops
 
 from qmix_trl import AGENTS, GreedyAction, make_collector, make_env, make_policy, with_memory
-from qmix_trl.envs.compiled import backends, compile, draws, triton_kernel, triton_print
-from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
-from qmix_trl.envs.compiled.kernel import KernelEngine
-from qmix_trl.envs.compiled.pool import FreshStates
-from qmix_trl.envs.compiled.rows import CompiledStep, Row, as_bits
-from qmix_trl.envs.compiled.triton_kernel import TritonEngine
+from qmix_trl.envs.compiled import backends, compile
+from qmix_trl.envs.compiled.codegen import triton as triton_print
+from qmix_trl.envs.compiled.compiled_step import CompiledStep
+from qmix_trl.envs.compiled.engines import triton as triton_kernel
+from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
+from qmix_trl.envs.compiled.engines.kernel import KernelEngine
+from qmix_trl.envs.compiled.engines.packed_state import Row, as_bits
+from qmix_trl.envs.compiled.engines.pool import FreshStates
+from qmix_trl.envs.compiled.engines.triton import TritonEngine
+from qmix_trl.envs.compiled.trace import draws
 from qmix_trl.envs.contract import env_dims
 from qmix_trl.envs.vmas_scenarios import load_scenario
 from qmix_trl.envs.vmas_simulation import Task

@@ -2,9 +2,9 @@
 
 import torch
 
-from qmix_trl.envs.compiled import draws
-from qmix_trl.envs.compiled.expressions import BOOL, FLOAT, FOLDS, INT, PAIR, Program
-from qmix_trl.envs.compiled.lower import StateRow, Step
+from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, FOLDS, INT, PAIR, Program
+from qmix_trl.envs.compiled.lower.step import StateRow, Step
+from qmix_trl.envs.compiled.trace import draws
 
 E = 40  # more than one block
 TRIES = 5  # of a spawn, so that some of its environments find no place

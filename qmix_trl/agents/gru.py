@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from qmix_trl.agents import gru_triton
 from qmix_trl.dense import dense, gradients_again, linear
-from qmix_trl.native import gru as kernel
-from qmix_trl.native import networks
+from qmix_trl.native.networks import gru as kernel
+from qmix_trl.native.networks import library as networks
 
 
 def cell(gates: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

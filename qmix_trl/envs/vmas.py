@@ -16,9 +16,9 @@ from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl import keys
-from qmix_trl.envs.compiled.buffers import Buffers, layout_of
-from qmix_trl.envs.compiled.eager import EagerEngine
-from qmix_trl.envs.compiled.engines import ENGINES, Settings, make_engine
+from qmix_trl.envs.compiled.choose import ENGINES, Settings, make_engine
+from qmix_trl.envs.compiled.engines.buffers import Buffers, layout_of
+from qmix_trl.envs.compiled.engines.eager import EagerEngine
 from qmix_trl.envs.contract import (
     STATES,
     EnvDims,

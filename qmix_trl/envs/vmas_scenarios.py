@@ -22,7 +22,7 @@ def load_scenario(name: str) -> BaseScenario:
     if name not in SCENARIOS:
         raise ConfigError(
             f"env.scenario: unknown VMAS scenario {name!r}{nearest(name, SCENARIOS)}; "
-            "`python recipes/list.py scenarios` lists them"
+            "`python recipes/names.py scenarios` lists them"
         )
     return load(f"{name}.py").Scenario()
 

@@ -16,7 +16,7 @@ from torchrl.envs import (
 
 from qmix_trl.envs.contract import RowsEnv
 from qmix_trl.errors import one_line
-from qmix_trl.fused.calls import CallLoop, Loop
+from qmix_trl.fused.step_loop import CallLoop, Loop
 from qmix_trl.keys import ACTION_VALUE, DONE, EPISODE_REWARD, REWARD, next_key
 
 
@@ -103,19 +103,21 @@ class FusedCollector:
     ) -> tuple[Loop | None, str | None]:
         """Return what needs no call of the policy at each step, or why there is none."""
         # Here, not above: they import vmas, which only its own environments may.
-        from qmix_trl.fused import graph, policy_kernel
+        from qmix_trl.fused import cuda_graph_loop, policy_kernel
 
         if self.env.device.type != "cuda":
             reason = policy_kernel.why_not(policy, self.env)
             if reason is not None:
                 return None, reason
             return policy_kernel.PolicyKernel(policy, self.env), None
-        reason = graph.why_not(policy, self.env)
+        reason = cuda_graph_loop.why_not(policy, self.env)
         if reason is not None:
             return None, reason
         try:
             rows, values = self.env.begin_rows(self.steps), first.get(ACTION_VALUE)
-            loop = graph.GraphLoop(policy, self.env, rows, self._begins, self._memory, values)
+            loop = cuda_graph_loop.GraphLoop(
+                policy, self.env, rows, self._begins, self._memory, values
+            )
         except RuntimeError as error:
             return None, f"its steps cannot be captured: {one_line(error)}"
         return loop, None

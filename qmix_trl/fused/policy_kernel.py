@@ -6,7 +6,6 @@ roundings, and the same on every processor.
 
 import ctypes
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import torch
@@ -14,14 +13,15 @@ from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 
 from qmix_trl.agents import FeedforwardAgent, RecurrentAgent
-from qmix_trl.envs.compiled.buffers import Buffers
-from qmix_trl.envs.compiled.kernel import LANES, KernelEngine
-from qmix_trl.fused.calls import Key, Taken
-from qmix_trl.fused.network import Linear, Network, array
+from qmix_trl.envs.compiled.engines.buffers import Buffers
+from qmix_trl.envs.compiled.engines.kernel import LANES, KernelEngine
+from qmix_trl.fused.packed_weights import Linear, Network, array
+from qmix_trl.fused.step_loop import Key, Taken
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, next_key
 from qmix_trl.native.build import BuildFailed, NoCompiler
 from qmix_trl.native.large_pages import empty
-from qmix_trl.native.networks import network_library
+from qmix_trl.native.networks.library import network_library
+from qmix_trl.native.store import header
 from qmix_trl.policy import EpsilonGreedyAction, GreedyAction, RememberAction
 
 ROWS_TOGETHER = 96  # agents that think at a time: enough for the weights, few for the cache
@@ -61,7 +61,7 @@ def library() -> ctypes.CDLL:
         NoCompiler: if there is no compiler.
         BuildFailed: if it refuses the source.
     """
-    source = files(__package__).joinpath("policy.h").read_text()
+    source = header(__package__, "policy.h")
     loaded = network_library("policy", source)
     loaded.act.argtypes = [ctypes.POINTER(Acting), _POINTER, _POINTER]
     loaded.act.restype = loaded.lanes.restype = _INT

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from qmix_trl.dense import dense_by_layers, gradients_again
 from qmix_trl.keys import CHOSEN_ACTION_VALUE, STATE
-from qmix_trl.native import mixer as kernel
-from qmix_trl.native import networks
+from qmix_trl.native.networks import library as networks
+from qmix_trl.native.networks import mixer as kernel
 
 
 class QMixer(nn.Module):

@@ -50,9 +50,9 @@ def kept(key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dic
     return place, json.loads((place / NOTES).read_text())
 
 
-def header(name: str) -> str:
-    """Return the text of one of this package's headers."""
-    return files(__package__).joinpath(name).read_text()
+def header(package: str, name: str) -> str:
+    """Return the text of a package's header."""
+    return files(package).joinpath(name).read_text()
 
 
 def library(name: str, source: str) -> ctypes.CDLL:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from qmix_trl.envs.compiled import cpp, triton_print
-from qmix_trl.envs.compiled.kernel import KernelEngine
-from qmix_trl.envs.compiled.lower import Step
-from qmix_trl.envs.compiled.pool import FreshStates
-from qmix_trl.envs.compiled.triton_kernel import TritonEngine, triton_toolchain
+from qmix_trl.envs.compiled.codegen import cpp
+from qmix_trl.envs.compiled.codegen import triton as triton_print
+from qmix_trl.envs.compiled.engines.kernel import KernelEngine
+from qmix_trl.envs.compiled.engines.pool import FreshStates
+from qmix_trl.envs.compiled.engines.triton import TritonEngine, triton_toolchain
+from qmix_trl.envs.compiled.lower.step import Step
 from qmix_trl.native.build import build, toolchain
 
 

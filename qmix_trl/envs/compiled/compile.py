@@ -8,25 +8,25 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qmix_trl.envs.compiled.arrays import Unlowerable
 from qmix_trl.envs.compiled.backends import Backend
-from qmix_trl.envs.compiled.buffers import Buffers, SeenLayout
-from qmix_trl.envs.compiled.gate import STEPS, Mismatch, Outcome, Reference, check
-from qmix_trl.envs.compiled.lower import lower
-from qmix_trl.envs.compiled.memory import StatePaths, find_state
-from qmix_trl.envs.compiled.pool import FreshStates, shares_draws
-from qmix_trl.envs.compiled.pure import Untraceable
-from qmix_trl.envs.compiled.rows import (
-    CompiledStep,
+from qmix_trl.envs.compiled.codegen.schedule import live
+from qmix_trl.envs.compiled.compiled_step import CompiledStep
+from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
+from qmix_trl.envs.compiled.engines.packed_state import (
     as_numbers,
     read_rows,
     rows_as_json,
     rows_from_json,
     state_rows,
 )
-from qmix_trl.envs.compiled.schedule import live
+from qmix_trl.envs.compiled.engines.pool import FreshStates, shares_draws
+from qmix_trl.envs.compiled.gate import STEPS, Mismatch, Outcome, Reference, check
+from qmix_trl.envs.compiled.lower.arrays import Unlowerable
+from qmix_trl.envs.compiled.lower.step import lower
 from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
-from qmix_trl.envs.compiled.trace import TRACE_ENVS, StepGraph, random_step, variants
+from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, StepGraph, random_step, variants
+from qmix_trl.envs.compiled.trace.pure import Untraceable
+from qmix_trl.envs.compiled.trace.state import StatePaths, find_state
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.native.store import kept
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qmix_trl.envs.compiled.buffers import SeenLayout
-from qmix_trl.envs.compiled.draws import DrawMode, draw
-from qmix_trl.envs.compiled.memory import StatePaths
-from qmix_trl.envs.compiled.pure import spawning, static_collisions
+from qmix_trl.envs.compiled.engines.buffers import SeenLayout
+from qmix_trl.envs.compiled.trace.draws import DrawMode, draw
+from qmix_trl.envs.compiled.trace.pure import spawning, static_collisions
+from qmix_trl.envs.compiled.trace.state import StatePaths
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 
 STEPS = 60

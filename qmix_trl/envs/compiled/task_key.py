@@ -82,7 +82,7 @@ def _text(cls: type) -> str:
 
 def package_text() -> str:
     """Return the sources of all that makes compiled steps."""
-    here = Path(__file__).parent
-    folders = (here, Path(native.__file__).parent)
-    sources = [f for d in folders for f in sorted(d.iterdir()) if f.suffix in (".py", ".h")]
+    here, package = Path(__file__).parent, Path(native.__file__).parent
+    sources = [f for f in sorted(here.rglob("*")) if f.suffix in (".py", ".h")]
+    sources += [f for f in sorted(package.iterdir()) if f.suffix in (".py", ".h")]
     return "".join(f.read_text() for f in [*sources, here.parent / "vmas_simulation.py"])

@@ -1,0 +1,1 @@
+"""Expressions printed as C++ and as Triton."""

@@ -1,0 +1,1 @@
+"""Engines: what steps and resets environments."""

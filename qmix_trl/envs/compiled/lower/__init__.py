@@ -1,0 +1,1 @@
+"""The traced graph as scalar expressions of one environment."""

@@ -1,0 +1,270 @@
+"""From a graph over batches to expressions of one environment."""
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from qmix_trl.envs.compiled.lower.arrays import (
+    Arithmetic,
+    Array,
+    Unlowerable,
+    as_array,
+    boxed,
+    dtype_letter,
+)
+from qmix_trl.envs.compiled.lower.expressions import (
+    BOOL,
+    FLOAT,
+    INT,
+    PAIR,
+    Expression,
+    Program,
+    Scalar,
+    dtype_of,
+)
+from qmix_trl.envs.compiled.lower.rules import RULES
+from qmix_trl.envs.compiled.trace.graph import N_RESULTS, StepGraph, live_nodes, writes
+
+
+@dataclass(frozen=True)
+class StateRow:
+    """One number of an environment's state.
+
+    Attributes:
+        path: which of the state's tensors.
+        place: which of its elements, without the batch.
+        now: before the step.
+        then: after it.
+    """
+
+    path: int
+    place: int
+    now: Expression
+    then: Scalar
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of one environment.
+
+    Attributes:
+        program: all expressions.
+        observation: N x O scalars.
+        state: S scalars.
+        agent_reward: N scalars.
+        reward: the team's.
+        terminated: whether it ends.
+        rows: the state that the step reads.
+        n_agents: N.
+    """
+
+    program: Program
+    observation: list[Scalar]
+    state: list[Scalar]
+    agent_reward: list[Scalar]
+    reward: Scalar
+    terminated: Scalar
+    rows: list[StateRow]
+    n_agents: int
+
+    @property
+    def outputs(self) -> list[Scalar]:
+        """All that a step gives, next state included."""
+        seen = [*self.observation, *self.state, *self.agent_reward, self.reward, self.terminated]
+        return [*seen, *(row.then for row in self.rows)]
+
+
+def lower(graphs: Sequence[StepGraph], *, state_is_observations: bool) -> Step:
+    """Return a traced step for one environment.
+
+    Args:
+        graphs: one, or one for each choice that a reset makes in Python; which of them holds is
+            then a number of the state.
+        state_is_observations: the state is that of all agents' observations, and not given again.
+
+    Raises:
+        Unlowerable: at an operation across environments or without a rule.
+    """
+    program = Program()
+    runs = [Run(graph, program) for graph in graphs]
+    outputs = [run.outputs() for run in runs]
+    leaves = runs[0].state_leaves
+    if len(graphs) > 1:
+        choice = program.leaf("state", len(leaves), 0, dtype=INT)
+        chosen = [merged(program, choice, versions) for versions in zip(*outputs, strict=True)]
+        leaves, then = [*leaves, boxed(choice)], [*chosen, boxed(choice)]
+    else:
+        (then,) = outputs
+    results, next_state = then[:N_RESULTS], then[N_RESULTS:]
+    if state_is_observations:
+        results[1] = results[1][:, :0]
+    observation, state, agent_reward, reward, terminated = (list(x.flat) for x in results)
+    rows = live_rows(results, leaves, next_state)
+    return Step(
+        program,
+        observation,
+        state,
+        agent_reward,
+        reward[0],
+        terminated[0],
+        rows,
+        len(agent_reward),
+    )
+
+
+def merged(program: Program, choice: Expression, versions: Sequence[Array]) -> Array:
+    """Return the version whose number the choice is."""
+    shape = np.broadcast_shapes(*(version.shape for version in versions))
+    result = boxed(None, shape)
+    for place in np.ndindex(shape):
+        values = [np.broadcast_to(version, shape)[place] for version in versions]
+        dtype = dtype_of(*values)
+        result[place] = program.cast(values[0], dtype)
+        for i, value in enumerate(values[1:], 1):
+            is_it = program.apply("eq", choice, i, dtype=BOOL)
+            value = program.cast(value, dtype)
+            result[place] = program.apply("where", is_it, value, result[place], dtype=dtype)
+    return result
+
+
+def live_rows(
+    results: Sequence[Array], leaves: Sequence[Array], next_state: Sequence[Array]
+) -> list[StateRow]:
+    """Return the numbers of the state that any result of any later step depends on."""
+    rows = {}
+    for path, (now, then) in enumerate(zip(leaves, next_state, strict=True)):
+        then = np.broadcast_to(then, now.shape)
+        for place, (a, b) in enumerate(zip(now.flat, then.flat, strict=True)):
+            rows[a] = StateRow(path, place, a, b)
+    live: list[StateRow] = []
+    waiting = [x for array in results for x in array.flat if isinstance(x, Expression)]
+    seen: set[Expression] = set()
+    while waiting:
+        expression = waiting.pop()
+        if expression in seen:
+            continue
+        seen.add(expression)
+        waiting.extend(expression.inputs)
+        if expression.op == "state":
+            row = rows[expression]
+            live.append(row)
+            if isinstance(row.then, Expression):
+                waiting.append(row.then)
+    return sorted(live, key=lambda row: (row.path, row.place))
+
+
+class Run:
+    """Runs through the graph of a step once, on expressions."""
+
+    def __init__(self, step: StepGraph, program: Program) -> None:
+        self.step = step
+        self.maths = Arithmetic(program, step.n_envs)
+        self.values: dict[Node, Any] = {}
+        self.state_leaves: list[Array] = []
+
+    def outputs(self) -> list[Array]:
+        """Return the graph's outputs."""
+        nodes = list(self.step.graph.graph.nodes)
+        leaves, alive = self._leaves(nodes), live_nodes(nodes)
+        for node in nodes:
+            self.maths.node = node
+            if node.op == "placeholder":
+                self.values[node] = next(leaves)
+            elif node.op == "get_attr":
+                self.values[node] = self._constant(getattr(self.step.graph, node.target))
+            elif node.op == "output":
+                break
+            elif node in alive:
+                self.values[node] = self._call(node)
+        return [as_array(self._value(arg)) for arg in nodes[-1].args[0]]
+
+    def _leaves(self, nodes: list[Node]) -> Iterator[Array]:
+        """Give, in the order of the graph's inputs: state, action, draws, key."""
+        for i, tensor in enumerate(self.step.state):
+            leaf = self._leaf("state", i, tensor.shape, tensor.dtype)
+            self.state_leaves.append(leaf)
+            yield leaf
+        shapes = [n.meta["val"].shape for n in nodes if n.op == "placeholder"]
+        yield self._leaf("action", 0, shapes[len(self.step.state)], torch.int64)
+        first = 0
+        for draw in self.step.draws:
+            numbers = boxed(None, (1, *draw.shape))
+            for j, place in enumerate(np.ndindex(numbers.shape)):
+                numbers[place] = self.maths.program.leaf(draw.kind, first + j, dtype=FLOAT)
+            first += prod(draw.shape)
+            yield numbers
+        yield boxed(0, (2,))  # the key of spawning, which is not an expression
+
+    def _leaf(self, op: str, i: int, shape: Sequence[int], dtype: torch.dtype) -> Array:
+        leaves = boxed(None, self.maths.shape(shape))
+        for j, place in enumerate(np.ndindex(leaves.shape)):
+            leaves[place] = self.maths.program.leaf(op, i, j, dtype=dtype_letter(dtype))
+        return leaves
+
+    def _constant(self, tensor: Tensor) -> Array:
+        """Return a tensor that was made outside the step, or from constants."""
+        for axis, size in enumerate(tensor.shape):
+            if size == self.maths.batch:
+                first = tensor.narrow(axis, 0, 1)
+                if not torch.equal(tensor, first.expand_as(tensor)):
+                    raise Unlowerable("a constant that differs between environments")
+                tensor = first
+        array = boxed(None, tensor.shape)
+        for place, value in zip(np.ndindex(array.shape), tensor.flatten().tolist(), strict=True):
+            array[place] = value
+        return array
+
+    def _value(self, arg: Any) -> Any:
+        if isinstance(arg, Node):
+            return self.values[arg]
+        if isinstance(arg, (list, tuple)):
+            return [self._value(part) for part in arg]
+        return arg
+
+    def _call(self, node: Node) -> Any:
+        args = [self._value(arg) for arg in node.args]
+        kwargs = {name: self._value(arg) for name, arg in node.kwargs.items()}
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        namespace, name, _ = str(node.target).split(".")
+        if namespace == "qmix_trl":
+            return self._spawn(*args)
+        in_place = writes(node)
+        rule = RULES.get(name.removesuffix("_") if in_place else name)
+        if rule is None:
+            raise Unlowerable(f"there is no rule for {node.target}")
+        self._check_one_batch(node)
+        try:
+            result = rule(self.maths, *args, **kwargs)
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise Unlowerable(f"{node.target}: {error}") from error
+        return self._write(args[0], result) if in_place else result
+
+    def _check_one_batch(self, node: Node) -> None:
+        """Refuse a tensor that has the environments in two axes: one beside another."""
+        made = node.meta["val"]
+        for tensor in made if isinstance(made, (list, tuple)) else [made]:
+            if sum(map(self.maths.is_batch, tensor.shape)) > 1:
+                raise Unlowerable(f"{node.target} over pairs of environments")
+
+    def _write(self, target: Array, value: Any) -> Array:
+        if not target.flags.writeable:
+            raise Unlowerable("a write to an expanded tensor")
+        value = self.maths.cast(value, self.maths.dtype())
+        target[...] = np.broadcast_to(value, target.shape).copy()
+        return target
+
+    def _spawn(self, occupied, key, site, min_distance, low, high) -> Array:
+        taken = [self.maths.program.cast(x, FLOAT) for x in occupied.flat]
+        program, settings = self.maths.program, (site, min_distance, *low, *high)
+        spawned = program.leaf("spawn", settings, *taken, dtype=PAIR)
+        position = boxed(None, (1, 1, 2))
+        position[0, 0, :] = [program.leaf(op, spawned, dtype=FLOAT) for op in ("first", "second")]
+        return position

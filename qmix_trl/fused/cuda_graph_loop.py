@@ -1,0 +1,120 @@
+"""The steps of a batch as one CUDA graph: a launch instead of thousands."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from torch import Tensor
+
+from qmix_trl.cuda_graph import captured, warmed_up
+from qmix_trl.envs.compiled.engines.buffers import Buffers
+from qmix_trl.envs.compiled.engines.triton import TritonEngine
+from qmix_trl.functional import greedy_action
+from qmix_trl.fused.policy_kernel import is_known
+from qmix_trl.fused.step_loop import CallLoop, Key, Taken
+from qmix_trl.keys import ACTION, ACTION_VALUE
+from qmix_trl.policy import EpsilonGreedyAction
+
+
+def why_not(policy: TensorDictModuleBase, env: Any) -> str | None:
+    """Return why a policy and an environment have no graph, None if they have."""
+    if not isinstance(getattr(env, "engine", None), TritonEngine):
+        return "no Triton kernel steps the environment"
+    return None if is_known(policy) else "the policy is none of make_policy's"
+
+
+class DrawnAhead(TensorDictModuleBase):
+    """``EpsilonGreedyAction`` by numbers that were drawn before, and an epsilon that may change.
+
+    Attributes:
+        explore: float [T, E, N].
+        choose: float [T, E, N, A].
+        epsilon: float [].
+    """
+
+    in_keys = [ACTION_VALUE]
+    out_keys = [ACTION]
+
+    def __init__(self, n_steps: int, values: Tensor) -> None:
+        super().__init__()
+        self.explore = values.new_ones(n_steps, *values.shape[:-1])
+        self.choose = values.new_zeros(n_steps, *values.shape)
+        self.epsilon = values.new_zeros(())
+        self.begin()
+
+    def begin(self) -> None:
+        """Go back to the first step's numbers."""
+        self._steps: Iterator = zip(self.explore, self.choose, strict=True)
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the actions, int64 [E, N], of the next step."""
+        explore, choose = next(self._steps)
+        greedy = greedy_action(tensordict.get(ACTION_VALUE), None)
+        action = torch.where(explore < self.epsilon, greedy_action(choose, None), greedy)
+        return tensordict.set(ACTION, action)
+
+
+class GraphLoop:
+    """Acts by a policy of ``make_policy`` in an environment that a Triton kernel steps.
+
+    All that the graph reads and writes keeps its place: what a batch begins with is copied there,
+    and what it gives is copied out.
+
+    Args:
+        policy: what acts, by the weights that it has at the time.
+        env: where it acts; its simulation is where it was afterwards.
+        rows: of T steps, begun; they become the graph's.
+        begins: bool [E, 1].
+        memory: what the agent carries, by key [E, N, ..].
+        values: action values of one step, [E, N, A], of any content.
+    """
+
+    def __init__(
+        self,
+        policy: TensorDictSequential,
+        env: Any,
+        rows: Buffers,
+        begins: Tensor,
+        memory: dict[Key, Tensor],
+        values: Tensor,
+    ) -> None:
+        agent, self._head, remember = policy.module
+        n_steps = rows.action.shape[1]
+        self._drawn = DrawnAhead(n_steps, values)
+        loop = CallLoop(TensorDictSequential(agent, self._drawn, remember), env, n_steps)
+        self._rows, self._begins = rows, begins.clone()
+        self._memory = {key: value.clone() for key, value in memory.items()}
+
+        def steps() -> Taken:
+            self._drawn.begin()
+            return loop.collect(self._rows, self._begins, self._memory)
+
+        before = env.simulation_state()
+        warmed_up(steps)
+        self._taken, self._replay = captured(steps)
+        env.load_simulation_state(before)
+
+    def collect(self, rows: Buffers, begins: Tensor, memory: dict[Key, Tensor]) -> Taken:
+        """Take all steps of rows, as ``Loop.collect``."""
+        self._rows.seen[:, 0] = rows.seen[:, 0]
+        self._begins.copy_(begins)
+        for key, value in memory.items():
+            self._memory[key].copy_(value)
+        if isinstance(self._head, EpsilonGreedyAction):
+            shape = tuple(self._drawn.choose.shape)
+            explore, choose = self._head.draws(shape[0], shape[1:])
+            self._drawn.explore.copy_(explore)
+            self._drawn.choose.copy_(choose)
+            self._drawn.epsilon.fill_(self._head.epsilon)
+        self._replay()
+        for field in fields(rows):
+            getattr(rows, field.name).copy_(getattr(self._rows, field.name))
+        entries, begins, memory = self._taken
+        return _copied(entries), begins.clone(), _copied(memory)
+
+
+def _copied(tensors: dict[Key, Tensor]) -> dict[Key, Tensor]:
+    return {key: tensor.clone() for key, tensor in tensors.items()}

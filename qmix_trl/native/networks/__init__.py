@@ -1,0 +1,1 @@
+"""The networks of agents and mixers in C++, forward and backward."""

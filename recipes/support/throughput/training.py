@@ -1,0 +1,106 @@
+"""Whole training, for ``throughput.py``: collection, replay and updates together.
+
+Beside ours, TorchRL's ``Collector`` over ``VmasEnv``, its replay buffer, and the loop of GRU cells
+of ``throughput_updates.py``. Both train a GRU of 64 on whole episodes, with the same numbers of
+frames and updates.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+
+from support.throughput.collection import (
+    MAX_STEPS,
+    our_env,
+    sizes_of,
+    their_env,
+    with_policy,
+)
+from support.throughput.timing import Case, timed
+from support.throughput.updates import N_ROWS, PlainUpdate, Sizes, our_update
+from tensordict import TensorDictBase
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import InitTracker
+
+from qmix_trl import SequenceRows, env_dims, make_collector, make_replay
+from qmix_trl.collect import mask_nothing
+from qmix_trl.keys import OBSERVATION, REWARD, STATE, next_key
+
+logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
+
+N_ENVS = 128
+CAPACITY_ROWS = 2048
+
+
+def ours(scenario: str, n_updates: int) -> Callable[[], None]:
+    """Return what collects our next batch and takes so many updates."""
+    env = our_env(scenario, N_ENVS, "auto")
+    dims = env_dims(env)
+    sizes = Sizes(dims.n_agents, dims.observation_dim, dims.n_actions, dims.state_shape[0])
+    env, policy = with_policy(env, sizes[:3])
+    batches = make_collector(env, policy, rows="episodes", steps=MAX_STEPS, n_batches=10**9)
+    rows = SequenceRows(interior_truncations=0)
+    replay = make_replay(rows, capacity_rows=CAPACITY_ROWS, batch_rows=N_ROWS, seed=0)
+    update = our_update(policy.module[0], sizes, interior_truncations=0)
+    return learning(iter(batches), replay, update, n_updates)
+
+
+def theirs(scenario: str, n_updates: int) -> Callable[[], None]:
+    """Return what collects TorchRL's next batch and takes so many plain updates."""
+    env = their_env(scenario, N_ENVS)
+    n_agents, observation_dim, n_actions = sizes_of(env)
+    env, policy = with_policy(env, (n_agents, observation_dim, n_actions))
+    batches = Collector(
+        env.append_transform(InitTracker()),
+        policy,
+        frames_per_batch=N_ENVS * MAX_STEPS,
+        total_frames=-1,
+        reset_at_each_iter=True,
+        postproc=with_state_and_team_reward,
+        trust_policy=True,
+        auto_register_policy_transforms=False,
+    )
+    storage = LazyTensorStorage(CAPACITY_ROWS)
+    replay = TensorDictReplayBuffer(storage=storage, batch_size=N_ROWS)
+    update = PlainUpdate(Sizes(n_agents, observation_dim, n_actions, n_agents * observation_dim))
+    return learning(iter(batches), replay, update, n_updates)
+
+
+def with_state_and_team_reward(batch: TensorDictBase) -> TensorDictBase:
+    """Add what ``VmasEnv`` has not: all observations as the state, the agents' mean reward."""
+    for part in (batch, batch["next"]):
+        part[STATE] = part[OBSERVATION].flatten(-2)
+    batch[next_key(REWARD)] = batch["next", "agents", "reward"].mean(-2)
+    return mask_nothing(batch).exclude(("agents", "info"), ("next", "agents", "info"))
+
+
+def learning(
+    batches: Iterator[TensorDictBase],
+    replay: TensorDictReplayBuffer,
+    update: Callable[[TensorDictBase], object],
+    n_updates: int,
+) -> Callable[[], None]:
+    """Return what collects a batch and learns, after it did so twice."""
+
+    def step() -> None:
+        replay.extend(next(batches))
+        for _ in range(n_updates):
+            update(replay.sample())
+
+    step()
+    step()
+    return step
+
+
+def training(scenario: str, ratio: int) -> Case:
+    """Return the case of a scenario where each frame is trained on ``ratio`` times."""
+    n_updates = ratio * N_ENVS // N_ROWS
+    return Case(
+        what=f"train-{ratio}",
+        scenario=scenario,
+        n_envs=N_ENVS,
+        baseline="Collector over VmasEnv, GRUCell loop",
+        theirs=timed(theirs(scenario, n_updates), MAX_STEPS),
+        ours={"kernel": (timed(ours(scenario, n_updates), MAX_STEPS), 0)},
+        of_a_step=N_ENVS,
+    )
