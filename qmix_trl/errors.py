@@ -7,6 +7,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
+class Refused(Exception):
+    """A compiler, an engine or a library that does not serve a task; the message is the reason."""
+
+
 class ConfigError(ValueError):
     """A setting that cannot be run; recipes print it and exit with 2."""
 

@@ -286,8 +286,8 @@ class QMixLoss(LossModule):
         n_steps = trained.sum().clamp(min=1)
         n_trained = n_steps * error.shape[-1]
         absolute = error.abs()
-        row_steps = trained.sum(1).clamp(min=1) * error.shape[-1]  # [B]
-        largest, mean = absolute.amax((1, 2)), absolute.sum((1, 2)) / row_steps
+        buffer_steps = trained.sum(1).clamp(min=1) * error.shape[-1]  # [B]
+        largest, mean = absolute.amax((1, 2)), absolute.sum((1, 2)) / buffer_steps
         if self.reduction == "mean":
             loss = loss.sum() / n_trained
         elif self.reduction == "sum":

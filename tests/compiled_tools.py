@@ -16,7 +16,7 @@ from qmix_trl.envs.compiled.codegen import cpp
 from qmix_trl.envs.compiled.codegen.schedule import live
 from qmix_trl.envs.compiled.engines.packed_state import as_bits
 from qmix_trl.envs.compiled.lower.expressions import CASTS, FOLDS, Expression, Program
-from qmix_trl.envs.compiled.lower.step import Run, StateRow, Step
+from qmix_trl.envs.compiled.lower.step import Run, StateNumber, Step
 from qmix_trl.envs.compiled.trace import draws
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, StepGraph
 from qmix_trl.envs.compiled.trace.pure import MaskMode
@@ -242,7 +242,7 @@ def columns_of_state():
 def printed(i, outputs, number):
     """Return the C++ of one case."""
     leaves = [x for x in live(outputs) if x.op == "state"]
-    rows = [StateRow(*x.args, x, 0) for x in sorted(leaves, key=lambda x: x.args)]
+    rows = [StateNumber(*x.args, x, 0) for x in sorted(leaves, key=lambda x: x.args)]
     step = Step(Program(), outputs, [], [], 0.0, False, rows, 0)
     text = cpp.function(step).replace("static void step(", f"static void step_{i}(")
     listed = ", ".join(str(number[row.path, row.place]) for row in rows)

@@ -18,7 +18,7 @@ from triton_checks import SCENARIOS, assert_same, engines, state_of, task_of, ze
 
 from qmix_trl.envs.compiled.choose import Settings, kernel
 from qmix_trl.envs.compiled.codegen import triton as triton_print
-from qmix_trl.envs.compiled.compile import Refused
+from qmix_trl.envs.compiled.compile import NoKernel
 from qmix_trl.envs.compiled.engines.buffers import SeenLayout
 from qmix_trl.envs.compiled.engines.triton import TritonEngine
 from qmix_trl.native import build
@@ -48,7 +48,7 @@ def test_without_triton_it_says_what_to_install(monkeypatch):
 
 
 def test_other_devices_have_no_kernel():
-    with pytest.raises(Refused, match="there is no kernel for xpu"):
+    with pytest.raises(NoKernel, match="there is no kernel for xpu"):
         kernel(settings_on("xpu"))
 
 

@@ -21,7 +21,7 @@ from qmix_trl import (
 from qmix_trl.envs.compiled import choose as engines
 from qmix_trl.envs.compiled.codegen import cpp
 from qmix_trl.envs.compiled.engines.buffers import Buffers
-from qmix_trl.envs.compiled.engines.packed_state import read_rows
+from qmix_trl.envs.compiled.engines.packed_state import read_packed_state
 from qmix_trl.envs.compiled.trace.pure import static_collisions
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import ConfigError
@@ -80,7 +80,7 @@ def actions(env, n_steps, *, seed=0):
 
 def rollout(env, n_steps, *, seed=0):
     """Return rows of so many random steps."""
-    rows = env.begin_rows(n_steps)
+    rows = env.begin_buffers(n_steps)
     rows.action.copy_(actions(env, n_steps, seed=seed))
     env.engine.advance(rows, 0, n_steps, reset_when_done=True)
     env.seen.copy_(rows.seen[:, -1])
@@ -112,7 +112,7 @@ def test_200_steps_are_those_of_vmas_from_equal_states(scenario):
         broad_phase = static_collisions(world) if scenario == "navigation" else nullcontext()
         if t % 50 == 0:
             vmas.reset()
-        state = read_rows(vmas.simulator, fresh.step.rows, fresh.choice(vmas))
+        state = read_packed_state(vmas.simulator, fresh.step.numbers, fresh.choice(vmas))
         engine.jump(state, torch.tensor([0, t]))
         buffers.action[:, 0] = action[:, t]
         engine.advance(buffers, 0, 1, reset_when_done=False)
@@ -136,7 +136,9 @@ def test_balance_is_bit_equal_to_vmas():
     env = env_of(n_envs=16, max_steps=10**6)
     engine, vmas = env.engine, simulation_of(env, 16, seed=5)
     vmas.reset()
-    engine.jump(read_rows(vmas.simulator, engine.fresh.step.rows, 0), torch.tensor([0, 0]))
+    engine.jump(
+        read_packed_state(vmas.simulator, engine.fresh.step.numbers, 0), torch.tensor([0, 0])
+    )
     buffers = Buffers.empty(16, 1, engine.layout, CPU)
     buffers.action[:, 0] = actions(env, 1)[:, 0]
     engine.advance(buffers, 0, 1, reset_when_done=False)
@@ -152,7 +154,7 @@ def test_spawning_in_a_step_is_like_that_of_vmas():
     agents, targets = vmas.simulator.agents, vmas.simulator.scenario._targets
     for agent in agents[:2]:  # two agents on one target cover it
         agent.set_pos(targets[0].state.pos.clone(), batch_index=None)
-    state = read_rows(vmas.simulator, engine.fresh.step.rows, 0)
+    state = read_packed_state(vmas.simulator, engine.fresh.step.numbers, 0)
     buffers = Buffers.empty(500, 2, engine.layout, CPU)  # no forces
     engine.jump(state, torch.tensor([0, 0]))
     engine.advance(buffers, 0, 2, reset_when_done=False)
@@ -170,7 +172,7 @@ def test_spawning_in_a_step_is_like_that_of_vmas():
 def state_position(state, engine, entity):
     """Return an entity's position in a state [E, K]: float [E, 2]."""
     path = f"<{entity.name}>._state._pos"
-    columns = [k for k, row in enumerate(engine.fresh.step.rows) if row.path == path]
+    columns = [k for k, row in enumerate(engine.fresh.step.numbers) if row.path == path]
     return state[:, columns]
 
 
@@ -183,11 +185,11 @@ def test_fresh_states_are_distributed_as_vmas_resets_them_one_by_one(scenario, s
     fresh = env.engine.fresh
     assert fresh.step.shared is shared
     vmas = simulation_of(env, 4, seed=5)
-    rows, theirs = fresh.step.rows, []
+    rows, theirs = fresh.step.numbers, []
     for _ in range(100):
         for i in range(4):
             vmas.reset_at(i)
-        theirs.append(read_rows(vmas.simulator, rows, 0))
+        theirs.append(read_packed_state(vmas.simulator, rows, 0))
     theirs = torch.cat(theirs)  # [400, K]
     ours = fresh.pool[:, : len(rows)]
     compared = 0
@@ -201,7 +203,7 @@ def test_fresh_states_are_distributed_as_vmas_resets_them_one_by_one(scenario, s
 def test_no_environment_meets_a_fresh_state_twice():
     fresh = env_of(n_envs=8).engine.fresh
     fresh.pool[:, 0] = torch.arange(len(fresh.pool))
-    met = [fresh.rows_for(torch.full((8,), r))[:, 0] for r in range(len(fresh.pool))]
+    met = [fresh.states_for(torch.full((8,), r))[:, 0] for r in range(len(fresh.pool))]
     for numbers in torch.stack(met, 1).tolist():
         assert len(set(numbers)) == len(fresh.pool)
 
@@ -211,11 +213,11 @@ def test_kernel_takes_the_rows_that_the_pool_names():
     fresh = env.engine.fresh
     env.engine.fresh.taken = -(10**9)  # not renewed
     env.reset()
-    expected = fresh.rows_for(torch.zeros(8, dtype=torch.int64))[:, len(fresh.step.rows) :]
+    expected = fresh.states_for(torch.zeros(8, dtype=torch.int64))[:, len(fresh.step.numbers) :]
     assert torch.equal(env.seen, expected)
     rows = rollout(env, 7)
     for r, t in ((1, 3), (2, 6)):
-        expected = fresh.rows_for(torch.full((8,), r))[:, len(fresh.step.rows) :]
+        expected = fresh.states_for(torch.full((8,), r))[:, len(fresh.step.numbers) :]
         assert torch.equal(rows.seen[:, t], expected)
 
 
@@ -226,7 +228,7 @@ def test_the_true_last_observation_is_kept(engine):
     start = env.simulation_state()
     rows = rollout(env, 5)
     env.load_simulation_state(start)
-    unbroken = env.begin_rows(5)
+    unbroken = env.begin_buffers(5)
     unbroken.action.copy_(rows.action)
     env.engine.advance(unbroken, 0, 5, reset_when_done=False)
     assert rows.done[:, 4].all()
@@ -414,7 +416,7 @@ env = make_env("vmas", scenario="navigation", n_envs=4096, max_steps=20, state="
                team_reward="mean", seed=0, engine=sys.argv[1])
 start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 env.reset()
-rows = env.begin_rows(10)
+rows = env.begin_buffers(10)
 for _ in range(3):
     env.engine.advance(rows, 0, 10, reset_when_done=True)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

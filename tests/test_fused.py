@@ -296,7 +296,7 @@ def test_the_graphs_loop_gives_what_calls_give(agent_of, head, monkeypatch):
     called, collector = (collector_of(agent_of=agent_of, head=copy.copy(head)) for _ in range(2))
     env, dims = collector.env, env_dims(collector.env)
     values = torch.empty(4, dims.n_agents, dims.n_actions)
-    start = (env.begin_rows(12), torch.zeros(4, 1, dtype=torch.bool), collector._memory)
+    start = (env.begin_buffers(12), torch.zeros(4, 1, dtype=torch.bool), collector._memory)
     collector._loop = cuda_graph_loop.GraphLoop(collector.policy, env, *start, values)
     for a, b in zip(called, collector, strict=True):
         assert (a == b).all()

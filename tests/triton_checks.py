@@ -26,7 +26,7 @@ from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines import triton as triton_kernel
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.engines.kernel import KernelEngine
-from qmix_trl.envs.compiled.engines.packed_state import Row, as_bits
+from qmix_trl.envs.compiled.engines.packed_state import PackedNumber, as_bits
 from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.envs.compiled.engines.triton import TritonEngine
 from qmix_trl.envs.compiled.trace import draws
@@ -79,7 +79,7 @@ def engines(task, folder, n_envs, *, max_steps, device):
         (KernelEngine, step.library, CPU),
         (TritonEngine, source, device),
     ):
-        fresh = FreshStates(task, n_envs, 3, step, least_rows=1, device=to)
+        fresh = FreshStates(task, n_envs, 3, step, least_states=1, device=to)
         made.append(engine(path, fresh, max_steps, 5))
     return made
 
@@ -198,11 +198,11 @@ def compare_batches(batches, tolerance):
     env = environment(CPU)
     env.reset()
     for batch in batches:
-        rows = env.begin_rows(5)
+        rows = env.begin_buffers(5)
         rows.action.copy_(batch[ACTION].cpu())
         env.engine.advance(rows, 0, 5, reset_when_done=True)
         theirs = batch.cpu().clone()
-        env.pack_rows(rows, theirs)
+        env.pack_buffers(rows, theirs)
         assert theirs[next_key(DONE)].any()
         for key in (OBSERVATION, STATE, AGENT_REWARD, REWARD, DONE):
             ours = batch[next_key(key)].cpu()
@@ -235,7 +235,7 @@ def operations_source(folder):
 
 def pool_of_operations(n_seen):
     """Return what stands for the pool of a step of all operations."""
-    rows = [Row(x, 0, dtype, True) for x, dtype in ops.TYPES.items()]
+    rows = [PackedNumber(x, 0, dtype, True) for x, dtype in ops.TYPES.items()]
     step = CompiledStep(None, rows, SeenLayout(1, n_seen, None), [], [], False, {})
     pool = torch.zeros(4 * ops.E, len(rows) + n_seen)
     return SimpleNamespace(n_envs=ops.E, step=step, pool=pool, taken=0, device=CPU)
@@ -259,7 +259,7 @@ def check_operations(folder):
         )
     assert torch.equal(rows.terminated[:, 0], ops.columns()["q"])
     assert torch.equal(rows.reward[:, 0], ops.columns()["b"])
-    assert torch.equal(engine.state_rows().view(torch.int32), state.view(torch.int32))
+    assert torch.equal(engine.packed_state().view(torch.int32), state.view(torch.int32))
 
 
 # -------------------------------------------------------------------------------- for a GPU

@@ -3,7 +3,7 @@
 import torch
 
 from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, FOLDS, INT, PAIR, Program
-from qmix_trl.envs.compiled.lower.step import StateRow, Step
+from qmix_trl.envs.compiled.lower.step import StateNumber, Step
 from qmix_trl.envs.compiled.trace import draws
 
 E = 40  # more than one block
@@ -76,7 +76,7 @@ def operations_step():
     values.append(program.apply("where", leaves["p"], 1.5, costly, dtype=FLOAT))
     values += [program.cast(leaves[x], to) for x in "aip" for to in (FLOAT, INT, BOOL)]
     observation = [program.cast(value, FLOAT) for value in values]
-    rows = [StateRow(path, 0, leaf, leaf) for path, leaf in enumerate(leaves.values())]
+    rows = [StateNumber(path, 0, leaf, leaf) for path, leaf in enumerate(leaves.values())]
     return Step(program, observation, [], [0.5], leaves["b"], leaves["q"], rows, 1)
 
 

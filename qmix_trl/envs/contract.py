@@ -27,7 +27,7 @@ class EnvDims:
 
 
 @runtime_checkable
-class RowsEnv(Protocol):
+class BufferedEnv(Protocol):
     """An environment that steps rows of T steps by itself, for ``fused.FusedCollector``.
 
     Attributes:
@@ -36,16 +36,16 @@ class RowsEnv(Protocol):
 
     reset_when_done: bool
 
-    def begin_rows(self, n_steps: int) -> Any:
+    def begin_buffers(self, n_steps: int) -> Any:
         """Return rows whose first observation is the present one."""
 
-    def seen_at(self, rows: Any, t: int) -> TensorDict:
+    def observation_at(self, rows: Any, t: int) -> TensorDict:
         """Return the observation of a step, a TensorDict [E]."""
 
-    def step_rows(self, rows: Any, t: int, action: Tensor) -> Tensor:
+    def step_buffers(self, rows: Any, t: int, action: Tensor) -> Tensor:
         """Take one step by actions [E, N], with resets; return which are done: bool [E, 1]."""
 
-    def pack_rows(self, rows: Any, batch: TensorDict) -> None:
+    def pack_buffers(self, rows: Any, batch: TensorDict) -> None:
         """Write all that was seen and earned to a batch [E, T]."""
 
 

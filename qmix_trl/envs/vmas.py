@@ -162,7 +162,7 @@ class VmasTeam(EnvBase):
         packed.set(keys.OBSERVATION, layout.observation(seen))
         return packed.set(keys.STATE, layout.state(seen))
 
-    def begin_rows(self, n_steps: int) -> Buffers:
+    def begin_buffers(self, n_steps: int) -> Buffers:
         """Return rows whose first observation is the present one."""
         (n_envs,) = self.batch_size
         self.engine.renew()
@@ -170,17 +170,17 @@ class VmasTeam(EnvBase):
         rows.seen[:, 0] = self.seen
         return rows
 
-    def seen_at(self, rows: Buffers, t: int) -> TensorDict:
+    def observation_at(self, rows: Buffers, t: int) -> TensorDict:
         """Return the observation of a step, a TensorDict [E]."""
         return self._pack(rows.seen[:, t])
 
-    def step_rows(self, rows: Buffers, t: int, action: Tensor) -> Tensor:
+    def step_buffers(self, rows: Buffers, t: int, action: Tensor) -> Tensor:
         """Take one step by actions [E, N], with resets; return which are done: bool [E, 1]."""
         rows.action[:, t] = action
         self.engine.advance(rows, t, 1, reset_when_done=self.reset_when_done)
         return rows.done[:, t, None]
 
-    def pack_rows(self, rows: Buffers, batch: TensorDict) -> None:
+    def pack_buffers(self, rows: Buffers, batch: TensorDict) -> None:
         """Write all that was seen and earned to a batch [E, T]."""
         layout, flags = self.engine.layout, torch.zeros_like(rows.done)[..., None]
         next_seen = rows.next_seen

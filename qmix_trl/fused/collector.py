@@ -14,7 +14,7 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from qmix_trl.envs.contract import RowsEnv
+from qmix_trl.envs.contract import BufferedEnv
 from qmix_trl.errors import one_line
 from qmix_trl.fused.step_loop import CallLoop, Loop
 from qmix_trl.keys import ACTION_VALUE, DONE, EPISODE_REWARD, REWARD, next_key
@@ -31,7 +31,7 @@ def split(env: EnvBase) -> tuple[EnvBase, list[Transform]]:
 def why_not(env: EnvBase) -> str | None:
     """Return why an environment has no fused collection, None if it has."""
     base, transforms = split(env)
-    if not isinstance(base, RowsEnv):
+    if not isinstance(base, BufferedEnv):
         return f"{type(base).__name__} does not step rows of a batch by itself"
     unknown = [t for t in transforms if not is_known(t)]
     return f"it knows nothing of the transform {type(unknown[0]).__name__}" if unknown else None
@@ -94,7 +94,7 @@ class FusedCollector:
         # Once to see what the policy writes, as TorchRL's collector does: the random numbers that
         # this takes are the same.
         calls = CallLoop(policy, self.env, steps)
-        first = calls.act(self.env.begin_rows(1), 0, self._begins, self._memory)
+        first = calls.act(self.env.begin_buffers(1), 0, self._begins, self._memory)
         compiled, self.called_because = self._compiled(policy, first)
         self._loop = calls if compiled is None else compiled
 
@@ -114,7 +114,7 @@ class FusedCollector:
         if reason is not None:
             return None, reason
         try:
-            rows, values = self.env.begin_rows(self.steps), first.get(ACTION_VALUE)
+            rows, values = self.env.begin_buffers(self.steps), first.get(ACTION_VALUE)
             loop = cuda_graph_loop.GraphLoop(
                 policy, self.env, rows, self._begins, self._memory, values
             )
@@ -138,13 +138,13 @@ class FusedCollector:
 
     def collect(self) -> TensorDictBase:
         """Return the next batch [E, T]."""
-        rows = self.env.begin_rows(self.steps)
+        rows = self.env.begin_buffers(self.steps)
         taken = self._loop.collect(rows, self._begins, self._memory)
         entries, self._begins, self._memory = taken
         batch = TensorDict({}, (*self.env.batch_size, self.steps), device=self.env.device)
         for key, sequence in entries.items():
             batch.set(key, sequence)
-        self.env.pack_rows(rows, batch)
+        self.env.pack_buffers(rows, batch)
         return self._with_returns(batch) if self._sums_rewards else batch
 
     def _with_returns(self, batch: TensorDict) -> TensorDict:

@@ -17,19 +17,19 @@ struct Acting {
   int64_t width;                             // floats of a row, enough for every layer
   float epsilon;
   int64_t block;  // environments that are stepped together
-  int64_t reset_when_done, first, n_steps, row_steps, seen_size, threads;
+  int64_t reset_when_done, first, n_steps, buffer_steps, seen_size, threads;
   const float *explore;  // [n_steps, n_envs, n_agents] in [0, 1); null for the greedy action
   const float *choose;   // [n_steps, n_envs, n_agents, n_actions]
-  // Rows of row_steps steps, one more where it says so.
-  const float *seen;        // [n_envs, row_steps + 1, seen_size]
-  const bool *done;         // [n_envs, row_steps]
-  bool *is_init;            // [n_envs, row_steps + 1]
-  float *hidden;            // [n_envs, row_steps + 1, n_agents, hidden_dim]
-  float *next_hidden;       // [n_envs, row_steps, n_agents, hidden_dim]
-  float *last_action;       // [n_envs, row_steps + 1, n_agents, n_actions]; null if not carried
-  float *next_last_action;  // [n_envs, row_steps, n_agents, n_actions]
-  float *action_value;      // [n_envs, row_steps, n_agents, n_actions]
-  int64_t *action;          // [n_envs, row_steps, n_agents]
+  // Rows of buffer_steps steps, one more where it says so.
+  const float *seen;        // [n_envs, buffer_steps + 1, seen_size]
+  const bool *done;         // [n_envs, buffer_steps]
+  bool *is_init;            // [n_envs, buffer_steps + 1]
+  float *hidden;            // [n_envs, buffer_steps + 1, n_agents, hidden_dim]
+  float *next_hidden;       // [n_envs, buffer_steps, n_agents, hidden_dim]
+  float *last_action;       // [n_envs, buffer_steps + 1, n_agents, n_actions]; null if not carried
+  float *next_last_action;  // [n_envs, buffer_steps, n_agents, n_actions]
+  float *action_value;      // [n_envs, buffer_steps, n_agents, n_actions]
+  int64_t *action;          // [n_envs, buffer_steps, n_agents]
 };
 
 // one_step of rollout.h.
@@ -64,7 +64,7 @@ struct Block {
   float *hidden() const { return last_layer() + a->gates->inputs / 2; }
 
   void read(int64_t e, int64_t agent) const {
-    const int64_t at = place(e, agent, a->row_steps + 1);
+    const int64_t at = place(e, agent, a->buffer_steps + 1);
     float *x = layer + row(e, agent);
     copy(x, a->seen + at / a->n_agents * a->seen_size + agent * a->observation_dim,
          a->observation_dim);
@@ -106,7 +106,7 @@ struct Block {
   }
 
   void write(int64_t e, int64_t agent) const {
-    const int64_t at = place(e, agent, a->row_steps), n_actions = a->n_actions;
+    const int64_t at = place(e, agent, a->buffer_steps), n_actions = a->n_actions;
     const int64_t drawn = ((t - a->first) * a->n_envs + first + e) * a->n_agents + agent;
     const float *q = values + row(e, agent);
     const bool explores = a->explore && a->explore[drawn] < a->epsilon;
@@ -121,7 +121,7 @@ struct Block {
 
   // Nothing is carried over an episode's end.
   void carry(int64_t e) const {
-    const int64_t now = place(e, 0, a->row_steps), next = place(e, 0, a->row_steps + 1, 1);
+    const int64_t now = place(e, 0, a->buffer_steps), next = place(e, 0, a->buffer_steps + 1, 1);
     const bool done = a->done[now / a->n_agents];
     const int64_t n_hidden = a->n_agents * a->hidden_dim, n_last = a->n_agents * a->n_actions;
     a->is_init[next / a->n_agents] = done && a->reset_when_done;

@@ -45,7 +45,10 @@ class Acting(ctypes.Structure):
         *((name, _LAYERS) for name in ("layers", "gates", "new_input", "new_recurrent", "head")),
         ("width", _INT),
         ("epsilon", ctypes.c_float),
-        *((name, _INT) for name in ("block", "reset_when_done", "first", "n_steps", "row_steps")),
+        *(
+            (name, _INT)
+            for name in ("block", "reset_when_done", "first", "n_steps", "buffer_steps")
+        ),
         *((name, _INT) for name in ("seen_size", "threads")),
         *((name, _POINTER) for name in ("explore", "choose", "seen", "done", "is_init", "hidden")),
         *((name, _POINTER) for name in ("next_hidden", "last_action", "next_last_action")),
@@ -127,7 +130,7 @@ class PolicyKernel:
         n_envs, n_steps, _ = rows.action.shape
         network = Network(self.agent, library().lanes())
         acting = self._acting(network)
-        acting.n_envs, acting.row_steps = n_envs, n_steps
+        acting.n_envs, acting.buffer_steps = n_envs, n_steps
         acting.seen_size = rows.seen.shape[-1]
         for name, tensor in {
             "seen": rows.seen,

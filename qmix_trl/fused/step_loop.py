@@ -7,7 +7,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from qmix_trl.envs.contract import RowsEnv
+from qmix_trl.envs.contract import BufferedEnv
 from qmix_trl.keys import ACTION, IS_INIT, next_key
 
 Key = str | tuple[str, ...]
@@ -41,7 +41,7 @@ class CallLoop:
         n_steps: T.
     """
 
-    def __init__(self, policy: TensorDictModuleBase, env: RowsEnv, n_steps: int) -> None:
+    def __init__(self, policy: TensorDictModuleBase, env: BufferedEnv, n_steps: int) -> None:
         self.policy = policy
         self.env = env
         self.n_steps = n_steps
@@ -54,7 +54,7 @@ class CallLoop:
             for key in (*memory, *self.policy.out_keys):
                 entries.setdefault(key, []).append(step.get(key))
             entries.setdefault(IS_INIT, []).append(begins)
-            done = self.env.step_rows(rows, t, step.get(ACTION))  # [E, 1]
+            done = self.env.step_buffers(rows, t, step.get(ACTION))  # [E, 1]
             begins = done if self.env.reset_when_done else torch.zeros_like(done)
             memory = {key: _kept(step.get(next_key(key)), done) for key in memory}
         return {key: torch.stack(steps, 1) for key, steps in entries.items()}, begins, memory
@@ -62,7 +62,7 @@ class CallLoop:
     @torch.no_grad()
     def act(self, rows: Any, t: int, begins: Tensor, memory: dict[Key, Tensor]) -> TensorDictBase:
         """Return one step's observation with what the policy reads and writes."""
-        step = self.env.seen_at(rows, t).set(IS_INIT, begins)
+        step = self.env.observation_at(rows, t).set(IS_INIT, begins)
         for key, value in memory.items():
             step.set(key, value)
         return self.policy(step)

@@ -7,6 +7,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from qmix_trl.errors import Refused
+
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -24,11 +26,11 @@ COMPILERS = ("g++", "clang++", "c++")
 TIMEOUT_SECONDS = 300
 
 
-class NoCompiler(Exception):
+class NoCompiler(Refused):
     """What builds steps is not on this machine; says what to install."""
 
 
-class BuildFailed(Exception):
+class BuildFailed(Refused):
     """A source was not compiled; says why."""
 
 

@@ -149,8 +149,8 @@ def interior_truncations(config: RunConfig) -> int:
     """Return how many truncations with a reset behind them a row of replay may hold."""
     if config.collection.rows == "episodes":
         return 0
-    row_steps = config.collection.steps + config.replay.burn_in
-    return math.ceil(row_steps / config.env.max_steps)
+    buffer_steps = config.collection.steps + config.replay.burn_in
+    return math.ceil(buffer_steps / config.env.max_steps)
 
 
 def build_loss(config: RunConfig, agent: TensorDictModuleBase, mixer: nn.Module | None) -> QMixLoss:

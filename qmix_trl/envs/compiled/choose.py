@@ -10,7 +10,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from qmix_trl.envs.compiled.backends import BACKENDS, of_cpu
 from qmix_trl.envs.compiled.compile import (
-    Refused,
+    NoKernel,
     check_again,
     check_engine,
     compiled_step,
@@ -82,11 +82,11 @@ def kernel(s: Settings) -> Engine:
     """Return the compiled kernel.
 
     Raises:
-        Refused: if the task has none.
+        NoKernel: if the task has none.
         NoCompiler: if what builds it, or on a GPU Triton, is not there.
     """
     if s.device.type not in BACKENDS:
-        raise Refused(f"there is no kernel for {s.device.type}")
+        raise NoKernel(f"there is no kernel for {s.device.type}")
     backend = BACKENDS[s.device.type](s.device)
     try:
         step = compiled_step(s.task, backend)
@@ -94,18 +94,18 @@ def kernel(s: Settings) -> Engine:
         fresh = FreshStates(s.task, s.n_envs, s.seed, step, device=s.device)
         return backend.engine(step.library, fresh, s.max_steps, s.seed)
     except BuildFailed as error:
-        raise Refused(str(error)) from error
+        raise NoKernel(str(error)) from error
 
 
 def inductor(s: Settings) -> Engine:
     """Return the traced step as inductor compiles it.
 
     Raises:
-        Refused: if it does not, or compiles another step.
+        NoKernel: if it does not, or compiles another step.
         NoCompiler: if there is no compiler, which it needs, too.
     """
     if s.device.type != "cpu":
-        raise Refused(f"there is no inductor engine for {s.device.type}")
+        raise NoKernel(f"there is no inductor engine for {s.device.type}")
     compiler()
     check_size(s.task)
     simulation = VmasSimulation(s.task, s.n_envs, 0, s.device)
@@ -113,7 +113,7 @@ def inductor(s: Settings) -> Engine:
         engine = InductorEngine(simulation, s.layout, s.max_steps, s.seed)
         check_engine(engine, engine.graph.paths, simulation, STEPS)
     except (Untraceable, Unlowerable, Mismatch, TorchDynamoException) as error:
-        raise Refused(one_line(error)) from error
+        raise NoKernel(one_line(error)) from error
     engine.seed(s.seed)
     return engine
 
@@ -122,15 +122,15 @@ def check_size(task: Task) -> None:
     """Refuse a task whose trace is known to fail, or to be too large for inductor.
 
     Raises:
-        Refused: if it is.
+        NoKernel: if it is.
     """
     try:
         compiled_step(task, of_cpu())
-    except Refused as error:
+    except NoKernel as error:
         if error.n_nodes is None:
             raise
         if error.n_nodes > MOST_NODES:
-            raise Refused(
+            raise NoKernel(
                 f"its traced step has {error.n_nodes:,} operations, more than {MOST_NODES:,}"
             ) from error
 
@@ -163,7 +163,7 @@ def make_engine(settings: Settings, wanted: str) -> tuple[Engine, dict[str, str]
     for name in MAKERS if wanted == "auto" else (wanted,):
         try:
             return MAKERS[name](settings), reasons
-        except (Refused, NoCompiler) as error:
+        except (NoKernel, NoCompiler) as error:
             reasons[name] = str(error)
     raise ConfigError(
         f"env.engine: VMAS scenario {settings.task.name!r} does not run on {wanted}: "

@@ -14,10 +14,10 @@ from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.engines.packed_state import (
     as_numbers,
-    read_rows,
-    rows_as_json,
-    rows_from_json,
-    state_rows,
+    numbers_as_json,
+    numbers_from_json,
+    packed_numbers,
+    read_packed_state,
 )
 from qmix_trl.envs.compiled.engines.pool import FreshStates, shares_draws
 from qmix_trl.envs.compiled.gate import STEPS, Mismatch, Outcome, Reference, check
@@ -28,13 +28,14 @@ from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, StepGraph, random_ste
 from qmix_trl.envs.compiled.trace.pure import Untraceable
 from qmix_trl.envs.compiled.trace.state import StatePaths, find_state
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
+from qmix_trl.errors import Refused
 from qmix_trl.native.store import kept
 
 NO_LIMIT = 2**31 - 1
 AGAIN_ENVS, AGAIN_STEPS = 5, 8  # of the check at every start
 
 
-class Refused(Exception):
+class NoKernel(Refused):
     """A task has no compiled step; says why in one line.
 
     Attributes:
@@ -54,7 +55,7 @@ class Checked(Protocol):
     def jump(self, state: Tensor, key: Tensor) -> None:
         """Go on from a state [E, K], with the random numbers of a key [2] (``draws.py``)."""
 
-    def state_rows(self) -> Tensor:
+    def packed_state(self) -> Tensor:
         """Return the state, float32 [E, K]."""
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
@@ -65,7 +66,7 @@ def compiled_step(task: Task, backend: Backend) -> CompiledStep:
     """Return the compiled step of a task, from disk if it is there.
 
     Raises:
-        Refused: if there is none.
+        NoKernel: if there is none.
         NoCompiler: if it has to be built and there is no compiler.
     """
     try:
@@ -78,10 +79,10 @@ def compiled_step(task: Task, backend: Backend) -> CompiledStep:
 
 def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
     if "refused" in notes:
-        raise Refused(notes["refused"], notes["n_nodes"])
+        raise NoKernel(notes["refused"], notes["n_nodes"])
     return CompiledStep(
         library=place / notes["file"],
-        rows=rows_from_json(notes["rows"]),
+        numbers=numbers_from_json(notes["numbers"]),
         layout=SeenLayout(**notes["layout"]),
         choice_paths=notes["choice_paths"],
         choices=notes["choices"],
@@ -118,7 +119,7 @@ def _built(
         seconds[part], begin = round(now - begin, 2), now
 
     step = lower(graphs, state_is_observations=task.state == "observations")
-    rows = state_rows(graphs[0], step)
+    rows = packed_numbers(graphs[0], step)
     n = len(live(step.outputs))
     if n > backend.most:
         raise Unlowerable(f"its step has {n:,} operations, more than {backend.most:,}")
@@ -134,7 +135,7 @@ def _built(
     )
     notes = {
         "file": path.name,
-        "rows": rows_as_json(rows),
+        "numbers": numbers_as_json(rows),
         "layout": vars(layout),
         "choice_paths": list(graphs[0].choice_paths),
         "choices": [list(graph.choices) for graph in graphs if graph.choices],
@@ -153,7 +154,7 @@ def check_again(compiled: CompiledStep, task: Task, backend: Backend) -> None:
     Of another number of environments: a step that depends on it is found out, too.
 
     Raises:
-        Refused: if they differ.
+        NoKernel: if they differ.
     """
     simulation = VmasSimulation(task, AGAIN_ENVS, 0, torch.device("cpu"))
     with simulation.own_randomness():
@@ -161,7 +162,7 @@ def check_again(compiled: CompiledStep, task: Task, backend: Backend) -> None:
     try:
         check_kernel(compiled, simulation, paths, AGAIN_STEPS, backend)
     except Mismatch as error:
-        raise Refused(str(error)) from error
+        raise NoKernel(str(error)) from error
 
 
 def check_kernel(
@@ -177,7 +178,7 @@ def check_kernel(
         Mismatch: if they differ.
     """
     fresh = FreshStates(
-        simulation.task, simulation.n_envs, 0, compiled, least_rows=1, device=backend.device
+        simulation.task, simulation.n_envs, 0, compiled, least_states=1, device=backend.device
     )
     engine = backend.engine(compiled.library, fresh, NO_LIMIT, 0)
     check_engine(engine, paths, simulation, n_steps)
@@ -192,11 +193,11 @@ def check_engine(
         Mismatch: if they differ.
     """
     fresh = engine.fresh
-    rows, layout = fresh.step.rows, fresh.step.layout
+    rows, layout = fresh.step.numbers, fresh.step.layout
     buffers = Buffers.empty(simulation.n_envs, 1, layout, fresh.device)
 
     def state(of: VmasSimulation) -> Tensor:
-        return read_rows(of.simulator, rows, fresh.choice(simulation))
+        return read_packed_state(of.simulator, rows, fresh.choice(simulation))
 
     def numbers(of: VmasSimulation) -> Tensor:
         return as_numbers(state(of), rows)
@@ -210,7 +211,7 @@ def check_engine(
             on_cpu(buffers.agent_reward[:, 0]),
             on_cpu(buffers.reward),
             on_cpu(buffers.terminated.float()),
-            as_numbers(on_cpu(engine.state_rows()), rows),
+            as_numbers(on_cpu(engine.packed_state()), rows),
         )
 
     def on_cpu(written: Tensor) -> Tensor:

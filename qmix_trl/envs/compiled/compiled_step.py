@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qmix_trl.envs.compiled.engines.buffers import SeenLayout
-from qmix_trl.envs.compiled.engines.packed_state import Row
+from qmix_trl.envs.compiled.engines.packed_state import PackedNumber
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class CompiledStep:
 
     Attributes:
         library: the path of what was built; None where the step is a function of torch's.
-        rows: of the state.
+        numbers: the numbers of the packed state.
         layout: of what is seen.
         choice_paths: Python values that resets choose, where it matters.
         choices: their values, in the order of the choice's number.
@@ -23,7 +23,7 @@ class CompiledStep:
     """
 
     library: Path | None
-    rows: list[Row]
+    numbers: list[PackedNumber]
     layout: SeenLayout
     choice_paths: list[str]
     choices: list[list[Any]]

@@ -11,6 +11,7 @@ from qmix_trl.envs.compiled.trace.draws import DrawMode, draw
 from qmix_trl.envs.compiled.trace.pure import spawning, static_collisions
 from qmix_trl.envs.compiled.trace.state import StatePaths
 from qmix_trl.envs.vmas_simulation import VmasSimulation
+from qmix_trl.errors import Refused
 
 STEPS = 60
 RESET_EVERY = 6
@@ -25,7 +26,7 @@ TOLERATED = 1e-3
 PARTS = ("seen", "agent_reward", "reward", "terminated", "state")
 
 
-class Mismatch(Exception):
+class Mismatch(Refused):
     """A compiled step is not that of VMAS; says where and by how much."""
 
 

@@ -15,13 +15,14 @@ from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl import native
 from qmix_trl.envs.vmas_simulation import Task
+from qmix_trl.errors import Refused
 
 PACKAGES = ("vmas", "torch", "numpy")
 # In a text of a value: its address, or the ellipsis of an array that is too long to be shown.
 UNCLEAR = re.compile(r" at 0x[0-9a-f]+|\.\.\.")
 
 
-class Unrepeatable(Exception):
+class Unrepeatable(Refused):
     """Nothing on disk could be recognised as this task's; says why."""
 
 

@@ -8,7 +8,7 @@ from qmix_trl.envs.compiled.codegen.printing import (
     OPERATORS,
     Forms,
     Output,
-    row_numbers,
+    number_places,
     statements,
 )
 from qmix_trl.envs.compiled.codegen.schedule import Guard
@@ -62,7 +62,7 @@ def source(step: Step) -> str:
     sizes = {
         "SPAWN_TRIES": f"{SPAWN_TRIES}u",
         "SPAWN_STREAM": f"{SPAWN_STREAM}u",
-        "ROWS": len(step.rows),
+        "NUMBERS": len(step.numbers),
         "AGENTS": step.n_agents,
         "SEEN": len(step.observation) + len(step.state),
     }
@@ -79,7 +79,7 @@ def source(step: Step) -> str:
 
 def function(step: Step) -> str:
     """Return the function that takes one step of W environments."""
-    body = "\n  ".join(statements(outputs(step), Printer(row_numbers(step))))
+    body = "\n  ".join(statements(outputs(step), Printer(number_places(step))))
     return f"static void step({PARAMETERS}) {{\n  {body}\n}}\n"
 
 
@@ -92,13 +92,13 @@ def outputs(step: Step) -> list[Output]:
         Output("*reward = {0};", FLOAT, step.reward),
         Output("*terminated = {0};", BOOL, step.terminated),
         *(
-            Output(f"{row_place(k, row.now.dtype)} = {{0}};", row.now.dtype, row.then)
-            for k, row in enumerate(step.rows)
+            Output(f"{number_place(k, row.now.dtype)} = {{0}};", row.now.dtype, row.then)
+            for k, row in enumerate(step.numbers)
         ),
     ]
 
 
-def row_place(k: int, dtype: str) -> str:
+def number_place(k: int, dtype: str) -> str:
     """Return where a row of the next state is written; whole numbers as their bits."""
     return f"then[{k}]" if dtype == FLOAT else f"*(vi *)&then[{k}]"
 
@@ -107,11 +107,11 @@ class Printer:
     """Prints expressions.
 
     Args:
-        row_of: the row of the state that holds a path's place.
+        number_of: the row of the state that holds a path's place.
     """
 
-    def __init__(self, row_of: dict[tuple[int, int], int]) -> None:
-        self.row_of = row_of
+    def __init__(self, number_of: dict[tuple[int, int], int]) -> None:
+        self.number_of = number_of
 
     def definition(self, x: Expression) -> str:
         """Return the statement that computes an expression."""
@@ -134,7 +134,7 @@ class Printer:
         """Return the code of an expression."""
         match x.op:
             case "state":
-                row = f"now[{self.row_of[x.args]}]"
+                row = f"now[{self.number_of[x.args]}]"
                 return row if x.dtype == FLOAT else f"(vi){row}"
             case "action":
                 return f"action[{x.args[1]}]"

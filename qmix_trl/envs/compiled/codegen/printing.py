@@ -98,9 +98,9 @@ def statements(outputs: list[Output], printer: Printer) -> list[str]:
     return lines
 
 
-def row_numbers(step: Step) -> dict[tuple[int, int], int]:
+def number_places(step: Step) -> dict[tuple[int, int], int]:
     """Return the row of the state that holds a path's place."""
-    return {(row.path, row.place): k for k, row in enumerate(step.rows)}
+    return {(row.path, row.place): k for k, row in enumerate(step.numbers)}
 
 
 def kinds(x: Expression) -> list[str]:

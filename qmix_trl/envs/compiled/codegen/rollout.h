@@ -1,33 +1,33 @@
-// Steps and resets of all environments, W at a time. The step itself, and ROWS, AGENTS and SEEN,
+// Steps and resets of all environments, W at a time. The step itself, and NUMBERS, AGENTS and SEEN,
 // are printed in front of this.
 
 struct Rollout {
   int64_t n_envs, n_steps, threads;
-  // State [ROWS, stride]; environments above n_envs are copies of others.
+  // State [NUMBERS, stride]; environments above n_envs are copies of others.
   float *state;
   int64_t stride;
   int32_t *steps;   // [n_envs] since the last reset
   int32_t *resets;  // [n_envs] since the pool was drawn
   int64_t max_steps, reset_when_done;
-  // Fresh states [pool_size, ROWS + SEEN].
+  // Fresh states [pool_size, NUMBERS + SEEN].
   const float *pool;
   int64_t pool_size;
   int64_t seed, number;  // of the first step
-  // Rows of row_steps steps, beginning at the first step that is asked for.
-  int64_t row_steps;
-  const int64_t *action;  // [n_envs, row_steps, AGENTS]
-  float *seen;            // [n_envs, row_steps + 1, SEEN], from the second step on
-  float *last_seen;       // [n_envs, row_steps, SEEN], before a reset; written only where done
-  float *agent_reward;    // [n_envs, row_steps, AGENTS]
-  float *reward;          // [n_envs, row_steps]
-  bool *terminated, *truncated, *done;  // [n_envs, row_steps]
+  // Rows of buffer_steps steps, beginning at the first step that is asked for.
+  int64_t buffer_steps;
+  const int64_t *action;  // [n_envs, buffer_steps, AGENTS]
+  float *seen;            // [n_envs, buffer_steps + 1, SEEN], from the second step on
+  float *last_seen;       // [n_envs, buffer_steps, SEEN], before a reset; written only where done
+  float *agent_reward;    // [n_envs, buffer_steps, AGENTS]
+  float *reward;          // [n_envs, buffer_steps]
+  bool *terminated, *truncated, *done;  // [n_envs, buffer_steps]
 };
 
 // Environment e's r-th reset takes row e + r n_envs of the pool: no other environment takes it
 // before the pool is through. Then it goes on one row further, so that it never meets a row twice.
 static inline const float *fresh(const Rollout *r, int64_t e) {
   int64_t place = e + (int64_t)r->resets[e] * r->n_envs;
-  return r->pool + (place + place / r->pool_size) % r->pool_size * (ROWS + SEEN);
+  return r->pool + (place + place / r->pool_size) % r->pool_size * (NUMBERS + SEEN);
 }
 
 // Write what each lane sees to its own row.
@@ -48,25 +48,25 @@ static inline void scatter(const vf *seen, float *const *to, int lanes) {
 // Take steps first to last of W environments from b on; return how many were reset.
 static int64_t advance(const Rollout *r, int64_t b, int64_t first, int64_t last) {
   const int lanes = r->n_envs - b < W ? (int)(r->n_envs - b) : W;
-  vf now[ROWS + 1], then[ROWS + 1], seen[SEEN + 1], agent_reward[AGENTS], reward;
+  vf now[NUMBERS + 1], then[NUMBERS + 1], seen[SEEN + 1], agent_reward[AGENTS], reward;
   vi action[AGENTS], terminated;
   int64_t n_resets = 0;
-  for (int k = 0; k < ROWS; k++) memcpy(&now[k], r->state + k * r->stride + b, sizeof(vf));
+  for (int k = 0; k < NUMBERS; k++) memcpy(&now[k], r->state + k * r->stride + b, sizeof(vf));
   for (int64_t t = first; t < last; t++) {
     for (int a = 0; a < AGENTS; a++) {
       action[a] = N(0);
       for (int l = 0; l < lanes; l++)
-        action[a][l] = (int32_t)r->action[((b + l) * r->row_steps + t) * AGENTS + a];
+        action[a][l] = (int32_t)r->action[((b + l) * r->buffer_steps + t) * AGENTS + a];
     }
     Draws draws = {{}, (uint32_t)r->seed, (uint32_t)(r->number + t)};
     for (int l = 0; l < W; l++) draws.environment[l] = (uint32_t)(b + l);
     step(now, then, action, draws, seen, agent_reward, &reward, &terminated);
     float *to[W];
     for (int l = 0; l < W; l++)
-      to[l] = r->seen + ((b + l) * (r->row_steps + 1) + t + 1) * SEEN;
+      to[l] = r->seen + ((b + l) * (r->buffer_steps + 1) + t + 1) * SEEN;
     scatter(seen, to, lanes);
     for (int l = 0; l < lanes; l++) {
-      const int64_t e = b + l, place = e * r->row_steps + t;
+      const int64_t e = b + l, place = e * r->buffer_steps + t;
       for (int a = 0; a < AGENTS; a++)
         r->agent_reward[place * AGENTS + a] = ((const float *)&agent_reward[a])[l];
       r->reward[place] = reward[l];
@@ -78,15 +78,15 @@ static int64_t advance(const Rollout *r, int64_t b, int64_t first, int64_t last)
       memcpy(r->last_seen + place * SEEN, to[l], SEEN * sizeof(float));
       if (!r->reset_when_done) continue;
       const float *row = fresh(r, e);
-      for (int k = 0; k < ROWS; k++) ((float *)&then[k])[l] = row[k];
-      memcpy(to[l], row + ROWS, SEEN * sizeof(float));
+      for (int k = 0; k < NUMBERS; k++) ((float *)&then[k])[l] = row[k];
+      memcpy(to[l], row + NUMBERS, SEEN * sizeof(float));
       r->steps[e] = 0;
       r->resets[e]++;
       n_resets++;
     }
-    memcpy(now, then, ROWS * sizeof(vf));
+    memcpy(now, then, NUMBERS * sizeof(vf));
   }
-  for (int k = 0; k < ROWS; k++) memcpy(r->state + k * r->stride + b, &now[k], sizeof(vf));
+  for (int k = 0; k < NUMBERS; k++) memcpy(r->state + k * r->stride + b, &now[k], sizeof(vf));
   return n_resets;
 }
 
@@ -119,8 +119,8 @@ extern "C" int64_t reset(const Rollout *r, const bool *mask, float *seen) {
   for (int64_t e = 0; e < r->n_envs; e++) {
     if (!mask[e]) continue;
     const float *row = fresh(r, e);
-    for (int k = 0; k < ROWS; k++) r->state[k * r->stride + e] = row[k];
-    memcpy(seen + e * SEEN, row + ROWS, SEEN * sizeof(float));
+    for (int k = 0; k < NUMBERS; k++) r->state[k * r->stride + e] = row[k];
+    memcpy(seen + e * SEEN, row + NUMBERS, SEEN * sizeof(float));
     r->steps[e] = 0;
     r->resets[e]++;
     n_resets++;

@@ -12,7 +12,7 @@ from qmix_trl.envs.compiled.codegen.printing import (
     OPERATORS,
     Forms,
     Output,
-    row_numbers,
+    number_places,
     statements,
 )
 from qmix_trl.envs.compiled.codegen.schedule import Guard
@@ -68,7 +68,7 @@ import triton.language as tl
 
 from qmix_trl.envs.compiled.codegen.triton_simd import {", ".join(FUNCTIONS.split())}
 
-SIZES = ("first", "n_steps", "row_steps", "n_envs", "stride", "max_steps", "reset_when_done",
+SIZES = ("first", "n_steps", "buffer_steps", "n_envs", "stride", "max_steps", "reset_when_done",
          "pool_size")
 POINTERS = ("action", "seen", "last_seen", "agent_reward", "reward", "terminated", "truncated",
             "done", "state", "steps", "resets", "key", "pool")
@@ -77,14 +77,14 @@ POINTERS = ("action", "seen", "last_seen", "agent_reward", "reward", "terminated
 # One kernel for all sizes: it takes long to compile.
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=POINTERS)
 def rollout(
-    # The steps to take, of rows of row_steps; buffers as in buffers.py.
-    first, n_steps, row_steps,
+    # The steps to take, of rows of buffer_steps; buffers as in buffers.py.
+    first, n_steps, buffer_steps,
     action, seen, last_seen, agent_reward, reward, terminated, truncated, done,
-    # State [ROWS, stride], steps since the last reset and resets since the pool was drawn
+    # State [NUMBERS, stride], steps since the last reset and resets since the pool was drawn
     # [n_envs], seed and number of the first step [2].
     n_envs, stride, state, steps, resets, key,
     max_steps, reset_when_done,
-    # Fresh states [pool_size, ROWS + SEEN].
+    # Fresh states [pool_size, NUMBERS + SEEN].
     pool, pool_size,
     BLOCK: tl.constexpr,
 ):
@@ -98,7 +98,7 @@ def rollout(
     number = tl.load(key + 1).to(tl.uint32)
 """
 BEGIN = """\
-place = e64 * row_steps + t
+place = e64 * buffer_steps + t
 draws = (e.to(tl.uint32), seed, number + (t - first).to(tl.uint32))
 """
 # Environment e's next fresh state is row e + r n_envs of the pool, as in rollout.h.
@@ -126,7 +126,7 @@ TAIL = """\
 
 def source(step: Step) -> str:
     """Return the source of a module whose ``rollout`` is a step's kernel."""
-    rows = [f"tl.load(state + {k} * stride + e)" for k in range(len(step.rows))]
+    rows = [f"tl.load(state + {k} * stride + e)" for k in range(len(step.numbers))]
     places = [f"tl.store(state + {k} * stride + e, s{k}, mask=inside)" for k in range(len(rows))]
     return "\n".join(
         [
@@ -141,8 +141,8 @@ def source(step: Step) -> str:
 
 def body(step: Step) -> list[str]:
     """Return the lines that take one step of a block."""
-    printer = Printer(row_numbers(step), step.n_agents)
-    kept = (f"s{k} = t{k}" for k in range(len(step.rows)))
+    printer = Printer(number_places(step), step.n_agents)
+    kept = (f"s{k} = t{k}" for k in range(len(step.numbers)))
     return [*BEGIN.splitlines(), *statements(outputs(step), printer), *kept]
 
 
@@ -153,7 +153,7 @@ def outputs(step: Step) -> list[Output]:
     is the fresh state's.
     """
     seen = [*step.observation, *step.state]
-    n_rows, n = len(step.rows), step.n_agents
+    n_rows, n = len(step.numbers), step.n_agents
     end = END.format(terminated="{0}", width=n_rows + len(seen), seen=len(seen))
     return [
         Output(end, BOOL, step.terminated),
@@ -164,8 +164,8 @@ def outputs(step: Step) -> list[Output]:
         ),
         *(Output(seen_place(j, n_rows), FLOAT, x) for j, x in enumerate(seen)),
         *(
-            Output(row_place(k, row.now.dtype), row.now.dtype, row.then)
-            for k, row in enumerate(step.rows)
+            Output(number_place(k, row.now.dtype), row.now.dtype, row.then)
+            for k, row in enumerate(step.numbers)
         ),
     ]
 
@@ -175,7 +175,7 @@ def seen_place(j: int, n_rows: int) -> str:
     return f"put(seen_to + {j}, last_to + {j}, fresh + {n_rows + j}, {{0}}, over, taken, inside)"
 
 
-def row_place(k: int, dtype: str) -> str:
+def number_place(k: int, dtype: str) -> str:
     """Return how a row of the next state is kept; whole numbers as their bits."""
     return f"t{k} = tl.load(fresh + {k}, mask=taken, other={TO_BITS[dtype]})"
 
@@ -184,12 +184,12 @@ class Printer:
     """Prints expressions.
 
     Args:
-        row_of: the row of the state that holds a path's place.
+        number_of: the row of the state that holds a path's place.
         n_agents: N.
     """
 
-    def __init__(self, row_of: dict[tuple[int, int], int], n_agents: int) -> None:
-        self.row_of = row_of
+    def __init__(self, number_of: dict[tuple[int, int], int], n_agents: int) -> None:
+        self.number_of = number_of
         self.n_agents = n_agents
 
     def definition(self, x: Expression) -> str:
@@ -209,7 +209,7 @@ class Printer:
         """Return the code of an expression."""
         match x.op:
             case "state":
-                return FROM_BITS[x.dtype].format(f"s{self.row_of[x.args]}")
+                return FROM_BITS[x.dtype].format(f"s{self.number_of[x.args]}")
             case "action":
                 return f"tl.load(action + place * {self.n_agents} + {x.args[1]}).to(tl.int32)"
             case "uniform" | "normal":

@@ -57,7 +57,7 @@ class EagerEngine:
         """Whether a reset draws something for all environments, or writes what is not theirs."""
         own = self.simulation
         probe = VmasSimulation(own.task, TRACE_ENVS, 0, own.device)
-        return shares_draws(probe) or not writes_rows_only(probe)
+        return shares_draws(probe) or not writes_only_own_environments(probe)
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
         """Take steps ``t`` to ``t + n_steps`` of rows, by the actions that stand there."""
@@ -96,7 +96,7 @@ class EagerEngine:
         self._steps.copy_(state["steps"])
 
 
-def writes_rows_only(simulation: VmasSimulation) -> bool:
+def writes_only_own_environments(simulation: VmasSimulation) -> bool:
     """Say whether all that a reset changes has the environments first, and stands by itself."""
     memory, n_envs = walk(simulation.simulator), simulation.n_envs
     before = {path: (t, t._version, t.clone()) for path, t in memory.tensors().items()}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
-from qmix_trl.envs.compiled.engines.packed_state import all_rows, as_bits, from_bits
+from qmix_trl.envs.compiled.engines.packed_state import all_numbers, as_bits, from_bits
 from qmix_trl.envs.compiled.engines.pool import FreshStates, shares_draws
 from qmix_trl.envs.compiled.trace.draws import draw
 from qmix_trl.envs.compiled.trace.graph import N_RESULTS, TRACE_ENVS, StepGraph, variants
@@ -38,7 +38,7 @@ class InductorEngine:
         self.graph = traced(simulation)
         self.layout = layout
         self.max_steps = max_steps
-        rows = all_rows(self.graph)
+        rows = all_numbers(self.graph)
         shared = shares_draws(VmasSimulation(simulation.task, TRACE_ENVS, 0, simulation.device))
         step = CompiledStep(None, rows, layout, [], [], shared, {})
         self.fresh = FreshStates(simulation.task, simulation.n_envs, seed, step)
@@ -55,7 +55,7 @@ class InductorEngine:
     def reset(self, mask: Tensor, seen: Tensor) -> None:
         """Begin environments of a mask [E] anew; write what they see to seen [E, R]."""
         self.renew()
-        rows = self.fresh.rows_for(self._resets)  # [E, K + R]
+        rows = self.fresh.states_for(self._resets)  # [E, K + R]
         n = self._state.shape[1]
         self._state = torch.where(mask[:, None], rows[:, :n], self._state)
         seen.copy_(torch.where(mask[:, None], rows[:, n:], seen))
@@ -93,7 +93,7 @@ class InductorEngine:
         """Go on from a state [E, K], with the random numbers of a key [2] (``draws.py``)."""
         self._state, self._key = state.clone(), key.clone()
 
-    def state_rows(self) -> Tensor:
+    def packed_state(self) -> Tensor:
         """Return the state, float32 [E, K]."""
         return self._state
 

@@ -36,7 +36,7 @@ class Call(ctypes.Structure):
         *((name, _POINTER) for name in ("steps", "resets")),
         *((name, _INT) for name in ("max_steps", "reset_when_done")),
         ("pool", _POINTER),
-        *((name, _INT) for name in ("pool_size", "seed", "number", "row_steps")),
+        *((name, _INT) for name in ("pool_size", "seed", "number", "buffer_steps")),
         *((name, _POINTER) for name in WRITTEN),
     ]
 
@@ -58,7 +58,7 @@ class KernelEngine:
         self.fresh = fresh
         self.layout = fresh.step.layout
         self.max_steps = max_steps
-        n_envs, n_rows = fresh.n_envs, len(fresh.step.rows)
+        n_envs, n_rows = fresh.n_envs, len(fresh.step.numbers)
         stride = -(-n_envs // LANES) * LANES
         self._state = fresh.pool[:1, :n_rows].t().repeat(1, stride)  # [K, stride]
         self._steps = torch.zeros(n_envs, dtype=torch.int32)
@@ -94,7 +94,7 @@ class KernelEngine:
         vars(self).update(state)
         self._link()
 
-    def state_rows(self) -> Tensor:
+    def packed_state(self) -> Tensor:
         """Return the state, float32 [E, K]."""
         return self._state[:, : self.fresh.n_envs].t().contiguous()
 
@@ -152,15 +152,17 @@ class KernelEngine:
 
     def _prepared(self, buffers: Buffers, t: int, n_steps: int, reset_when_done: bool) -> Any:
         """Return the pointer to a call of so many steps."""
-        row_steps = buffers.action.shape[1]
-        if t + n_steps > row_steps:
-            raise ValueError(f"KernelEngine: expected rows of {t + n_steps} steps, got {row_steps}")
+        buffer_steps = buffers.action.shape[1]
+        if t + n_steps > buffer_steps:
+            raise ValueError(
+                f"KernelEngine: expected rows of {t + n_steps} steps, got {buffer_steps}"
+            )
         self.renew()
         call = self._call
         for name in WRITTEN:
             tensor = getattr(buffers, name)
             setattr(call, name, tensor.data_ptr() + t * tensor.stride(1) * tensor.element_size())
-        call.row_steps = row_steps
+        call.buffer_steps = buffer_steps
         call.n_steps, call.reset_when_done = n_steps, reset_when_done
         call.threads = torch.get_num_threads()
         call.seed, call.number = self._seed, self._number

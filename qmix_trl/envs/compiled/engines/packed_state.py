@@ -18,7 +18,7 @@ CHOICE = "choice"  # the path of the number that says which choice a reset made
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedNumber:
     """One number of the state.
 
     Attributes:
@@ -34,33 +34,33 @@ class Row:
     batched: bool
 
 
-def state_rows(graph: StepGraph, step: Step) -> list[Row]:
+def packed_numbers(graph: StepGraph, step: Step) -> list[PackedNumber]:
     """Return the rows of a lowered step.
 
     Raises:
         Unlowerable: if the environments are not a tensor's first axis.
     """
     rows = []
-    for row in step.rows:
+    for row in step.numbers:
         if row.path == len(graph.state):
-            rows.append(Row(CHOICE, 0, row.now.dtype, batched=False))
+            rows.append(PackedNumber(CHOICE, 0, row.now.dtype, batched=False))
             continue
         shape = graph.state[row.path].shape
         batched = graph.n_envs in shape
         if batched and shape[0] != graph.n_envs:
             raise Unlowerable(f"a state of shape {tuple(shape)}")
-        rows.append(Row(graph.paths.all[row.path], row.place, row.now.dtype, batched))
+        rows.append(PackedNumber(graph.paths.all[row.path], row.place, row.now.dtype, batched))
     return rows
 
 
-def all_rows(graph: StepGraph) -> list[Row]:
+def all_numbers(graph: StepGraph) -> list[PackedNumber]:
     """Return rows for the whole state of a trace, needed or not."""
     rows = []
     for path, value in zip(graph.paths.all, graph.state, strict=True):
         batched = value.shape[:1] == (graph.n_envs,)
         n = value[0].numel() if batched else value.numel()
         dtype = dtype_letter(value.dtype)
-        rows.extend(Row(path, place, dtype, batched) for place in range(n))
+        rows.extend(PackedNumber(path, place, dtype, batched) for place in range(n))
     return rows
 
 
@@ -81,7 +81,7 @@ def as_bits(values: Tensor, dtype: torch.dtype) -> Tensor:
     return whole.view(torch.float32)
 
 
-def read_rows(simulator: Environment, rows: list[Row], choice: int) -> Tensor:
+def read_packed_state(simulator: Environment, rows: list[PackedNumber], choice: int) -> Tensor:
     """Return a simulator's state: float32 [E, K] for K rows.
 
     Args:
@@ -111,17 +111,17 @@ def _value(memory: Memory, path: str, choice: int, device: torch.device) -> Tens
     return torch.as_tensor(slot.value, device=device)
 
 
-def rows_as_json(rows: list[Row]) -> list[dict[str, Any]]:
+def numbers_as_json(rows: list[PackedNumber]) -> list[dict[str, Any]]:
     """Return rows for a file."""
     return [asdict(row) for row in rows]
 
 
-def rows_from_json(rows: list[dict[str, Any]]) -> list[Row]:
+def numbers_from_json(rows: list[dict[str, Any]]) -> list[PackedNumber]:
     """Return rows of a file."""
-    return [Row(**row) for row in rows]
+    return [PackedNumber(**row) for row in rows]
 
 
-def as_numbers(state: Tensor, rows: list[Row]) -> Tensor:
+def as_numbers(state: Tensor, rows: list[PackedNumber]) -> Tensor:
     """Return rows' values float32 [E, K] from their bits."""
     columns = [
         column if row.dtype == FLOAT else column.view(torch.int32).abs().to(torch.float32)

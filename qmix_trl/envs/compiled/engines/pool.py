@@ -16,16 +16,16 @@ from torch.overrides import TorchFunctionMode
 from vmas.simulator.environment.environment import Environment, local_seed
 
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
-from qmix_trl.envs.compiled.engines.packed_state import read_rows
+from qmix_trl.envs.compiled.engines.packed_state import read_packed_state
 from qmix_trl.envs.compiled.trace.draws import KINDS, OTHER_DRAWS
 from qmix_trl.envs.compiled.trace.walk import Memory, differing, walk
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
 CPU = torch.device("cpu")
-SHARED_ROWS = 16  # environments of a reset that draws once for all of them
+SHARED_STATES = 16  # environments of a reset that draws once for all of them
 LAYERS = 4  # resets of each environment that a pool holds at least
 PASSES = 4  # through a pool before it is drawn anew, which takes VMAS a tenth of a second
-LEAST_ROWS = 1024
+LEAST_STATES = 1024
 MOST_TOGETHER = 4096  # environments of a reset, if there are not more: memory is theirs
 WATCHED = (*KINDS, *OTHER_DRAWS, torch.Tensor.uniform_, torch.Tensor.normal_)
 
@@ -101,7 +101,7 @@ class FreshStates:
         n_envs: E.
         seed: of the random stream.
         step: the compiled step.
-        least_rows: P is at least this, and ``LAYERS`` E, or E where resets draw for many.
+        least_states: P is at least this, and ``LAYERS`` E, or E where resets draw for many.
         device: of the pool; VMAS draws on the CPU, the same states for all devices.
 
     Attributes:
@@ -115,15 +115,15 @@ class FreshStates:
         seed: int,
         step: CompiledStep,
         *,
-        least_rows: int = LEAST_ROWS,
+        least_states: int = LEAST_STATES,
         device: torch.device = CPU,
     ) -> None:
         self.n_envs = n_envs
         self.device = device
         self.step = step
-        self.n_layers = max(1 if step.shared else LAYERS, -(-least_rows // n_envs))
+        self.n_layers = max(1 if step.shared else LAYERS, -(-least_states // n_envs))
         together = max(n_envs, min(self.n_layers * n_envs, MOST_TOGETHER))
-        drawn_together = SHARED_ROWS if step.shared else together
+        drawn_together = SHARED_STATES if step.shared else together
         self.simulation = VmasSimulation(task, drawn_together, seed, CPU)
         self.taken = 0
         self.pool = self.drawn().to(device)
@@ -148,7 +148,7 @@ class FreshStates:
         parts = [self._reset() for _ in range(-(-wanted // self.simulation.n_envs))]
         pool = torch.cat(parts)[:wanted]
         if self.step.shared:
-            # Row i of the i-th reset next to row j of another one.
+            # PackedNumber i of the i-th reset next to row j of another one.
             n = self.simulation.n_envs
             order = torch.arange(len(parts) * n).view(-1, n).t().flatten()
             pool = torch.cat(parts)[order][:wanted]
@@ -157,10 +157,10 @@ class FreshStates:
     def _reset(self) -> Tensor:
         self.simulation.reset()
         choice = self.choice(self.simulation)
-        state = read_rows(self.simulation.simulator, self.step.rows, choice)
+        state = read_packed_state(self.simulation.simulator, self.step.numbers, choice)
         return torch.cat([state, self.step.layout.pack(self.simulation.observe())], 1)
 
-    def rows_for(self, resets: Tensor) -> Tensor:
+    def states_for(self, resets: Tensor) -> Tensor:
         """Return each environment's next row [E, K + R], by how many it has taken int64 [E]."""
         place = torch.arange(self.n_envs, device=resets.device) + resets * self.n_envs
         return self.pool[(place + place // len(self.pool)) % len(self.pool)]

@@ -46,7 +46,7 @@ class TritonEngine:
         self.device = fresh.device
         self._rollout = load(source)
         self._max_steps = max_steps
-        n_envs, n_rows = fresh.n_envs, len(fresh.step.rows)
+        n_envs, n_rows = fresh.n_envs, len(fresh.step.numbers)
         stride = -(-n_envs // LANES) * LANES  # a state is the C++ kernel's, too
         self._grid = (-(-n_envs // BLOCK),)
         self._state = fresh.pool[:1, :n_rows].t().repeat(1, stride)  # [K, stride]
@@ -68,14 +68,16 @@ class TritonEngine:
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
         """Take steps ``t`` to ``t + n_steps`` of rows, by the actions that stand there."""
-        row_steps = buffers.action.shape[1]
-        if t + n_steps > row_steps:
-            raise ValueError(f"TritonEngine: expected rows of {t + n_steps} steps, got {row_steps}")
+        buffer_steps = buffers.action.shape[1]
+        if t + n_steps > buffer_steps:
+            raise ValueError(
+                f"TritonEngine: expected rows of {t + n_steps} steps, got {buffer_steps}"
+            )
         with torch.cuda.device_of(self._state):  # Triton launches on the current one
             self._rollout[self._grid](
                 t,
                 n_steps,
-                row_steps,
+                buffer_steps,
                 *(getattr(buffers, name) for name in WRITTEN),
                 self.fresh.n_envs,
                 self._state.shape[1],
@@ -100,7 +102,7 @@ class TritonEngine:
         """
         self.renew()
         n_rows = len(self._state)
-        fresh = self.fresh.rows_for(self._resets.long())  # [E, K + R]
+        fresh = self.fresh.states_for(self._resets.long())  # [E, K + R]
         state = self._state[:, : self.fresh.n_envs]
         state.copy_(torch.where(mask, fresh[:, :n_rows].t(), state))
         seen.copy_(torch.where(mask[:, None], fresh[:, n_rows:], seen))
@@ -122,7 +124,7 @@ class TritonEngine:
         self._state[:, : self.fresh.n_envs] = state.t().to(self.device)
         self._key.copy_(key)
 
-    def state_rows(self) -> Tensor:
+    def packed_state(self) -> Tensor:
         """Return the state, float32 [E, K]."""
         return self._state[:, : self.fresh.n_envs].t().contiguous()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, INT, Expression, Program
+from qmix_trl.errors import Refused
 
 Array = np.ndarray  # of expressions and constants
 
@@ -23,7 +24,7 @@ Array = np.ndarray  # of expressions and constants
 OF_BOOLEANS = {"add": "or", "mul": "and", "minimum": "and", "maximum": "or"}
 
 
-class Unlowerable(Exception):
+class Unlowerable(Refused):
     """An operation has no form for one environment; says which."""
 
 

@@ -34,7 +34,7 @@ from qmix_trl.envs.compiled.trace.graph import N_RESULTS, StepGraph, live_nodes,
 
 
 @dataclass(frozen=True)
-class StateRow:
+class StateNumber:
     """One number of an environment's state.
 
     Attributes:
@@ -61,7 +61,7 @@ class Step:
         agent_reward: N scalars.
         reward: the team's.
         terminated: whether it ends.
-        rows: the state that the step reads.
+        numbers: the numbers of the state that the step reads.
         n_agents: N.
     """
 
@@ -71,14 +71,14 @@ class Step:
     agent_reward: list[Scalar]
     reward: Scalar
     terminated: Scalar
-    rows: list[StateRow]
+    numbers: list[StateNumber]
     n_agents: int
 
     @property
     def outputs(self) -> list[Scalar]:
         """All that a step gives, next state included."""
         seen = [*self.observation, *self.state, *self.agent_reward, self.reward, self.terminated]
-        return [*seen, *(row.then for row in self.rows)]
+        return [*seen, *(number.then for number in self.numbers)]
 
 
 def lower(graphs: Sequence[StepGraph], *, state_is_observations: bool) -> Step:
@@ -106,7 +106,7 @@ def lower(graphs: Sequence[StepGraph], *, state_is_observations: bool) -> Step:
     if state_is_observations:
         results[1] = results[1][:, :0]
     observation, state, agent_reward, reward, terminated = (list(x.flat) for x in results)
-    rows = live_rows(results, leaves, next_state)
+    rows = live_numbers(results, leaves, next_state)
     return Step(
         program,
         observation,
@@ -134,16 +134,16 @@ def merged(program: Program, choice: Expression, versions: Sequence[Array]) -> A
     return result
 
 
-def live_rows(
+def live_numbers(
     results: Sequence[Array], leaves: Sequence[Array], next_state: Sequence[Array]
-) -> list[StateRow]:
+) -> list[StateNumber]:
     """Return the numbers of the state that any result of any later step depends on."""
     rows = {}
     for path, (now, then) in enumerate(zip(leaves, next_state, strict=True)):
         then = np.broadcast_to(then, now.shape)
         for place, (a, b) in enumerate(zip(now.flat, then.flat, strict=True)):
-            rows[a] = StateRow(path, place, a, b)
-    live: list[StateRow] = []
+            rows[a] = StateNumber(path, place, a, b)
+    live: list[StateNumber] = []
     waiting = [x for array in results for x in array.flat if isinstance(x, Expression)]
     seen: set[Expression] = set()
     while waiting:

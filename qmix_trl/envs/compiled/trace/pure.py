@@ -32,9 +32,10 @@ from vmas.simulator.core import Entity, World
 from vmas.simulator.utils import ScenarioUtils
 
 from qmix_trl.envs.compiled.trace.draws import spawn
+from qmix_trl.errors import Refused
 
 
-class Untraceable(Exception):
+class Untraceable(Refused):
     """A scenario's step does something that no pure function can; says what and where."""
 
 

@@ -1,0 +1,21 @@
+"""The implementation that runs, told by the object that chose it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The implementation that an environment, a collector or an update runs.
+
+    Attributes:
+        name: of the implementation, such as "kernel".
+        passed_over: why each faster implementation does not run: reason by name, fastest first.
+    """
+
+    name: str
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        reasons = "; ".join(f"no {name}: {reason}" for name, reason in self.passed_over.items())
+        return f"{self.name} ({reasons})" if reasons else self.name
