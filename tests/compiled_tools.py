@@ -212,8 +212,7 @@ def header(width=8):
     """Return ``simd.h`` and ``draws.h`` with what is printed in front of them."""
     sizes = {"W": width, "SPAWN_TRIES": f"{draws.SPAWN_TRIES}u"}
     sizes["SPAWN_STREAM"] = f"{draws.SPAWN_STREAM}u"
-    here = cpp.files(cpp.__package__)
-    text = store.header("simd.h") + here.joinpath("draws.h").read_text()
+    text = store.header("qmix_trl.native", "simd.h") + store.header(cpp.__package__, "draws.h")
     return "".join(f"#define {name} {size}\n" for name, size in sizes.items()) + text
 
 
