@@ -1,10 +1,11 @@
-"""Collection in rows of T steps: by TorchRL's collector, or without its step loop."""
+"""Collection of batches of T steps: by TorchRL's collector, or by the fused collector."""
 
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
+from qmix_trl.chosen import Chosen
 from qmix_trl.functional import first_episode_mask
 from qmix_trl.fused import FusedCollector, why_not
 from qmix_trl.keys import DONE, EPISODE_REWARD, MASK, next_key
@@ -22,18 +23,20 @@ def make_collector(
     n_batches: int,
     collector: str = "auto",
 ) -> Collector | FusedCollector:
-    """Return an iterator over batches [E, T] with ``mask``, as TorchRL lays them out.
+    """Return an iterator over batches [E, T] in TorchRL's layout, with ``mask``.
+
+    Its attribute ``how``, a ``Chosen``, tells the implementation.
 
     Args:
-        env: under the contract, with the policy's memory.
-        policy: what acts.
-        rows: "episodes", all environments are reset together before each batch, and the steps
-            after an episode's end are masked; or "slices", environments are reset on their own,
+        env: an environment under the contract, with the agent's memory.
+        policy: the policy that acts.
+        rows: "episodes": all environments are reset together before each batch, and the steps
+            after an episode's end are masked; "slices": environments are reset on their own,
             episodes reach across batches, and every step is valid.
         steps: T.
-        n_batches: how many batches there will be.
-        collector: "stock", TorchRL's; "fused", without its step loop, where the environment can;
-            or "auto", fused where it can be. Both give the same numbers.
+        n_batches: the number of batches.
+        collector: "stock": TorchRL's; "fused": without TorchRL's step loop; "auto": fused where
+            the environment allows. Both give the same numbers.
 
     Raises:
         ValueError: if ``rows`` or ``collector`` is none of these, or the environment has no fused
@@ -46,7 +49,8 @@ def make_collector(
             f"make_collector: expected collector of {', '.join(COLLECTORS)}, got {collector!r}"
         )
     add_mask = mask_episodes if rows == "episodes" else mask_nothing
-    if collector == "fused" or (collector == "auto" and why_not(env) is None):
+    not_fused = "collection.collector is stock" if collector == "stock" else why_not(env)
+    if collector == "fused" or not_fused is None:
         return FusedCollector(
             env,
             policy,
@@ -56,7 +60,7 @@ def make_collector(
             postproc=add_mask,
         )
     frames_per_batch = env.batch_size[0] * steps
-    return Collector(
+    stock = Collector(
         env,
         policy,
         frames_per_batch=frames_per_batch,
@@ -66,23 +70,25 @@ def make_collector(
         trust_policy=True,
         auto_register_policy_transforms=False,
     )
+    stock.how = Chosen("TorchRL's Collector", {"fused collector": not_fused})
+    return stock
 
 
 def mask_episodes(batch: TensorDictBase) -> TensorDictBase:
-    """Mask all but the episode that each row [E, T] begins with."""
+    """Set the mask of a batch [E, T] to the first episode of each environment."""
     return batch.set(MASK, first_episode_mask(batch.get(next_key(DONE))))
 
 
 def mask_nothing(batch: TensorDictBase) -> TensorDictBase:
-    """Mark every step of a batch [E, T] as valid."""
+    """Set the mask of a batch [E, T] to all steps."""
     return batch.set(MASK, batch.get(next_key(DONE))[..., 0].new_ones(batch.shape))
 
 
 def finished_returns(batch: TensorDictBase) -> float | None:
-    """Return the mean team return of the episodes that ended in a batch [E, T]; None if none did.
+    """Return the mean team return of the episodes that ended in a batch; None if none did.
 
     Args:
-        batch: collected with TorchRL's ``RewardSum`` of the team's reward.
+        batch: [E, T], collected with TorchRL's ``RewardSum`` of the team's reward.
     """
     ended = batch.get(next_key(DONE))[..., 0] & batch.get(MASK)  # [E, T]
     returns = batch.get(next_key(EPISODE_REWARD))[ended]

@@ -1,6 +1,6 @@
 """The maths of value factorisation as pure functions: tensors in, tensors out.
 
-A suffix names the time of a tensor's entry ``t``: ``_t`` this step, ``_tp1`` the one after it.
+A suffix names the time of a tensor's entry ``t``: ``_t`` this step, ``_tp1`` the next step.
 """
 
 import torch
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def first_episode_mask(done_t: Tensor) -> Tensor:
-    """Return which steps of each row belong to the episode that the row begins with.
+    """Return the mask of the steps that belong to the first episode of each row.
 
     Args:
-        done_t: bool [B, T, 1], whether the step ends an episode.
+        done_t: bool [B, T, 1], the last steps of episodes.
 
     Returns:
         bool [B, T]; True up to and including the first step that ends an episode.
@@ -21,10 +21,10 @@ def first_episode_mask(done_t: Tensor) -> Tensor:
 
 
 def first_steps(done_t: Tensor) -> Tensor:
-    """Return which steps begin an episode in rows that begin with one, a reset after each done.
+    """Return the flags of first steps of episodes, in rows that begin with an episode.
 
     Args:
-        done_t: bool [B, T, 1].
+        done_t: bool [B, T, 1], the last steps of episodes; another episode follows each.
 
     Returns:
         bool [B, T, 1].
@@ -33,7 +33,7 @@ def first_steps(done_t: Tensor) -> Tensor:
 
 
 def following(flag_t: Tensor) -> Tensor:
-    """Return the next step's flag: ``flag_{t+1}``, and False after the last step.
+    """Return the next step's flag ``flag_{t+1}``, and False after the last step.
 
     Args:
         flag_t: bool [B, T, 1].
@@ -44,15 +44,32 @@ def following(flag_t: Tensor) -> Tensor:
     return torch.cat([flag_t[:, 1:], torch.zeros_like(flag_t[:, :1])], 1)
 
 
+def cut_mask(is_init_t: Tensor, terminated_t: Tensor, mask: Tensor) -> Tensor:
+    """Return the mask of cuts: valid steps that do not terminate, with a reset at the next step.
+
+    At a cut, the next observation of the row belongs to another episode, so that a target
+    bootstraps from the true last observation instead.
+
+    Args:
+        is_init_t: bool [B, T, 1], the first steps of episodes; False in padding.
+        terminated_t: bool [B, T, 1].
+        mask: bool [B, T], the valid steps.
+
+    Returns:
+        bool [B, T].
+    """
+    return (following(is_init_t) & ~terminated_t)[..., 0] & mask
+
+
 def joined_observations(
     observation_t: Tensor, observation_tp1: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """Return a row's T + 1 observations, each valid step's true last one included.
+    """Return the T + 1 observations of each row, with the true last one of each valid step.
 
     Args:
-        observation_t: float [B, T, ...], of this step.
-        observation_tp1: float [B, T, ...], of the next; differs from the one above, a step
-            later, where padding or a reset follows.
+        observation_t: float [B, T, ...].
+        observation_tp1: float [B, T, ...]; differs from ``observation_t`` of the next step only
+            where padding or a reset follows.
         mask: bool [B, T], the valid steps; None if all are.
 
     Returns:
@@ -66,7 +83,7 @@ def joined_observations(
 
 
 def keep_where(valid: Tensor, values: Tensor) -> Tensor:
-    """Return ``values`` with zeros where ``valid`` is False, so that not even NaN gets through.
+    """Return ``values`` with zeros where ``valid`` is False; NaN does not pass, either.
 
     Args:
         valid: bool, the leading dimensions of ``values``.
@@ -77,16 +94,24 @@ def keep_where(valid: Tensor, values: Tensor) -> Tensor:
 
 
 def one_hot(action: Tensor, like: Tensor) -> Tensor:
-    """Return actions, int64 [..], as vectors [.., A] of the type and last dimension of ``like``.
+    """Return actions as one-hot vectors.
 
-    ``torch.nn.functional.one_hot`` looks at all actions first, for which a GPU would have to wait.
+    ``torch.nn.functional.one_hot`` checks the range of the actions first, and a GPU would have to
+    wait for that check.
+
+    Args:
+        action: int64 [..].
+        like: a tensor [.., A] of the dtype and device wanted.
+
+    Returns:
+        [.., A] of the dtype of ``like``.
     """
     zeros = like.new_zeros(*action.shape, like.shape[-1])
     return zeros.scatter_(-1, action.unsqueeze(-1), 1)
 
 
 def last_actions(action_t: Tensor, first: Tensor, is_init: Tensor) -> Tensor:
-    """Return what each agent did just before each of a row's T + 1 observations.
+    """Return the action of each agent just before each of a row's T + 1 observations.
 
     Args:
         action_t: int64 [B, T, N], the actions of the row's steps.
@@ -101,7 +126,7 @@ def last_actions(action_t: Tensor, first: Tensor, is_init: Tensor) -> Tensor:
 
 
 def greedy_action(values: Tensor, action_mask: Tensor | None) -> Tensor:
-    """Return the available action of highest value; action 0 if none is available.
+    """Return the available action of the highest value; action 0 if none is available.
 
     Args:
         values: float [.., A].
@@ -119,7 +144,7 @@ def random_action(like: Tensor, action_mask: Tensor | None, generator: torch.Gen
     """Return an action drawn uniformly from the available ones; action 0 if none is available.
 
     Args:
-        like: float [.., A], whose shape and device the draw takes.
+        like: a float tensor [.., A] that gives the draw its shape and device.
         action_mask: bool [.., A], True = available, or None if all are.
         generator: the random stream, on the device of ``like``.
 
@@ -143,9 +168,18 @@ def value_of(values: Tensor, action: Tensor) -> Tensor:
     return values.gather(-1, action.unsqueeze(-1))
 
 
-def row_numbers(place: Tensor) -> Tensor:
-    """Return the row numbers, int64 [B, 1], that index tensors [B, T, ..] with places [B, K]."""
-    return torch.arange(len(place), device=place.device).unsqueeze(1)
+def batch_index(steps: Tensor) -> Tensor:
+    """Return the index that pairs each row of a batch with its own steps.
+
+    ``x[batch_index(steps), steps]`` takes K steps [B, K, ..] of each row from ``x`` [B, T, ..].
+
+    Args:
+        steps: int64 [B, K].
+
+    Returns:
+        int64 [B, 1].
+    """
+    return torch.arange(len(steps), device=steps.device).unsqueeze(1)
 
 
 def lambda_returns(
@@ -179,7 +213,7 @@ def lambda_returns(
     one_step_t = reward_t + discount_t * value_tp1  # [B, T, M]
     if td_lambda == 0:
         return one_step_t
-    # G_t = own_t + carry_t G_{t+1}; each round joins what spans s steps with the s steps behind it.
+    # G_t = own_t + carry_t G_{t+1}. Each round doubles the span of steps that own_t sums.
     carry_t = torch.where(last_t, torch.zeros_like(discount_t), td_lambda * discount_t)
     own_t = one_step_t - carry_t * value_tp1
     span = 1

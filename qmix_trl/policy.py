@@ -1,13 +1,12 @@
-"""Acting: heads that turn action values into actions, and the policies made of them."""
+"""Policies: an agent, a head that turns action values into actions, and the agent's memory."""
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
-from torch.nn import functional as F
 from torchrl.envs import EnvBase, TensorDictPrimer, TransformedEnv
 
-from qmix_trl.functional import greedy_action, random_action
+from qmix_trl.functional import greedy_action, one_hot, random_action
 from qmix_trl.keys import (
     ACTION,
     ACTION_MASK,
@@ -17,14 +16,15 @@ from qmix_trl.keys import (
     next_key,
 )
 
-MOST_REPEATED = 100  # steps, by an agent that repeats what it explores
+MOST_REPEATED = 100  # steps for which an agent repeats a random action at most
 
 
 class GreedyAction(TensorDictModuleBase):
-    """Writes each agent's available action of highest value."""
+    """The head that writes each agent's available action of the highest value."""
 
     in_keys = [ACTION_VALUE]
     out_keys = [ACTION]
+    epsilon = 0.0
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
@@ -33,22 +33,26 @@ class GreedyAction(TensorDictModuleBase):
 
 
 class EpsilonGreedyAction(TensorDictModuleBase):
-    """Lets each agent by itself explore with probability epsilon, and act greedily else.
+    """The head with which each agent explores with probability epsilon, and else acts greedily.
 
-    Epsilon is linear in the frames that ``step`` has counted, computed anew from their number, so
-    that nothing drifts. An exploring agent draws uniformly from its available actions (QMIX,
-    appendix C). With ``repeat_exponent`` it prefers them in the drawn order for n steps, n with a
-    probability proportional to ``n ** -repeat_exponent`` up to ``MOST_REPEATED``, also across a
-    reset: epsilon-z-greedy (Dabney et al. 2021, arXiv 2006.01782, section 4.1).
-    Epsilon is then the probability to begin, and the share of steps that explore is higher.
-    It explores whatever TorchRL's exploration type is: evaluate by ``GreedyAction``.
+    Agents decide independently. Epsilon is linear in the frames that ``step`` has counted, and
+    computed from their number, so that nothing drifts. An exploring agent draws uniformly from
+    its available actions (QMIX, appendix C).
+
+    With ``repeat_exponent`` an exploring agent repeats its draw for n steps, P(n) proportional to
+    ``n ** -repeat_exponent``, n <= ``MOST_REPEATED``, also across a reset: epsilon-z-greedy
+    (Dabney et al. 2021, arXiv 2006.01782, section 4.1). Where the action is not available it takes
+    the next one in the drawn order. Epsilon is then the probability of *starting* to explore, and
+    the share of exploring steps is higher.
+
+    The head explores whatever TorchRL's exploration type is: evaluate by ``GreedyAction``.
 
     Args:
-        epsilon_start: at frame 0, in [0, 1].
-        epsilon_end: from ``anneal_frames`` on, in [0, 1].
+        epsilon_start: epsilon at frame 0, in [0, 1].
+        epsilon_end: epsilon from ``anneal_frames`` on, in [0, 1].
         anneal_frames: the frames from one to the other; 0 for ``epsilon_end`` at once.
-        repeat_exponent: 0 or more, or None to explore each step by itself.
-        seed: of the random stream, which is this module's own.
+        repeat_exponent: 0 or more; None for a new draw at every exploring step.
+        seed: of this module's own random stream.
         device: of the action values.
 
     Raises:
@@ -88,14 +92,14 @@ class EpsilonGreedyAction(TensorDictModuleBase):
 
     @property
     def epsilon(self) -> float:
-        """The probability with which an agent explores; with repeats, begins to."""
+        """The probability that an agent explores; with repeats, that it starts to."""
         if self.frames >= self.anneal_frames:
             return self.epsilon_end
         done = self.frames / self.anneal_frames
         return self.epsilon_start + (self.epsilon_end - self.epsilon_start) * done
 
     def step(self, frames: int) -> None:
-        """Count frames, each one step of one environment."""
+        """Count frames: steps of one environment."""
         self.frames += frames
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -106,15 +110,15 @@ class EpsilonGreedyAction(TensorDictModuleBase):
         return tensordict.set(ACTION, torch.where(explore < self.epsilon, explored, greedy))
 
     def draws(self, n_steps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Draw what decides so many steps.
+        """Return the random numbers that decide T steps.
 
         Args:
             n_steps: T.
-            shape: of the action values, [*B, N, A].
+            shape: the shape of the action values, [*B, N, A].
 
         Returns:
-            float [T, *B, N] below 1, an agent explores where it is below epsilon; and float
-            [T, *B, N, A], an agent that explores takes the available action of the highest.
+            float [T, *B, N] below 1: an agent explores where it is below epsilon; and float
+            [T, *B, N, A]: an exploring agent takes the available action with the highest.
         """
         device = self.generator.device
         explore = torch.empty(n_steps, *shape[:-1], device=device)
@@ -128,46 +132,47 @@ class EpsilonGreedyAction(TensorDictModuleBase):
 
 
 class Repeats:
-    """Lets exploring agents go on with what they explore.
+    """The repetition of random actions by exploring agents.
 
     Args:
-        exponent: n steps in all have a probability proportional to ``n ** -exponent``.
-        device: of what is drawn.
+        exponent: an agent repeats for n steps with a probability proportional to
+            ``n ** -exponent``.
+        device: of the draws.
     """
 
     def __init__(self, exponent: float, device: torch.device | str) -> None:
         steps = torch.arange(1, MOST_REPEATED + 1, dtype=torch.float64)
         sums = (steps**-exponent).cumsum(0)
         self._up_to = (sums / sums[-1]).float().to(device)  # [MOST_REPEATED]
-        self._left = torch.empty(0, device=device)  # steps to go on for, int64 [*B, N]
-        self._choose = torch.empty(0, device=device)  # at the step before, float [*B, N, A]
+        self._left = torch.empty(0, device=device)  # steps left to repeat, int64 [*B, N]
+        self._choose = torch.empty(0, device=device)  # the draw of the last step, [*B, N, A]
 
     def __call__(
         self, explore: Tensor, choose: Tensor, epsilon: float, generator: torch.Generator
     ) -> None:
-        """Change, in place, the draws of a step where an agent goes on.
+        """Replace, in place, the draws of one step where an agent repeats.
 
         Args:
-            explore: float [*B, N], as drawn; where an agent goes on it becomes -1.
-            choose: float [*B, N, A], as drawn; where an agent goes on it becomes that of before.
-            epsilon: an agent begins to explore where ``explore`` is below it.
+            explore: float [*B, N], as drawn; it becomes -1 where an agent repeats.
+            choose: float [*B, N, A], as drawn; it becomes the last step's where an agent repeats.
+            epsilon: an agent starts to explore where ``explore`` is below it.
             generator: the random stream.
         """
         if self._left.shape != explore.shape:
             self._left = torch.zeros_like(explore, dtype=torch.int64)
             self._choose = choose.clone()
-        goes_on = self._left > 0
-        begins = (explore < epsilon) & ~goes_on
-        explore.masked_fill_(goes_on, -1.0)
-        choose.copy_(torch.where(goes_on.unsqueeze(-1), self._choose, choose))
+        repeats = self._left > 0
+        starts = (explore < epsilon) & ~repeats
+        explore.masked_fill_(repeats, -1.0)
+        choose.copy_(torch.where(repeats.unsqueeze(-1), self._choose, choose))
         draw = torch.rand(explore.shape, generator=generator, device=explore.device)
         further = torch.searchsorted(self._up_to, draw)  # n - 1
-        self._left = torch.where(begins, further, (self._left - 1).clamp(min=0))
+        self._left = torch.where(starts, further, (self._left - 1).clamp(min=0))
         self._choose = choose.clone()
 
 
 class RememberAction(TensorDictModuleBase):
-    """Writes the one-hot action where the agent of the next step reads it."""
+    """The memory of the last action: writes it, one-hot, where the next step's agent reads it."""
 
     in_keys = [ACTION]
     out_keys = [next_key(LAST_ACTION)]
@@ -177,17 +182,18 @@ class RememberAction(TensorDictModuleBase):
         self.n_actions = n_actions
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the one-hot actions, float [*B, N, A]."""
-        one_hot = F.one_hot(tensordict.get(ACTION), self.n_actions).float()
-        return tensordict.set(next_key(LAST_ACTION), one_hot)
+        """Write the one-hot actions, float32 [*B, N, A]."""
+        action = tensordict.get(ACTION)
+        like = torch.empty(self.n_actions, device=action.device)
+        return tensordict.set(next_key(LAST_ACTION), one_hot(action, like))
 
 
 class RandomPolicy(TensorDictModuleBase):
-    """Draws each agent's action uniformly from its available ones.
+    """The policy that draws each agent's action uniformly from its available ones.
 
     Args:
         n_actions: A.
-        seed: of the random stream, which is this module's own.
+        seed: of this module's own random stream.
         device: of the observations.
     """
 
@@ -207,7 +213,7 @@ class RandomPolicy(TensorDictModuleBase):
 
 
 class NoOpPolicy(TensorDictModuleBase):
-    """Gives each agent action 0, in VMAS "no force", or the first that is available.
+    """The policy of action 0, in VMAS "no force", or of the first available action.
 
     Args:
         n_actions: A.
@@ -227,7 +233,7 @@ class NoOpPolicy(TensorDictModuleBase):
 
 
 def action_scores(tensordict: TensorDictBase, n_actions: int) -> Tensor:
-    """Return equal scores [*B, N, A] of all actions of the agents that observe."""
+    """Return the same score for every action of every agent: float [*B, N, A]."""
     observation = tensordict.get(OBSERVATION)
     return observation.new_zeros(*observation.shape[:-1], n_actions)
 
@@ -235,11 +241,11 @@ def action_scores(tensordict: TensorDictBase, n_actions: int) -> Tensor:
 def make_policy(
     agent: TensorDictModuleBase, head: GreedyAction | EpsilonGreedyAction
 ) -> TensorDictSequential:
-    """Return the agent with a head that chooses, and the memory of what was chosen."""
+    """Return the policy of an agent: action values, a head that chooses, and the last action."""
     return TensorDictSequential(agent, head, RememberAction(agent.n_actions))
 
 
 def with_memory(env: EnvBase, agent: TensorDictModuleBase) -> TransformedEnv:
-    """Return the environment with what the agent carries from step to step, zero at a reset."""
+    """Return the environment with the agent's memory, which is zero after a reset."""
     memory = agent.memory_spec.to(env.device)
     return TransformedEnv(env, TensorDictPrimer(memory, expand_specs=True))

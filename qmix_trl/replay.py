@@ -1,16 +1,19 @@
 """Replay of sequences: rows of T + 1 observations in TorchRL's replay buffer."""
 
+import math
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.envs.transforms import Transform
 
-from qmix_trl.functional import following, row_numbers
+from qmix_trl.functional import batch_index, cut_mask
 from qmix_trl.keys import (
     ACTION,
     ACTION_MASK,
     AGENT_REWARD,
+    CUT_STEPS,
     DONE,
     HIDDEN,
     IS_INIT,
@@ -23,30 +26,45 @@ from qmix_trl.keys import (
     next_key,
 )
 
-OBSERVED = (OBSERVATION, STATE, ACTION_MASK)  # of T + 1 steps
-TAKEN = (ACTION, IS_INIT, MASK, *map(next_key, (REWARD, AGENT_REWARD, TERMINATED, DONE)))  # of T
-CARRIED = (HIDDEN, LAST_ACTION)  # of the first step
-CUT_PLACE = ("cut", "place")  # [B, K] int64, steps whose next observation is kept beside
+OBSERVED = (OBSERVATION, STATE, ACTION_MASK)  # stored for T + 1 steps
+TAKEN = (  # stored for T steps
+    ACTION,
+    IS_INIT,
+    MASK,
+    *map(next_key, (REWARD, AGENT_REWARD, TERMINATED, DONE)),
+)
+CARRIED = (HIDDEN, LAST_ACTION)  # stored for the first step
 
 
 class SequenceRows(Transform):
-    """Packs batches [E, T] into rows [E] on their way into a buffer, unpacks rows [B] into [B, T].
+    """Turns batches [E, T] into rows [E] on their way into a buffer, and rows [B] into [B, T].
 
-    Observations, states and action masks are kept once for T + 1 steps instead of twice for T;
-    where an episode is truncated and another follows inside the row, the true last ones are kept
-    beside. Of what the agent carries, the value at the row's first step is kept (R2D2, section
-    3: stored state); sampled rows show it at every step.
+    Observations, states and action masks are stored once for T + 1 steps instead of twice for T.
+    At a cut, where an episode is truncated and the next one follows inside the row, the true last
+    entries are stored as well, and sampled batches carry the steps of all cuts as ``cut_steps``
+    for ``QMixLoss``. Of the agent's memory, the value at the row's first step is stored (R2D2,
+    section 3: stored state); sampled rows show it at every step.
 
     Args:
-        interior_truncations: K, how many such places a row has; a row with more is refused.
-        burn_in: so many last steps of the batch before are put in front of each row, so that
-            leaving them out of the loss (``QMixLoss``) loses no frame. Before the first batch,
-            which has to begin with resets, they are padding.
+        max_steps: the time limit of episodes in steps, for rows that hold parts of several
+            episodes: a row of T steps then has at most ceil((T - 1) / max_steps) cuts. None for
+            rows that hold one episode each.
+        burn_in: the number of last steps of the batch before that are put in front of each row,
+            so that leaving them out of the loss (``QMixLoss``) loses no frame. In front of the
+            first batch, which has to begin with resets, stands padding.
+
+    Raises:
+        ValueError: if ``max_steps`` is below 1 or ``burn_in`` below 0.
     """
 
-    def __init__(self, *, interior_truncations: int, burn_in: int = 0) -> None:
+    def __init__(self, *, max_steps: int | None = None, burn_in: int = 0) -> None:
         super().__init__()
-        self.interior_truncations = interior_truncations
+        if (max_steps is not None and max_steps < 1) or burn_in < 0:
+            raise ValueError(
+                "SequenceRows: expected max_steps of at least 1, or None, and burn_in of at least "
+                f"0, got {max_steps} and {burn_in}"
+            )
+        self.max_steps = max_steps
         self.burn_in = burn_in
         self._tail: TensorDictBase | None = None
 
@@ -61,12 +79,12 @@ class SequenceRows(Transform):
         if self.burn_in:
             batch = self._with_tail(batch)
         rows = TensorDict({}, batch.shape[:1], device=batch.device)
-        place = self._cuts(batch)  # [E, K]
-        rows.set(CUT_PLACE, place)
+        steps = self._cut_steps(batch)  # [E, K]
+        rows.set(CUT_STEPS, steps)
         for key in [key for key in OBSERVED if key in present]:
             now, after = batch.get(key), batch.get(next_key(key))
             rows.set(key, torch.cat([now, after[:, -1:]], 1))
-            rows.set(("cut", key), after[row_numbers(place), place])
+            rows.set(("cut", key), after[batch_index(steps), steps])
         for key in [key for key in TAKEN if key in batch.keys(True, True)]:
             rows.set(key, batch.get(key))
         for key in [key for key in CARRIED if key in present]:
@@ -74,39 +92,54 @@ class SequenceRows(Transform):
         return rows
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Return sampled rows [B] as a batch [B, T] in TorchRL's layout."""
+        """Return sampled rows [B] as a batch [B, T] in TorchRL's layout, with ``cut_steps``."""
         n_rows, n_steps = tensordict.get(MASK).shape
         batch = TensorDict({}, (n_rows, n_steps), device=tensordict.device)
         present = tensordict.keys(True, True)
-        place = tensordict.get(CUT_PLACE)  # [B, K]
+
+        def at_every_step(first: Tensor) -> Tensor:
+            return first.unsqueeze(1).expand(n_rows, n_steps, *first.shape[1:])
+
+        steps = tensordict.get(CUT_STEPS)  # [B, K]
+        batch.set(CUT_STEPS, at_every_step(steps))
         for key in [key for key in OBSERVED if key in present]:
             sequence = tensordict.get(key)  # [B, T+1, ..]
             after = sequence[:, 1:]
-            if self.interior_truncations:
-                after = after.index_put((row_numbers(place), place), tensordict.get(("cut", key)))
+            if steps.shape[1]:
+                after = after.index_put((batch_index(steps), steps), tensordict.get(("cut", key)))
             batch.set(key, sequence[:, :-1])
             batch.set(next_key(key), after)
         for key in [key for key in TAKEN if key in present]:
             batch.set(key, tensordict.get(key))
         for key in [key for key in CARRIED if key in present]:
-            first = tensordict.get(key).unsqueeze(1)
-            batch.set(key, first.expand(n_rows, n_steps, *first.shape[2:]))
+            batch.set(key, at_every_step(tensordict.get(key)))
         return batch
 
-    def _cuts(self, batch: TensorDictBase) -> Tensor:
-        """Return K steps of each row [E, K], among them all that another episode cuts off."""
-        mask = batch.get(MASK).unsqueeze(-1)  # [E, T, 1]
-        begins_next = following(batch[IS_INIT] & mask)
-        cut = (begins_next & ~batch.get(next_key(TERMINATED)) & mask)[..., 0]  # [E, T]
-        most = int(cut.sum(1).max())
-        if most > self.interior_truncations:
+    def _cut_steps(self, batch: TensorDictBase) -> Tensor:
+        """Return K steps of each row [E, K], all its cuts among them.
+
+        Raises:
+            ValueError: if a row has more than K cuts.
+        """
+        mask, n_steps = batch.get(MASK), batch.shape[1]
+        is_init = batch[IS_INIT] & mask.unsqueeze(-1)  # [E, T, 1]
+        is_cut = cut_mask(is_init, batch.get(next_key(TERMINATED)), mask)  # [E, T]
+        most = 0 if self.max_steps is None else math.ceil((n_steps - 1) / self.max_steps)
+        got = int(is_cut.sum(1).max())
+        if got > most:
             raise ValueError(
-                f"SequenceRows: expected at most {self.interior_truncations} truncations with a "
-                f"reset behind them in a row, got {most}; raise interior_truncations"
+                f"SequenceRows: expected at most {most} truncations followed by a reset in a row "
+                f"of {n_steps} steps with max_steps={self.max_steps}, got {got}; set max_steps to "
+                "the shortest time limit of the environment"
             )
-        return cut.int().topk(min(self.interior_truncations, cut.shape[1]), 1).indices
+        return is_cut.int().topk(most, 1).indices
 
     def _with_tail(self, batch: TensorDictBase) -> TensorDictBase:
+        """Return the batch with the last steps of the batch before it in front.
+
+        Raises:
+            ValueError: if there is no batch before it and it does not begin with resets.
+        """
         tail = self._tail
         if tail is None:
             if not batch.get(IS_INIT)[:, 0].all():
@@ -126,13 +159,13 @@ def make_replay(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> TensorDictReplayBuffer:
-    """Return a buffer to extend by batches [E, T] and to sample batches [B, T] from, uniformly.
+    """Return a buffer that takes batches [E, T] and samples batches [B, T] of rows uniformly.
 
     Args:
-        rows: how batches become rows.
-        capacity_rows: how many rows it holds; the oldest give way.
+        rows: the transform between batches and rows.
+        capacity_rows: the number of rows that the buffer holds; new rows replace the oldest.
         batch_rows: B.
-        seed: of the random stream of sampling, which is the buffer's own.
+        seed: of the buffer's own random stream, for sampling.
         device: of the storage and the samples.
 
     Raises:

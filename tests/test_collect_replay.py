@@ -17,6 +17,7 @@ from qmix_trl.keys import (
     ACTION_MASK,
     ACTION_VALUE,
     AGENT_REWARD,
+    CUT_STEPS,
     DONE,
     EPISODE_REWARD,
     HIDDEN,
@@ -348,15 +349,16 @@ def test_finished_returns_are_none_if_no_episode_ended():
 # ---------------------------------------------------------------------- rows
 
 
-# Of 16 steps, environment 0 is done at 5, 8, 13, 16 and environment 1 at 3, 8, 11, 16, in turn
-# truncated and terminated: two truncations with a reset behind them in the row, and one.
+# Of 16 steps, environment 0 is done at 5, 8, 13, 16 and environment 1 at 3, 8, 11, 16, alternately
+# truncated and terminated: two truncations followed by a reset in the row, and one.
 STEPS, CUTS = 16, 2
 
 
-@pytest.mark.parametrize("interior_truncations", [CUTS, CUTS + 3])
-def test_rows_give_back_the_batch(interior_truncations):
+# Room for ceil(15 / 5) = 3 cuts, one more than there are, and for as many as there are steps.
+@pytest.mark.parametrize("max_steps", [LIMIT, 1])
+def test_a_batch_comes_back_from_its_rows(max_steps):
     (batch,) = slices(STEPS, 1)
-    back = packed_and_back(batch, SequenceRows(interior_truncations=interior_truncations))
+    back = packed_and_back(batch, SequenceRows(max_steps=max_steps))
     assert back.shape == (2, STEPS)
     followed = torch.cat([batch[IS_INIT][:, 1:], torch.zeros(2, 1, 1, dtype=torch.bool)], 1)
     unread = (batch[next_key(TERMINATED)] & followed)[..., 0]  # [E, T], no value beyond
@@ -371,9 +373,21 @@ def test_rows_give_back_the_batch(interior_truncations):
         assert torch.equal(back[key], batch[key])
 
 
+def test_sampled_rows_carry_the_steps_of_their_cuts():
+    (batch,) = slices(STEPS, 1)
+    back = packed_and_back(batch, SequenceRows(max_steps=LIMIT))
+    assert back[CUT_STEPS].shape == (2, STEPS, 3)  # ceil(15 / 5)
+    assert (back[CUT_STEPS] == back[CUT_STEPS][:, :1]).all()
+    first, second = (set(steps.tolist()) for steps in back[CUT_STEPS][:, 0])
+    # Counted from 0: environment 0 is truncated at the 5th and the 13th step, environment 1 at the
+    # 8th; at the 16th step no other episode follows in the row.
+    assert first >= {4, 12}
+    assert second >= {7}
+
+
 def test_rows_show_the_memory_of_their_first_step():
     second = slices(7, 2)[1]
-    back = packed_and_back(second, SequenceRows(interior_truncations=CUTS))
+    back = packed_and_back(second, SequenceRows(max_steps=LIMIT))
     for key in (HIDDEN, LAST_ACTION):
         first = second[key][:, :1]
         assert (first != 0).any()
@@ -382,10 +396,10 @@ def test_rows_show_the_memory_of_their_first_step():
 
 def test_rows_hold_no_other_entries():
     (batch,) = slices(7, 1)
-    back = packed_and_back(batch, SequenceRows(interior_truncations=CUTS))
+    back = packed_and_back(batch, SequenceRows(max_steps=LIMIT))
     kept = (OBSERVATION, STATE, ACTION_MASK)
     taken = (REWARD, AGENT_REWARD, TERMINATED, DONE)
-    expected = {*kept, ACTION, IS_INIT, MASK, HIDDEN, LAST_ACTION}
+    expected = {*kept, ACTION, IS_INIT, MASK, HIDDEN, LAST_ACTION, CUT_STEPS}
     expected |= {next_key(key) for key in (*kept, *taken)}
     assert set(back.keys(True, True)) == expected
 
@@ -393,17 +407,23 @@ def test_rows_hold_no_other_entries():
 def test_rows_leave_the_collected_batch_as_it_is():
     (batch,) = slices(STEPS, 1)
     before = batch.clone()
-    packed_and_back(batch, SequenceRows(interior_truncations=CUTS, burn_in=2))
+    packed_and_back(batch, SequenceRows(max_steps=LIMIT, burn_in=2))
     assert set(before.keys(True, True)) == set(batch.keys(True, True))
     assert (before == batch).all()
 
 
-@pytest.mark.parametrize("interior_truncations", [0, CUTS - 1])
-def test_more_truncations_than_allowed_are_refused(interior_truncations):
+@pytest.mark.parametrize(("max_steps", "most"), [(None, 0), (STEPS - 1, 1)])
+def test_more_cuts_than_the_time_limit_allows_are_refused(max_steps, most):
     (batch,) = slices(STEPS, 1)
-    message = f"at most {interior_truncations} truncations .* got {CUTS}; raise interior"
+    message = f"at most {most} truncations .* max_steps={max_steps}, got {CUTS}; set max_steps"
     with pytest.raises(ValueError, match=message):
-        packed_and_back(batch, SequenceRows(interior_truncations=interior_truncations))
+        packed_and_back(batch, SequenceRows(max_steps=max_steps))
+
+
+@pytest.mark.parametrize("arguments", [{"max_steps": 0}, {"burn_in": -1}])
+def test_sizes_of_rows_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match="max_steps of at least 1, or None, and burn_in of"):
+        SequenceRows(**arguments)
 
 
 def test_the_end_of_a_row_and_terminations_need_no_room():
@@ -411,7 +431,7 @@ def test_the_end_of_a_row_and_terminations_need_no_room():
     (batch,) = slices(LIMIT, 1)
     assert batch[next_key(TRUNCATED)][..., 0].nonzero().tolist() == [[0, 4]]
     assert batch[next_key(TERMINATED)][..., 0].nonzero().tolist() == [[1, 2]]
-    back = packed_and_back(batch, SequenceRows(interior_truncations=0))
+    back = packed_and_back(batch, SequenceRows())
     unread = batch[next_key(TERMINATED)][..., 0]
     for key in map(next_key, (OBSERVATION, STATE, ACTION_MASK)):
         assert torch.equal(back[key][~unread], batch[key][~unread])
@@ -420,8 +440,8 @@ def test_the_end_of_a_row_and_terminations_need_no_room():
 def test_truncations_in_the_padding_need_no_room():
     env = CounterEnv()
     (batch,) = collect(env, make_agent(env), rows="episodes", steps=STEPS, n_batches=1)
-    # Only environment 0's first episode of 5 is truncated before its padding.
-    packed_and_back(batch, SequenceRows(interior_truncations=1))
+    # Only environment 0's first episode of 5 is truncated, and padding follows.
+    packed_and_back(batch, SequenceRows())
 
 
 # ---------------------------------------------------------------------- burn-in
@@ -430,7 +450,7 @@ def test_truncations_in_the_padding_need_no_room():
 def test_burn_in_puts_the_tail_of_the_batch_before_in_front():
     # T = 5: environment 0 is truncated at the seam, environment 1 is inside an episode.
     batches = slices(LIMIT, 3)
-    rows, burn_in = SequenceRows(interior_truncations=CUTS, burn_in=3), 3
+    rows, burn_in = SequenceRows(max_steps=LIMIT, burn_in=3), 3
     first, second, third = (packed_and_back(batch, rows) for batch in batches)
     assert torch.equal(first[MASK], (torch.arange(8) >= burn_in).expand(2, 8))
     for key in (OBSERVATION, STATE, ACTION, next_key(REWARD)):
@@ -450,7 +470,7 @@ def test_burn_in_puts_the_tail_of_the_batch_before_in_front():
 
 def test_burn_in_longer_than_the_batches_reaches_back_over_several():
     batches = slices(2, 4)
-    rows = SequenceRows(interior_truncations=CUTS, burn_in=5)
+    rows = SequenceRows(max_steps=LIMIT, burn_in=5)
     backs = [packed_and_back(batch, rows) for batch in batches]
     assert [int(back[MASK].sum(1)[0]) for back in backs] == [2, 4, 6, 7]
     whole = torch.cat(batches, 1)  # [E, 8]
@@ -461,7 +481,7 @@ def test_burn_in_longer_than_the_batches_reaches_back_over_several():
 def test_burnt_in_rows_unroll_to_the_values_of_acting():
     env = CounterEnv()
     agent = make_agent(env)
-    rows = SequenceRows(interior_truncations=CUTS, burn_in=3)
+    rows = SequenceRows(max_steps=LIMIT, burn_in=3)
     batches = collect(env, agent, rows="slices", steps=7, n_batches=3)
     values = torch.cat([batch[ACTION_VALUE] for batch in batches], 1)  # [E, 21, N, A]
     for i, batch in enumerate(batches):
@@ -490,7 +510,7 @@ def drawn(replay):
 
 def numbered_replay(*, seed=0, capacity_rows=4, batch_rows=4):
     """Return an empty buffer for numbered rows."""
-    rows = SequenceRows(interior_truncations=0)
+    rows = SequenceRows()
     return make_replay(rows, capacity_rows=capacity_rows, batch_rows=batch_rows, seed=seed)
 
 
@@ -551,7 +571,7 @@ def test_training_unrolls_to_the_values_of_acting(env_name, rows, agent_name):
     batches = collect(env, agent, rows=rows, steps=8, n_batches=3)
     for batch in batches:
         valid = batch[MASK]  # [E, T]
-        back = packed_and_back(batch, SequenceRows(interior_truncations=CUTS))
+        back = packed_and_back(batch, SequenceRows(max_steps=LIMIT))
         for source in (batch, back):
             values = unrolled(source, agent)
             torch.testing.assert_close(values[valid], batch[ACTION_VALUE][valid])
@@ -574,7 +594,6 @@ LOSSES = [
     {"td_lambda": 0.8},
     {"td_lambda": 0.8, "mixer": "none"},
     {"td_lambda": 0.0, "mixer": "vdn"},
-    {"td_lambda": 0.5, "interior_truncations": CUTS},
 ]
 
 
@@ -586,7 +605,7 @@ def test_rows_have_the_loss_of_the_collected_batch(agent_name, arguments):
     batches = collect(env, agent, rows="slices", steps=STEPS - 2, n_batches=2)
     loss = make_loss(env, agent, **arguments)
     for batch in batches:
-        back = packed_and_back(batch, SequenceRows(interior_truncations=CUTS))
+        back = packed_and_back(batch, SequenceRows(max_steps=LIMIT))
         torch.testing.assert_close(loss(back), loss(batch))
 
 
@@ -605,8 +624,8 @@ def test_whole_episodes_and_slices_have_the_same_loss(agent_name, arguments, thr
     assert_same_steps_in_both(slice_batch, episodes)
     loss = make_loss(env, agent, reduction="sum", **arguments)
     if through_replay:
-        slice_batch = packed_and_back(slice_batch, SequenceRows(interior_truncations=CUTS))
-        episodes = [packed_and_back(e, SequenceRows(interior_truncations=0)) for e in episodes]
+        slice_batch = packed_and_back(slice_batch, SequenceRows(max_steps=LIMIT))
+        episodes = [packed_and_back(e, SequenceRows()) for e in episodes]
     total = sum(loss(batch)["loss"] for batch in episodes)
     torch.testing.assert_close(loss(slice_batch)["loss"], total)
 
@@ -650,19 +669,13 @@ def test_the_loss_of_a_slice_bootstraps_from_the_true_last_observation():
 
 def test_a_batch_without_a_mask_is_all_valid_and_one_without_is_init_is_refused():
     batch = slices(LIMIT, 1)[0]
-    bare = packed_and_back(batch.exclude(MASK), SequenceRows(interior_truncations=CUTS))
+    bare = packed_and_back(batch.exclude(MASK), SequenceRows(max_steps=LIMIT))
     assert bare[MASK].all()
     with pytest.raises(KeyError, match="is_init"):
-        packed_and_back(batch.exclude(IS_INIT), SequenceRows(interior_truncations=CUTS))
+        packed_and_back(batch.exclude(IS_INIT), SequenceRows(max_steps=LIMIT))
 
 
 def test_burn_in_wants_a_first_batch_that_begins_with_resets():
     _, later = slices(7, 2)
     with pytest.raises(ValueError, match="first batch to begin with resets"):
-        SequenceRows(interior_truncations=2, burn_in=3).inv(later)
-
-
-def test_more_places_than_steps_are_as_many_as_steps():
-    batch = slices(2, 1)[0]
-    rows = SequenceRows(interior_truncations=5)
-    assert rows(rows.inv(batch)).batch_size == (len(batch), 2)
+        SequenceRows(max_steps=LIMIT, burn_in=3).inv(later)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loss import make_loss, random_batch, some_ends
+from loss_tools import make_loss, random_batch, some_ends
 from torch import nn
 from train import train
 

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import reference
 import torch
+from loss_tools import A, N, O, S, cut, make_loss, random_batch, some_ends
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch.nn.utils import get_total_norm
 from torchrl.modules import QMixer as TorchRLQMixer
 from torchrl.modules import VDNMixer as TorchRLVDNMixer
 
-from qmix_trl import FeedforwardAgent, QMixer, QMixLoss, RecurrentAgent, VDNMixer
+from qmix_trl import QMixer, QMixLoss, RecurrentAgent, VDNMixer
 from qmix_trl.keys import (
     ACTION,
     ACTION_MASK,
     AGENT_REWARD,
     CHOSEN_ACTION_VALUE,
-    DONE,
+    CUT_STEPS,
     HIDDEN,
     IS_INIT,
     LAST_ACTION,
@@ -33,8 +34,6 @@ from qmix_trl.keys import (
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
-
-N, O, A, S = 2, 3, 4, 5  # noqa: E741
 
 
 def golden_batch(padding=0.0):
@@ -132,72 +131,6 @@ def test_padding_of_any_kind_changes_nothing_at_all():
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
-def random_batch(n_rows, n_steps, *, seed=0, is_init=None, ends=None, mixed_masks=True):
-    """Return random data [B, T] whose rows go on, but where ``is_init`` says a reset follows.
-
-    ``ends``: bool [B, T], the steps that are done, terminated at random ones.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(n_rows, *shape, generator=generator, dtype=torch.float64)
-
-    def flags(p, *shape):
-        return torch.rand(n_rows, *shape, generator=generator) < p
-
-    batch = TensorDict({}, [n_rows, n_steps])
-    available = flags(0.7, n_steps + 1, N, A) | ~torch.tensor(mixed_masks)
-    available[..., 0] = True
-    sequences = ((OBSERVATION, normal(n_steps + 1, N, O)), (STATE, normal(n_steps + 1, S)))
-    for key, sequence in (*sequences, (ACTION_MASK, available)):
-        batch[key], batch[next_key(key)] = sequence[:, :-1], sequence[:, 1:].clone()
-    batch[ACTION] = torch.randint(A, (n_rows, n_steps, N), generator=generator)
-    batch[next_key(REWARD)], batch[next_key(AGENT_REWARD)] = (
-        normal(n_steps, 1),
-        normal(n_steps, N, 1),
-    )
-    done = torch.zeros(n_rows, n_steps, 1, dtype=torch.bool) if ends is None else ends.unsqueeze(-1)
-    batch[next_key(DONE)] = done
-    batch[next_key(TERMINATED)] = done & flags(0.5, n_steps, 1)
-    batch[IS_INIT] = torch.zeros(n_rows, n_steps, 1, dtype=torch.bool)
-    batch[IS_INIT][:, 0] = True
-    batch[IS_INIT][:, 1:] |= done[:, :-1]
-    # Where a reset follows, the true next observation is another one than the next step's.
-    resets = done[..., 0]
-    for key, shape in ((OBSERVATION, (N, O)), (STATE, (S,))):
-        batch[next_key(key)][resets] = torch.randn(
-            int(resets.sum()), *shape, generator=generator, dtype=torch.float64
-        )
-    return batch
-
-
-def make_loss(kind="recurrent", mixer="qmix", seed=3, **arguments):
-    """Return a loss in float64 whose targets differ from its online networks."""
-    torch.manual_seed(seed)
-    if kind == "recurrent":
-        agent = RecurrentAgent(N, O, A, hidden_dim=6, dtype=torch.float64)
-    else:
-        agent = FeedforwardAgent(N, O, A, use_last_action=True, dtype=torch.float64)
-    mixers = {"qmix": lambda: QMixer(N, S, 4, dtype=torch.float64), "vdn": VDNMixer}
-    mixing = mixers[mixer]() if mixer in mixers else None
-    loss = QMixLoss(agent, mixing, **{"gamma": 0.9, **arguments})
-    with torch.no_grad():
-        for parameter in loss.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return loss
-
-
-def cut(batch, row, start, end):
-    """Return one episode [1, end - start] of a batch as a row of its own."""
-    return batch[row : row + 1, start:end].clone()
-
-
-def some_ends(n_rows, n_steps, seed=5):
-    """Return random ends of episodes, bool [B, T]."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(n_rows, n_steps, generator=generator) < 0.25
-
-
 @pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
 @pytest.mark.parametrize("mixer", ["qmix", "vdn", "none"])
 @pytest.mark.parametrize("td_lambda", [0.0, 0.7])
@@ -226,19 +159,26 @@ def test_a_row_of_several_episodes_is_as_many_rows(kind, mixer, td_lambda, doubl
         torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-10)
 
 
-def test_interior_truncations_are_enough_if_there_are_no_more():
+def with_cut_steps(batch, n_steps, is_cut):
+    """Return a batch [B, T] with ``n_steps`` steps of each row that hold its cuts first."""
+    steps = is_cut.int().topk(n_steps, 1).indices.unsqueeze(1)
+    return batch.clone().set(CUT_STEPS, steps.expand(*batch.shape, n_steps))
+
+
+def test_the_steps_of_cuts_are_enough_if_they_hold_all_cuts():
     ends = torch.zeros(4, 12, dtype=torch.bool)
     ends[0, 3] = ends[1, 5] = ends[3, 0] = ends[3, 10] = True
     batch = random_batch(4, 12, ends=ends)
     batch[next_key(TERMINATED)][:] = False
     exact, two, none = (
-        make_loss(interior_truncations=k)(batch)["loss"].item() for k in (None, 2, 0)
+        make_loss()(shown)["loss"].item()
+        for shown in (batch, with_cut_steps(batch, 2, ends), with_cut_steps(batch, 0, ends))
     )
     assert two == pytest.approx(exact, abs=1e-12)
     assert abs(none - exact) > 1e-5
 
 
-def test_padding_before_a_reset_takes_no_place_of_a_truncation():
+def test_padding_before_a_reset_is_no_cut():
     """As in the first row of a buffer with burn-in: padding, then the first episode."""
     ends = torch.zeros(2, 8, dtype=torch.bool)
     ends[:, 5] = True
@@ -246,7 +186,7 @@ def test_padding_before_a_reset_takes_no_place_of_a_truncation():
     batch[next_key(TERMINATED)][:] = False
     batch[IS_INIT][:, 2] = True
     batch[MASK] = torch.arange(8).expand(2, 8) >= 2
-    exact, one = (make_loss(interior_truncations=k)(batch)["loss"] for k in (None, 1))
+    exact, one = (make_loss()(b)["loss"] for b in (batch, with_cut_steps(batch, 1, ends)))
     torch.testing.assert_close(one, exact, rtol=0, atol=1e-12)
 
 
@@ -508,8 +448,7 @@ def test_eager_equals_compiled():
         ({"gamma": 1.5}, r"gamma in \[0, 1\], got 1.5"),
         ({"td_lambda": -0.1}, r"td_lambda in \[0, 1\], got -0.1"),
         ({"reduction": "median"}, "mean, sum, none, got 'median'"),
-        ({"burn_in": -1}, "burn_in and interior_truncations of at least 0, got -1"),
-        ({"interior_truncations": -2}, "of at least 0, got 0 and -2"),
+        ({"burn_in": -1}, "burn_in of at least 0, got -1"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_loss import make_loss, random_batch, some_ends
+from loss_tools import make_loss, random_batch, some_ends
 from torch import nn
 
 from qmix_trl import QMixer

@@ -24,6 +24,7 @@ from qmix_trl.keys import (
     ACTION_VALUE,
     AGENT_REWARD,
     CHOSEN_ACTION_VALUE,
+    CUT_STEPS,
     DONE,
     IS_INIT,
     MASK,
@@ -38,7 +39,8 @@ from qmix_trl.keys import (
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater")
 
 MIXINGS = [("none", 1), ("vdn", 1), ("qmix", 1), ("qmix", 2)]  # and hypernetwork layers
-# Entries that a batch may lack, and the loss's interior_truncations: rows of one episode have none.
+# Entries that a batch may lack, and the number of its cut steps (None: it does not carry them);
+# rows of one episode have no cuts.
 READINGS = [
     ((), None),
     ((), 0),
@@ -161,7 +163,7 @@ class Case(NamedTuple):
     parameters: dict  # the online ones as tensors, as ``online``
 
 
-def random_case(seed, *, mixing=None, interior_truncations=None, **fixed):
+def random_case(seed, *, mixing=None, **fixed):
     """Return a draw; seeds take turns with mixers, layers, double-Q and one-step targets."""
     rng = np.random.default_rng(seed)
     mixer, layers = mixing or MIXINGS[seed % 4]
@@ -183,7 +185,7 @@ def random_case(seed, *, mixing=None, interior_truncations=None, **fixed):
     load(agent, target["agent"])
     load(mixing, target["mixer"])
     # Its targets are copies of the weights it finds.
-    loss = QMixLoss(agent, mixing, interior_truncations=interior_truncations, **settings)
+    loss = QMixLoss(agent, mixing, **settings)
     load(agent, online["agent"])
     load(mixing, online["mixer"])
     parameters = {
@@ -196,10 +198,13 @@ def random_case(seed, *, mixing=None, interior_truncations=None, **fixed):
 
 @pytest.mark.parametrize("seed", range(100))
 def test_loss_equals_the_oracle(seed):
-    absent, interior_truncations = READINGS[seed % len(READINGS)]
-    case = random_case(seed, interior_truncations=interior_truncations)
+    absent, n_cut_steps = READINGS[seed % len(READINGS)]
+    case = random_case(seed)
     garbage = (float("nan"), 1e30)[seed % 2]
-    value = case.loss(as_batch(case.episodes, case.n_steps, garbage).exclude(*absent))["loss"]
+    batch = as_batch(case.episodes, case.n_steps, garbage).exclude(*absent)
+    if n_cut_steps is not None:
+        batch[CUT_STEPS] = torch.zeros(*batch.shape, n_cut_steps, dtype=torch.int64)
+    value = case.loss(batch)["loss"]
     expected = reference.loss(case.episodes, case.online, case.target, **case.settings)
     assert value.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
@@ -207,9 +212,12 @@ def test_loss_equals_the_oracle(seed):
 @pytest.mark.parametrize("seed", range(32))
 def test_loss_of_one_row_of_all_episodes_equals_the_oracle(seed):
     case = random_case(seed)
-    inside = sum(not episode.terminated for episode in case.episodes[:-1])
-    case.loss.interior_truncations = None if seed % 3 else inside
     row = torch.cat([as_batch([episode], len(episode.action)) for episode in case.episodes], 1)
+    if seed % 3 == 0:
+        lengths = torch.tensor([len(episode.action) for episode in case.episodes])
+        truncated = torch.tensor([not episode.terminated for episode in case.episodes[:-1]]).bool()
+        cuts = (lengths.cumsum(0) - 1)[:-1][truncated]  # [K]
+        row[CUT_STEPS] = cuts.expand(*row.shape, len(cuts))
     absent = ((), (MASK,), (IS_INIT,))[seed % 3]
     expected = reference.loss(case.episodes, case.online, case.target, **case.settings)
     assert case.loss(row.exclude(*absent))["loss"].item() == pytest.approx(

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
-from test_loss import make_loss, random_batch, some_ends
+from loss_tools import make_loss, random_batch, some_ends
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qmix_trl import Update, make_hard_updater, make_soft_updater, update
+from qmix_trl.chosen import Chosen
+from qmix_trl.keys import CUT_STEPS
 from qmix_trl.native.networks import library as networks
 
 
@@ -130,7 +132,7 @@ def stand_in(monkeypatch, by_graph):
 
     monkeypatch.setattr(update, "captured", captured)
     monkeypatch.setattr(update, "warmed_up", lambda function: function())
-    by_graph.no_graph = None
+    by_graph._no_graph = None
     return replays
 
 
@@ -158,16 +160,61 @@ def test_a_step_that_no_graph_can_hold_is_taken_as_elsewhere(monkeypatch):
     monkeypatch.setattr(update, "captured", refuse)
     for batch in batches():
         assert (plain(batch) == by_graph(batch)).all()
-    assert by_graph.no_graph == (
+    assert by_graph._no_graph == (
         "a step cannot be captured: RuntimeError operation not permitted when stream is capturing"
     )
 
 
-def test_a_graph_that_is_asked_for_is_wanted(monkeypatch):
-    with pytest.raises(ValueError, match="no CUDA graph: the parameters are on cpu"):
+def test_a_graph_that_is_asked_for_is_built_or_an_error():
+    with pytest.raises(ValueError, match="expected parameters on a GPU for a graph, got cpu"):
         updates_of(*SETTINGS[0], cuda_graph=True)
-    assert updates_of(*SETTINGS[0], cuda_graph=False).no_graph == "as asked for"
-    assert updates_of(*SETTINGS[0]).no_graph == "the parameters are on cpu"
+
+
+def test_how_names_the_layers_in_cpp():
+    step = updates_of(*SETTINGS[0])
+    assert step.how == Chosen("layers in C++")
+    step(batches(1)[0])
+    assert step.how == Chosen("layers in C++")
+
+
+def test_how_names_torch_where_the_layers_are_not_built(monkeypatch):
+    monkeypatch.setattr(networks, "why_not", lambda parameters: "no C++ compiler was found")
+    how = updates_of(*SETTINGS[0]).how
+    assert how == Chosen("torch's operations", {"layers in C++": "no C++ compiler was found"})
+
+
+def test_how_names_torch_for_other_dtypes():
+    loss = make_loss("recurrent").to(torch.bfloat16)
+    optimizer, targets = torch.optim.SGD(loss.parameters(), 0.1), make_soft_updater(loss, tau=0.1)
+    how = Update(loss, optimizer, targets, max_grad_norm=1.0).how
+    assert how.name == "torch's operations"
+    assert "bfloat16" in how.passed_over["layers in C++"]
+
+
+def test_how_names_torch_compile():
+    how = updates_of(*SETTINGS[1], compile=True).how
+    assert how.name == "torch.compile"
+    assert list(how.passed_over) == ["layers in C++"]
+
+
+class OnGpu(torch.nn.Parameter):
+    """A parameter that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+GRAPHS = [
+    ("auto", Chosen("CUDA graph")),
+    (False, Chosen("torch's operations", {"CUDA graph": "runtime.cuda_graph is false"})),
+]
+
+
+@pytest.mark.parametrize(("cuda_graph", "how"), GRAPHS)
+def test_how_names_the_graph_on_a_gpu(cuda_graph, how):
+    step = updates_of(*SETTINGS[0], cuda_graph=cuda_graph)
+    step._parameters = [OnGpu(torch.zeros(1))]
+    step._no_graph = None if cuda_graph else step._no_graph
+    assert step.how == how
 
 
 def test_compiled_steps_are_the_same_steps():
@@ -205,16 +252,19 @@ def _is_masked_index(name, args):
 
 
 @pytest.mark.parametrize(("kind", "make_updater", "settings"), SETTINGS)
-@pytest.mark.parametrize("interior_truncations", [0, 2, None])
-def test_the_host_waits_for_nothing(
-    kind, make_updater, settings, interior_truncations, monkeypatch
-):
+@pytest.mark.parametrize("n_cut_steps", [0, 2, None])
+def test_the_host_waits_for_nothing(kind, make_updater, settings, n_cut_steps, monkeypatch):
     monkeypatch.setattr(networks, "serves", lambda *_: False)
     monkeypatch.setattr("qmix_trl.rows.may_be_padded", lambda mask: True)  # asks on the CPU alone
-    loss = make_loss(kind, td_lambda=0.8, interior_truncations=interior_truncations)
+    loss = make_loss(kind, td_lambda=0.8)
     optimizer = torch.optim.Adam(loss.parameters(), fused=True)
     step = Update(loss, optimizer, make_updater(loss, **settings), max_grad_norm=1.0)
     given = batches(3)
+    if n_cut_steps is not None:
+        given = [
+            batch.set(CUT_STEPS, torch.zeros(*batch.shape, n_cut_steps, dtype=torch.int64))
+            for batch in given
+        ]
     with Looks() as looks:
         for batch in given:
             step(batch)

@@ -62,6 +62,13 @@ def _missing(library: Library, dtype: torch.dtype) -> str | None:
     return None
 
 
+def why_not(parameters) -> str | None:
+    for p in parameters:
+        if p.dtype not in DTYPES or p.device.type != "cpu":
+            return f"the parameters are {p.dtype} on {p.device}"
+    return None
+
+
 def network_library(name: str, source: str, dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
     """Return the library of a source that goes on from ``networks.h``.
 

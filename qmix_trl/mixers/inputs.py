@@ -1,0 +1,84 @@
+"""The entries that a mixer may read: the loss supplies whatever its ``in_keys`` name among them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tensordict import NestedKey
+from torch import Tensor
+
+from qmix_trl import keys
+from qmix_trl.functional import greedy_action, value_of
+
+# key: the attribute of MixerInputs that holds it
+SUPPLIED: dict[NestedKey, str] = {
+    keys.CHOSEN_ACTION_VALUE: "chosen_action_value",
+    keys.GREEDY_ACTION_VALUE: "greedy_action_value",
+    keys.ACTION_VALUE: "action_value",
+    keys.ACTION: "action",
+    keys.ACTION_MASK: "available",
+    keys.STATE: "state",
+    keys.HIDDEN: "hidden",
+    keys.OBSERVATION: "observation",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixerInputs:
+    """The inputs of a mixer for T steps of B rows; the time of all of them is the same.
+
+    For the joint value Q_tot(tau_t, u_t) they are those of step t and of the online agent; for
+    the value of a target, of step t + 1 and of the target agent, with the action u*_{t+1}.
+
+    Attributes:
+        action_value: float [B, T, N, A], Q_a of every action.
+        action: int64 [B, T, N], the joint action.
+        action_mask: bool [B, T, N, A], True = available; None if all are.
+        state: float [B, T, *S]; None if it was not read.
+        hidden: float [B, T, N, H], after the observation; None for agents without.
+        observation: float [B, T, N, O].
+    """
+
+    action_value: Tensor
+    action: Tensor
+    action_mask: Tensor | None
+    state: Tensor | None
+    hidden: Tensor | None
+    observation: Tensor
+
+    @property
+    def chosen_action_value(self) -> Tensor:
+        """The utilities of the joint action: float [B, T, N, 1]."""
+        return value_of(self.action_value, self.action)
+
+    @property
+    def greedy_action_value(self) -> Tensor:
+        """The utilities of each agent's best available action: float [B, T, N, 1]."""
+        return value_of(self.action_value, greedy_action(self.action_value, self.action_mask))
+
+    @property
+    def available(self) -> Tensor:
+        """The available actions, all of them without a mask: bool [B, T, N, A]."""
+        if self.action_mask is None:
+            return torch.ones_like(self.action_value, dtype=torch.bool)
+        return self.action_mask
+
+
+def input_names(in_keys: Sequence[NestedKey], spelt: dict[NestedKey, str]) -> list[str]:
+    """Return the attribute of ``MixerInputs`` for each of a mixer's ``in_keys``.
+
+    Args:
+        in_keys: of the mixer.
+        spelt: other spellings of the keys in ``SUPPLIED``, by ``set_keys`` of the loss.
+
+    Raises:
+        KeyError: if the mixer reads anything else.
+    """
+    known = {**SUPPLIED, **spelt}
+    unknown = [key for key in in_keys if key not in known]
+    if unknown:
+        raise KeyError(
+            f"expected a mixer that reads some of {', '.join(map(repr, known))}; got in_keys with "
+            f"{', '.join(map(repr, unknown))}"
+        )
+    return [known[key] for key in in_keys]
