@@ -100,7 +100,9 @@ GOLDEN = [
 
 @pytest.mark.parametrize(("mixer", "layers", "double_q", "expected", "norm"), GOLDEN)
 @pytest.mark.parametrize("padding", [0.0, 7.0, float("nan")])
-def test_golden_loss_whatever_the_padding(mixer, layers, double_q, expected, norm, padding):
+def test_golden_loss_with_any_padding(
+    mixer, layers, double_q, expected, norm, padding
+):
     agent, mixing, loss = golden_loss(mixer, layers, double_q)
     value = loss(golden_batch(padding))["loss"]
     assert value.item() == pytest.approx(expected, abs=1e-9)
@@ -110,7 +112,7 @@ def test_golden_loss_whatever_the_padding(mixer, layers, double_q, expected, nor
     assert get_total_norm(gradients).item() == pytest.approx(norm, abs=2e-7)
 
 
-def test_padding_of_any_kind_changes_nothing_at_all():
+def test_padding_changes_neither_outputs_nor_gradients():
     agent, _, loss = golden_loss("qmix", 2, True)
     outputs, gradients = [], []
     for garbage in (0.0, 1e30):
@@ -135,8 +137,10 @@ def test_padding_of_any_kind_changes_nothing_at_all():
 @pytest.mark.parametrize("mixer", ["qmix", "vdn", "none"])
 @pytest.mark.parametrize("td_lambda", [0.0, 0.7])
 @pytest.mark.parametrize("double_q", [True, False])
-def test_a_row_of_several_episodes_is_as_many_rows(kind, mixer, td_lambda, double_q):
-    """Resets and truncations inside a row: the sum over it is the sum over its episodes alone."""
+def test_a_row_of_several_episodes_has_the_sum_of_their_losses(
+    kind, mixer, td_lambda, double_q
+):
+    """Also with resets and truncations inside the row."""
     ends = some_ends(4, 12)
     batch = random_batch(4, 12, ends=ends)
     loss = make_loss(kind, mixer, td_lambda=td_lambda, double_q=double_q, reduction="sum")
@@ -165,7 +169,7 @@ def with_cut_steps(batch, n_steps, is_cut):
     return batch.clone().set(CUT_STEPS, steps.expand(*batch.shape, n_steps))
 
 
-def test_the_steps_of_cuts_are_enough_if_they_hold_all_cuts():
+def test_cut_steps_give_the_exact_loss_if_they_hold_all_cuts():
     ends = torch.zeros(4, 12, dtype=torch.bool)
     ends[0, 3] = ends[1, 5] = ends[3, 0] = ends[3, 10] = True
     batch = random_batch(4, 12, ends=ends)
@@ -301,7 +305,7 @@ def test_a_row_inside_an_episode_starts_from_its_stored_memory():
     assert not torch.allclose(without, whole)
 
 
-def test_without_is_init_a_reset_follows_each_done():
+def test_without_is_init_an_episode_begins_after_each_done():
     batch = random_batch(4, 9, ends=some_ends(4, 9))
     loss = make_loss()
     expected = loss(batch)["loss"]
@@ -354,7 +358,7 @@ def test_reported_values():
     assert abs(difference) <= output["td_error"] + 1e-12
 
 
-def test_nothing_valid_gives_zero_and_not_nan():
+def test_a_batch_without_valid_steps_has_zero_loss():
     batch = random_batch(2, 3)
     batch[MASK] = torch.zeros(2, 3, dtype=torch.bool)
     loss = make_loss()
@@ -472,7 +476,7 @@ def test_burn_in_must_leave_a_step():
         make_loss(burn_in=3)(random_batch(2, 3))
 
 
-def test_a_mixer_that_names_nothing_is_refused():
+def test_a_mixer_without_in_keys_is_refused():
     with pytest.raises(TypeError, match="wrap it: TensorDictModule"):
         QMixLoss(RecurrentAgent(N, O, A), torch.nn.Linear(2, 1), gamma=0.9)
 

@@ -259,7 +259,7 @@ def test_gradient_equals_the_oracles_finite_difference(seed):
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("mixing", [("vdn", 1), ("qmix", 1), ("qmix", 2)])
-def test_a_padded_batch_is_the_mean_of_its_rows_alone_weighted_by_steps(mixing, seed):
+def test_the_loss_of_a_padded_batch_is_the_mean_of_its_rows_weighted_by_steps(mixing, seed):
     case = random_case(seed, mixing=mixing, td_lambda=0.7)
     together = case.loss(as_batch(case.episodes, case.n_steps))["loss"]
     lengths = [len(episode.action) for episode in case.episodes]
@@ -369,14 +369,14 @@ def excess_of_the_joint_maximum(mixer, n_agents, n_actions):
 @pytest.mark.parametrize("name", MONOTONE)
 @pytest.mark.parametrize("n_agents", [1, 2, 3, 4])
 @pytest.mark.parametrize("n_actions", [2, 3, 4, 5])
-def test_greedy_actions_together_are_the_greedy_joint_action(name, n_agents, n_actions):
+def test_the_tuple_of_greedy_actions_is_the_greedy_joint_action(name, n_agents, n_actions):
     """IGM: of equal value, neither below (a better tuple exists) nor above (not available)."""
     excess = excess_of_the_joint_maximum(MONOTONE[name](n_agents), n_agents, n_actions)
     assert excess.abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_without_the_constraint_another_joint_action_is_better(layers):
+def test_without_monotonicity_another_joint_action_is_better(layers):
     mixer = small_qmixer(3, layers, UnconstrainedMixer)
     assert excess_of_the_joint_maximum(mixer, 3, 4).max() > 0.1
 
@@ -399,7 +399,7 @@ def permuted(mixer, layers, order):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_qmix_takes_agents_in_any_order_if_state_and_weights_follow(layers):
+def test_qmix_is_equivariant_to_the_order_of_agents(layers):
     torch.manual_seed(0)
     n, order = 4, [2, 0, 3, 1]
     mixer = QMixer(n, n * 3, 6, layers, 5, dtype=torch.float64)
@@ -412,7 +412,7 @@ def test_qmix_takes_agents_in_any_order_if_state_and_weights_follow(layers):
     assert (alone - expected).abs().min() > 1e-6
 
 
-def test_vdn_takes_agents_in_any_order():
+def test_vdn_is_invariant_to_the_order_of_agents():
     chosen = torch.randn(50, 4, 1, generator=torch.Generator().manual_seed(0)).double()
     mixed = VDNMixer()(chosen[:, [2, 0, 3, 1]])
     torch.testing.assert_close(mixed, VDNMixer()(chosen), rtol=0, atol=1e-12)

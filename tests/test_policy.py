@@ -61,7 +61,7 @@ def test_greedy_head_takes_the_best_available_action_of_each_agent():
     assert GreedyAction()(head_input(values))[ACTION].tolist() == [[0, 2], [0, 2]]
 
 
-def test_greedy_head_takes_further_batch_dimensions():
+def test_greedy_head_takes_any_batch_dimensions():
     values = torch.zeros(2, 4, 3, 5)  # [E, T, N, A]
     values[..., 3] = 1
     action = GreedyAction()(head_input(values))[ACTION]
@@ -88,7 +88,7 @@ def test_epsilon_does_not_drift():
     assert many.epsilon == one.epsilon == pytest.approx(1 - 0.95 * 0.7, abs=1e-12)
 
 
-def test_epsilon_is_at_its_end_at_once_without_annealing():
+def test_without_annealing_epsilon_is_epsilon_end():
     assert EpsilonGreedyAction(1.0, 0.3, 0, seed=0).epsilon == 0.3
 
 
@@ -105,7 +105,7 @@ def test_schedule_out_of_range_is_refused(arguments):
 
 
 @pytest.mark.parametrize("exponent", [-0.1, -2.0])
-def test_a_negative_exponent_is_refused(exponent):
+def test_a_negative_repeat_exponent_is_refused(exponent):
     with pytest.raises(ValueError, match=r"repeat_exponent of at least 0, or None, got -"):
         EpsilonGreedyAction(1.0, 1.0, 0, exponent, seed=0)
 
@@ -115,7 +115,7 @@ def test_a_negative_exponent_is_refused(exponent):
     # n ** -2 has the sum 1.63498 up to 100, n ** -100 is 1 for n = 1 and next to nothing beyond.
     [(2.0, [0.61163, 0.15291, 0.06796, 0.16750]), (100.0, [1.0, 0.0, 0.0, 0.0])],
 )
-def test_how_long_what_is_explored_goes_on(exponent, shares):
+def test_repeats_last_n_steps_with_the_stated_probability(exponent, shares):
     head = EpsilonGreedyAction(1.0, 1.0, 0, exponent, seed=0)
     explore, _ = head.draws(400, (50, 2, 3))  # [T, E, N]; with epsilon 1 a repeat ends, one begins
     begins = (explore >= 0).flatten(1).t()  # [E N, T]
@@ -127,7 +127,7 @@ def test_how_long_what_is_explored_goes_on(exponent, shares):
         assert chi_square(counts, shares) < CHI_SQUARE[3]
 
 
-def test_what_goes_on_is_the_same_action_and_explored():
+def test_a_repeat_keeps_its_action_and_explores():
     head = EpsilonGreedyAction(0.3, 0.3, 0, 1.0, seed=0)
     explore, choose = head.draws(60, (20, 3, 4))
     goes_on = explore < 0
@@ -139,7 +139,7 @@ def test_what_goes_on_is_the_same_action_and_explored():
     assert ((explore[:-1] < 0.3) | ~goes_on[1:]).all()
 
 
-def test_a_repeat_goes_on_over_calls_when_none_begins():
+def test_a_repeat_continues_over_calls_without_new_exploration():
     whole, parts = (EpsilonGreedyAction(1.0, 0.0, 10, 1.0, seed=0) for _ in range(2))
     explore, _ = whole.draws(8, (50, 1, 3))
     split = torch.cat([parts.draws(1, (50, 1, 3))[0] for _ in range(8)])
@@ -151,7 +151,7 @@ def test_a_repeat_goes_on_over_calls_when_none_begins():
     assert not (later[1:] & ~later[:-1]).any()
 
 
-def test_a_masked_action_is_not_gone_on_with():
+def test_a_repeat_skips_an_action_that_is_masked():
     head = EpsilonGreedyAction(1.0, 1.0, 0, 0.0, seed=0)
     for _ in range(20):
         mask = torch.rand(100, 2, 4) < 0.7
@@ -177,7 +177,7 @@ def test_agents_explore_independently():
     assert chi_square(counts, [0.49, 0.21, 0.21, 0.09]) < CHI_SQUARE[3]
 
 
-def test_whether_and_what_an_agent_explores_are_independent():
+def test_exploring_and_the_action_explored_are_independent():
     values = torch.tensor([0.0, 0.0, 1.0]).expand(30_000, 1, 3)
     counts = torch.bincount(explorer(0.5)(head_input(values))[ACTION].flatten(), minlength=3)
     assert chi_square(counts, [1 / 6, 1 / 6, 2 / 3]) < CHI_SQUARE[2]
@@ -221,7 +221,7 @@ def draws(make):
     [lambda seed: explorer(1.0, seed), lambda seed: RandomPolicy(4, seed=seed)],
     ids=["epsilon", "random"],
 )
-def test_draws_come_from_a_stream_of_their_own(make):
+def test_policies_have_their_own_random_stream(make):
     first, before, after = draws(lambda: make(7))
     assert torch.equal(before, after)
     torch.manual_seed(123)
@@ -252,7 +252,7 @@ def test_no_op_policy_takes_action_0_or_the_first_available():
     assert NoOpPolicy(3)(observed(1, 3))[ACTION].tolist() == [[0, 0, 0]]
 
 
-def test_the_action_is_remembered_for_the_next_step():
+def test_the_next_step_reads_the_last_action():
     data = RememberAction(3)(TensorDict({ACTION: torch.tensor([[2, 0]])}, [1]))
     assert data[next_key(LAST_ACTION)].tolist() == [[[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]]
     assert LAST_ACTION not in data.keys(True, True)
@@ -271,7 +271,7 @@ def team_env(n_envs=3):
     )
 
 
-def test_policy_acts_on_the_agents_values_and_remembers_both_states():
+def test_policy_acts_on_the_agents_values_and_writes_its_memory():
     agent = RecurrentAgent(3, 16, 9, hidden_dim=6)
     data = with_memory(team_env(), agent).reset()
     values, hidden = agent.step(data[OBSERVATION], data[LAST_ACTION], data[HIDDEN])
@@ -304,7 +304,7 @@ def test_memory_is_carried_and_begins_at_zero(make_agent, carried):
     assert all((data[key] != 0).any() for key in carried)
 
 
-def test_a_partial_reset_zeroes_the_memory_of_what_is_reset_only():
+def test_a_partial_reset_zeroes_only_the_memory_of_reset_environments():
     torch.manual_seed(0)
     agent = RecurrentAgent(3, 16, 9, hidden_dim=6)
     env = with_memory(team_env(), agent)

@@ -68,7 +68,7 @@ def test_update_clips_agent_and_mixer_together_and_steps(max_grad_norm):
         torch.testing.assert_close(new.detach(), old - factor * gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_updates_fit_a_batch():
+def test_updates_overfit_one_batch():
     loss, batch = make_loss(), random_batch(8, 5)
     updater = make_soft_updater(loss, tau=0.01)
     update = Update(loss, torch.optim.Adam(loss.parameters(), lr=1e-2), updater, max_grad_norm=10)
@@ -137,7 +137,7 @@ def stand_in(monkeypatch, by_graph):
 
 
 @pytest.mark.parametrize(("kind", "make_updater", "settings"), SETTINGS)
-def test_steps_by_a_graph_are_the_same_steps(kind, make_updater, settings, monkeypatch):
+def test_steps_by_a_graph_equal_eager_steps(kind, make_updater, settings, monkeypatch):
     plain = updates_of(kind, make_updater, settings)
     by_graph = updates_of(kind, make_updater, settings)
     replays = stand_in(monkeypatch, by_graph)
@@ -151,7 +151,7 @@ def test_steps_by_a_graph_are_the_same_steps(kind, make_updater, settings, monke
         assert torch.equal(one, other)
 
 
-def test_a_step_that_no_graph_can_hold_is_taken_as_elsewhere(monkeypatch):
+def test_a_step_that_cannot_be_captured_is_taken_eagerly(monkeypatch):
     def refuse(function):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
@@ -217,7 +217,7 @@ def test_how_names_the_graph_on_a_gpu(cuda_graph, how):
     assert step.how == how
 
 
-def test_compiled_steps_are_the_same_steps():
+def test_compiled_steps_equal_eager_steps():
     plain = updates_of(*SETTINGS[1])
     compiled = updates_of(*SETTINGS[1], compile=True)
     for batch in batches()[:2]:
@@ -253,7 +253,9 @@ def _is_masked_index(name, args):
 
 @pytest.mark.parametrize(("kind", "make_updater", "settings"), SETTINGS)
 @pytest.mark.parametrize("n_cut_steps", [0, 2, None])
-def test_the_host_waits_for_nothing(kind, make_updater, settings, n_cut_steps, monkeypatch):
+def test_an_update_never_waits_for_a_gpu(
+    kind, make_updater, settings, n_cut_steps, monkeypatch
+):
     monkeypatch.setattr(networks, "serves", lambda *_: False)
     monkeypatch.setattr("qmix_trl.rows.may_be_padded", lambda mask: True)  # asks on the CPU alone
     loss = make_loss(kind, td_lambda=0.8)
@@ -271,7 +273,7 @@ def test_the_host_waits_for_nothing(kind, make_updater, settings, n_cut_steps, m
     assert looks.found == []
 
 
-def test_what_waits_is_seen():
+def test_operations_that_wait_are_noticed():
     x = torch.arange(3.0)
     with Looks() as looks:
         x.sum().item()

@@ -1,0 +1,143 @@
+"""Collected batches, by TorchRL's collector and without its step loop."""
+
+import pytest
+import torch
+from collect_tools import A, CounterEnv, balance_env, collect, make_agent, slices, slow_steps
+from torchrl.envs import RewardSum, TransformedEnv, check_env_specs
+
+from qmix_trl import env_dims
+from qmix_trl.collect import finished_returns, make_collector
+from qmix_trl.keys import (
+    ACTION,
+    ACTION_MASK,
+    DONE,
+    EPISODE_REWARD,
+    HIDDEN,
+    IS_INIT,
+    LAST_ACTION,
+    MASK,
+    REWARD,
+    STATE,
+    TERMINATED,
+    TRUNCATED,
+    next_key,
+)
+from qmix_trl.policy import GreedyAction, make_policy
+
+pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:Nested")
+
+
+def test_the_counting_environment_keeps_its_specs():
+    check_env_specs(CounterEnv())
+    assert env_dims(CounterEnv()).n_actions == A
+
+
+def test_slices_follow_the_environments_across_batches():
+    batches = slices(7, 3)
+    whole = torch.cat(batches, 1)  # [E, 21]
+    for env in range(2):
+        expected = slow_steps(env, 21)
+        counts = (whole[STATE][env] * 5).round().int()  # [21, 3]
+        assert counts[:, 0].tolist() == [step.count for step in expected]
+        assert counts[:, 1].tolist() == [step.episode for step in expected]
+        assert whole[IS_INIT][env, :, 0].tolist() == [step.count == 0 for step in expected]
+        ends = whole["next"][env]
+        assert ends[TERMINATED][:, 0].tolist() == [step.terminated for step in expected]
+        assert ends[TRUNCATED][:, 0].tolist() == [step.truncated for step in expected]
+        # the true last observation: one more count, still of the episode that ends
+        after = (ends[STATE] * 5).round().int()
+        assert after[:, 0].tolist() == [step.count + 1 for step in expected]
+        assert after[:, 1].tolist() == [step.episode for step in expected]
+    assert all(batch[MASK].dtype == torch.bool and batch[MASK].all() for batch in batches)
+    assert whole[ACTION_MASK].gather(-1, whole[ACTION].unsqueeze(-1)).all()
+
+
+def test_memory_crosses_steps_and_batches_but_no_reset():
+    whole = torch.cat(slices(7, 3), 1)
+    going_on = ~whole[IS_INIT][:, 1:].unsqueeze(-1)  # [E, 20, 1, 1]
+    for key in (HIDDEN, LAST_ACTION):
+        carried = whole[next_key(key)][:, :-1]
+        assert (carried != 0).any(-1).all()
+        assert torch.equal(whole[key][:, 1:], carried * going_on)
+        assert (whole[key][:, 0] == 0).all()
+    one_hot = torch.nn.functional.one_hot(whole[ACTION], A).float()
+    assert torch.equal(whole[next_key(LAST_ACTION)], one_hot)
+
+
+@pytest.mark.parametrize("reset_when_done", [True, False])
+def test_episodes_begin_together_and_are_masked_after_their_end(reset_when_done):
+    env = CounterEnv(reset_when_done=reset_when_done)
+    batches = collect(env, make_agent(env), rows="episodes", steps=6, n_batches=3)
+    for batch in batches:
+        assert batch[IS_INIT][:, 0].all()
+        assert (batch[STATE][:, 0, 0] == 0).all()
+        assert (batch[HIDDEN][:, 0] == 0).all()
+        assert (batch[LAST_ACTION][:, 0] == 0).all()
+        assert batch[IS_INIT][:, 1:].any() == reset_when_done
+    three, five = [True] * 3 + [False] * 3, [True] * 5 + [False]
+    if not reset_when_done:
+        # environment 0 has episodes of 5, 3, 5 steps, environment 1 of 3, 5, 3
+        expected = [[five, three], [three, five], [five, three]]
+        assert [batch[MASK].tolist() for batch in batches] == expected
+    else:
+        # Resets between are counted as episodes: the slow loop of the episode that is begun with.
+        begun = [(batch[STATE][:, 0, 1] * 5).round().int() for batch in batches]
+        for batch, episodes in zip(batches, begun, strict=True):
+            odd = [(env + int(episode)) % 2 == 1 for env, episode in enumerate(episodes)]
+            assert batch[MASK].tolist() == [three if o else five for o in odd]
+
+
+@pytest.mark.parametrize("rows", ["episodes", "slices"])
+def test_balance_is_collected_in_both_modes(rows):
+    env = balance_env(reset_when_done=rows == "slices")
+    batches = collect(env, make_agent(env), rows=rows, steps=7, n_batches=3)
+    for i, batch in enumerate(batches):
+        assert batch.shape == (2, 7)
+        step = torch.arange(7 * i, 7 * i + 7)
+        if rows == "slices":  # the time limit alone ends episodes so short: every 5 steps
+            begins, valid = step % 5 == 0, step >= 0
+        else:
+            begins, valid = step == 7 * i, step < 7 * i + 5
+        assert torch.equal(batch[IS_INIT][..., 0], begins.expand(2, 7))
+        assert torch.equal(batch[MASK], valid.expand(2, 7))
+
+
+def test_unknown_rows_are_refused():
+    env = CounterEnv()
+    policy = make_policy(make_agent(env), GreedyAction())
+    with pytest.raises(ValueError, match="rows of episodes, slices, got 'steps'"):
+        make_collector(env, policy, rows="steps", steps=2, n_batches=1)
+
+
+def with_returns(rows, steps, n_batches):
+    """Return batches of the counting environment with the episodes' returns."""
+    env = CounterEnv(reset_when_done=rows == "slices")
+    summed = TransformedEnv(env, RewardSum(in_keys=[REWARD], out_keys=[EPISODE_REWARD]))
+    return collect(summed, make_agent(env), rows=rows, steps=steps, n_batches=n_batches)
+
+
+def test_finished_returns_are_those_of_the_episodes_that_end_in_the_batch():
+    batches = with_returns("slices", 7, 3)
+    running, returns = [0.0, 0.0], [[], [], []]
+    for i, batch in enumerate(batches):
+        for t in range(7):
+            for env in range(2):
+                running[env] += batch[next_key(REWARD)][env, t].item()
+                if batch[next_key(DONE)][env, t]:
+                    returns[i].append(running[env])
+                    running[env] = 0.0
+    assert [len(of_batch) for of_batch in returns] == [2, 4, 4]
+    for batch, of_batch in zip(batches, returns, strict=True):
+        assert finished_returns(batch) == pytest.approx(sum(of_batch) / len(of_batch))
+
+
+def test_finished_returns_leave_padding_out():
+    (batch,) = with_returns("episodes", 7, 1)
+    rewards = batch[next_key(REWARD)][..., 0]  # [E, T]
+    expected = (rewards[0, :5].sum() + rewards[1, :3].sum()) / 2
+    assert finished_returns(batch) == pytest.approx(expected.item())
+
+
+def test_finished_returns_are_none_if_no_episode_ended():
+    (batch,) = with_returns("slices", 2, 1)
+    assert finished_returns(batch) is None
