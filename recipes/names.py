@@ -38,8 +38,7 @@ def list_engines() -> None:
             group=first_group(scenario),
         )
         seconds = time.perf_counter() - start
-        reasons = "; ".join(f"no {name}: {why}" for name, why in env.passed_over.items())
-        print(f"{scenario:24} {env.engine.name:9} {seconds:6.1f} s  {reasons}", flush=True)
+        print(f"{scenario:24} {seconds:6.1f} s  {env.how}", flush=True)
 
 
 if __name__ == "__main__":

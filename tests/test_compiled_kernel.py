@@ -1,10 +1,12 @@
 """The kernel's own arithmetic in C++, its build, and the store that keeps it."""
 
+import ast
 import ctypes
 import importlib.util
 import math
 import multiprocessing
 import os
+import shutil
 from itertools import product
 
 import numpy as np
@@ -423,6 +425,93 @@ def test_the_key_changes_with_all_that_the_step_depends_on(tmp_path, monkeypatch
 
     found = list(keys())
     assert len(set(found)) == len(found) == 13
+
+
+@pytest.fixture
+def copied_package(tmp_path, monkeypatch):
+    """Return a copy of the package's sources, in which keys are made."""
+    package = tmp_path / "qmix_trl"
+    shutil.copytree(task_key.PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(task_key, "PACKAGE", package)
+    monkeypatch.setattr(task_key, "COMPILER", package / "envs" / "compiled")
+    return package
+
+
+def changes_the_key(path):
+    """Return whether one more line in a file changes the text that keys are made of."""
+    before, text = task_key.package_text(), path.read_text()
+    path.write_text(text + "\n")
+    changed = task_key.package_text() != before
+    path.write_text(text)
+    return changed
+
+
+def test_the_key_changes_with_every_file_that_builds_or_checks_a_step(copied_package):
+    compiler = copied_package / "envs" / "compiled"
+    sources = [path for path in compiler.rglob("*.*") if path.suffix in (".py", ".h")]
+    assert len(sources) > 30
+    sources += [copied_package / "native" / name for name in ("build.py", "store.py", "simd.h")]
+    sources += [copied_package / "native" / "structures.py", copied_package / "errors.py"]
+    sources += [copied_package / "envs" / f"vmas_{name}.py" for name in ("simulation", "scenarios")]
+    assert [path for path in sources if not changes_the_key(path)] == []
+
+
+def test_a_new_file_of_the_compiler_changes_the_key(copied_package):
+    before = task_key.package_text()
+    folder = copied_package / "envs" / "compiled" / "codegen" / "more"
+    folder.mkdir()
+    (folder / "new.h").write_text("// new")
+    assert task_key.package_text() != before
+
+
+def test_the_key_does_not_change_with_files_that_no_step_is_built_from(copied_package):
+    others = [
+        *(copied_package / "native" / "networks").iterdir(),
+        *(copied_package / "agents").iterdir(),
+        *(copied_package / "fused").iterdir(),
+        copied_package / "envs" / "vmas.py",
+        copied_package / "loss.py",
+    ]
+    assert len(others) > 15
+    assert [path for path in others if changes_the_key(path)] == []
+
+
+def files_used_by(path):
+    """Return the files of the package that a source imports, and the headers that it reads."""
+    root, used = task_key.PACKAGE.parent, []
+    package = ".".join(path.relative_to(root).parent.parts)
+
+    def module(name):
+        place = root.joinpath(*name.split("."))
+        found = place.with_suffix(".py") if place.with_suffix(".py").exists() else place
+        return found / "__init__.py" if found.is_dir() else found
+
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "header":
+            folder, name = node.args
+            folder = package if isinstance(folder, ast.Name | ast.Attribute) else folder.value
+            used.append(root.joinpath(*folder.split("."), name.value))
+        used += [module(name) for name in names if name.split(".")[0] == "qmix_trl"]
+    return [path for path in used if path.exists()]
+
+
+def test_the_key_covers_all_that_the_compiler_imports():
+    waiting, seen = [task_key.COMPILER / "compile.py"], set()
+    while waiting:
+        path = waiting.pop()
+        if path not in seen:
+            seen.add(path)
+            waiting += files_used_by(path) if path.suffix == ".py" else []
+    packages = {path for path in seen if path.name == "__init__.py"}
+    assert all(len(ast.parse(path.read_text()).body) == 1 for path in packages), "only a docstring"
+    assert seen - packages - set(task_key.package_files()) == set()
+    assert {"simd.h", "draws.h", "rollout.h", "large_pages.py"} <= {path.name for path in seen}
 
 
 def key_in_two_files(folder, body, reward):

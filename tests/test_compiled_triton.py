@@ -18,9 +18,9 @@ from triton_checks import SCENARIOS, assert_same, engines, state_of, task_of, ze
 
 from qmix_trl.envs.compiled.choose import Settings, kernel
 from qmix_trl.envs.compiled.codegen import triton as triton_print
-from qmix_trl.envs.compiled.compile import NoKernel
 from qmix_trl.envs.compiled.engines.buffers import SeenLayout
 from qmix_trl.envs.compiled.engines.triton import TritonEngine
+from qmix_trl.errors import Refused
 from qmix_trl.native import build
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
@@ -48,7 +48,7 @@ def test_without_triton_it_says_what_to_install(monkeypatch):
 
 
 def test_other_devices_have_no_kernel():
-    with pytest.raises(NoKernel, match="there is no kernel for xpu"):
+    with pytest.raises(Refused, match="there is no kernel for xpu"):
         kernel(settings_on("xpu"))
 
 
@@ -161,7 +161,7 @@ def test_steps_do_not_wait_for_the_device_and_can_be_captured(pair):
         graph.replay()
     for _ in range(10):
         cpp.advance(called, 0, 1, reset_when_done=True)
-    assert ours.state()["key"].tolist() == [5, 10]
+    assert ours.env_state.state()["key"].tolist() == [5, 10]
     assert_same(vars(captured), vars(called))
     assert_same(state_of(ours), state_of(cpp))
 

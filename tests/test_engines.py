@@ -18,6 +18,7 @@ from qmix_trl import (
     env_dims,
     make_env,
 )
+from qmix_trl.chosen import Chosen
 from qmix_trl.envs.compiled import choose as engines
 from qmix_trl.envs.compiled.codegen import cpp
 from qmix_trl.envs.compiled.engines.buffers import Buffers
@@ -113,7 +114,7 @@ def test_200_steps_are_those_of_vmas_from_equal_states(scenario):
         if t % 50 == 0:
             vmas.reset()
         state = read_packed_state(vmas.simulator, fresh.step.numbers, fresh.choice(vmas))
-        engine.jump(state, torch.tensor([0, t]))
+        engine.env_state.jump(state, torch.tensor([0, t]))
         buffers.action[:, 0] = action[:, t]
         engine.advance(buffers, 0, 1, reset_when_done=False)
         with broad_phase:
@@ -136,7 +137,7 @@ def test_balance_is_bit_equal_to_vmas():
     env = env_of(n_envs=16, max_steps=10**6)
     engine, vmas = env.engine, simulation_of(env, 16, seed=5)
     vmas.reset()
-    engine.jump(
+    engine.env_state.jump(
         read_packed_state(vmas.simulator, engine.fresh.step.numbers, 0), torch.tensor([0, 0])
     )
     buffers = Buffers.empty(16, 1, engine.layout, CPU)
@@ -156,7 +157,7 @@ def test_spawning_in_a_step_is_like_that_of_vmas():
         agent.set_pos(targets[0].state.pos.clone(), batch_index=None)
     state = read_packed_state(vmas.simulator, engine.fresh.step.numbers, 0)
     buffers = Buffers.empty(500, 2, engine.layout, CPU)  # no forces
-    engine.jump(state, torch.tensor([0, 0]))
+    engine.env_state.jump(state, torch.tensor([0, 0]))
     engine.advance(buffers, 0, 2, reset_when_done=False)
     for _ in range(2):
         vmas.step(buffers.action[:, 0])
@@ -240,10 +241,10 @@ def test_a_masked_reset_of_vmas_leaves_the_others_alone():
     env = env_of("navigation", n_envs=6, engine="eager")
     env.reset()
     rollout(env, 3)
-    before = env.engine.state()
+    before = env.engine.env_state.state()
     mask = torch.tensor([True, False, True, False, False, True])
     env.engine.reset(mask, env.seen)
-    after = env.engine.state()
+    after = env.engine.env_state.state()
     changed = 0
     for path, value in before.items():
         if path.startswith("vmas <") and value.shape[:1] == (6,):
@@ -306,7 +307,7 @@ def test_a_deep_copy_goes_its_own_way_from_the_same_state(engine):
 @pytest.mark.parametrize("scenario", ["balance", "simple_adversary"])
 def test_specs_are_kept(scenario):
     env = env_of(scenario, max_steps=3)
-    assert env.engine.name == "kernel"
+    assert env.how.name == "kernel"
     check_env_specs(env)
 
 
@@ -353,7 +354,7 @@ class OwnScenario(BaseScenario):
 
 def test_a_scenario_of_ones_own_is_compiled():
     env = env_of(OwnScenario(), engine="auto")
-    assert (env.engine.name, env.passed_over) == ("kernel", {})
+    assert env.how == Chosen("kernel")
     env.reset()
     rows = rollout(env, 10)
     position = env.engine.layout.observation(rows.next_seen)[:, :, 0]
@@ -362,8 +363,8 @@ def test_a_scenario_of_ones_own_is_compiled():
 
 def test_a_step_that_branches_on_tensors_runs_on_vmas_itself():
     env = env_of(OwnScenario(), engine="auto", scenario_kwargs={"branches": True})
-    assert env.engine.name == "eager"
-    assert "depends on tensors at test_engines.py" in env.passed_over["kernel"]
+    assert env.how.name == "eager"
+    assert "depends on tensors at test_engines.py" in env.how.passed_over["kernel"]
     env.reset()
     rollout(env, 3)
 
@@ -376,8 +377,8 @@ def test_an_engine_that_is_asked_for_and_cannot_is_an_error():
 def test_a_wrong_kernel_does_not_pass_the_gate(monkeypatch):
     monkeypatch.setitem(cpp.FORMS, "sub", "({1} - {0})")
     env = env_of(OwnScenario(), engine="auto", scenario_kwargs={"branches": 0})
-    assert env.engine.name == "inductor"
-    assert "its step differs from VMAS's" in env.passed_over["kernel"]
+    assert env.how.name == "inductor"
+    assert "its step differs from VMAS's" in env.how.passed_over["kernel"]
 
 
 def test_without_a_compiler_vmas_itself_steps_and_the_reason_says_what_to_install(monkeypatch):
@@ -387,8 +388,8 @@ def test_without_a_compiler_vmas_itself_steps_and_the_reason_says_what_to_instal
     monkeypatch.setattr(engines, "compiler", none)
     monkeypatch.setattr("qmix_trl.envs.compiled.backends.toolchain", none)
     env = env_of(engine="auto")
-    assert env.engine.name == "eager"
-    assert all("apt install g++" in why for why in env.passed_over.values())
+    assert env.how.name == "eager"
+    assert all("apt install g++" in why for why in env.how.passed_over.values())
     env.reset()
     rollout(env, 3)
 

@@ -102,9 +102,9 @@ def assert_same(ours, theirs):
 
 
 def state_of(engine):
-    """Return an engine's state without what pads its last block."""
-    state = engine.state()
-    return {**state, "state": state["state"][:, : engine.fresh.n_envs].view(torch.int32)}
+    """Return an engine's state, packed numbers as their bits."""
+    state = engine.env_state.state()
+    return {**state, "packed_state": state["packed_state"].view(torch.int32)}
 
 
 def check_rollouts(folder, name):
@@ -126,7 +126,7 @@ def check_rollouts(folder, name):
         action = torch.randint(5, (n_envs, n_steps, cpp.layout.n_agents), generator=generator)
         for engine, to in zip(pair, rows, strict=True):
             to.action.copy_(action)
-            engine.renew()  # the C++ kernel does that by itself
+            engine.env_state.renew()  # the C++ kernel does that by itself
             engine.advance(to, t, n, reset_when_done=reset_when_done)
         assert_same(vars(rows[1]), vars(rows[0]))
         assert_same(state_of(ours), state_of(cpp))
@@ -138,24 +138,24 @@ def check_rollouts(folder, name):
 def check_pools(pair, rows, seen):
     """Compare engines where they go on from a state, where the pool is through, and behind that."""
     cpp, ours = pair
-    kept = cpp.state()
-    assert kept["taken"] == kept["resets"].sum() > cpp.fresh.n_envs
+    kept = cpp.env_state.state()
+    assert cpp.fresh.taken == kept["resets"].sum() > cpp.fresh.n_envs
     kept["resets"] = kept["resets"] + cpp.fresh.n_layers  # all the next rows are behind the end
     kept["steps"][::2] = 2  # so that these end
     everywhere = torch.ones(cpp.fresh.n_envs, dtype=torch.bool)
     for engine, to in zip(pair, rows, strict=True):
-        engine.seed(8)
-        engine.load_state(kept)
+        engine.env_state.seed(8)
+        engine.env_state.load_state(kept)
         engine.advance(to, 0, 1, reset_when_done=True)
     assert rows[0].done[::2, 0].all()
     assert_same(vars(rows[1]), vars(rows[0]))
     pool = cpp.fresh.pool.clone()
     for engine, to in zip(pair, seen, strict=True):
-        engine.load_state({**kept, "resets": torch.zeros_like(kept["resets"]), "taken": 0})
+        engine.env_state.load_state({**kept, "resets": torch.zeros_like(kept["resets"])})
         for _ in range(cpp.fresh.n_layers):
             engine.reset(everywhere, to)
         assert torch.equal(engine.fresh.pool.cpu(), pool)
-        engine.renew()
+        engine.env_state.renew()
         assert not torch.equal(engine.fresh.pool.cpu(), pool)
         engine.reset(everywhere, to)
     assert torch.equal(seen[1], seen[0])
@@ -249,7 +249,7 @@ def check_operations(folder):
     engine = TritonEngine(operations_source(folder), fresh, 100, 0)
     state = torch.stack([as_bits(value, value.dtype) for value in ops.columns().values()], 1)
     rows = zeros(engine, 1, CPU)
-    engine.jump(state, ops.KEY)
+    engine.env_state.jump(state, ops.KEY)
     engine.advance(rows, 0, 1, reset_when_done=False)
     names = [f"{op} {args}" for op, args, _ in ops.CASES]
     for j, (ours, theirs) in enumerate(zip(rows.seen[:, 1].T, expected.T, strict=True)):
@@ -259,7 +259,7 @@ def check_operations(folder):
         )
     assert torch.equal(rows.terminated[:, 0], ops.columns()["q"])
     assert torch.equal(rows.reward[:, 0], ops.columns()["b"])
-    assert torch.equal(engine.packed_state().view(torch.int32), state.view(torch.int32))
+    assert torch.equal(engine.env_state.packed_state().view(torch.int32), state.view(torch.int32))
 
 
 # -------------------------------------------------------------------------------- for a GPU

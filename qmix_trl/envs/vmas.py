@@ -1,8 +1,8 @@
 """VMAS scenarios as TorchRL environments under the canonical contract.
 
-TorchRL's own ``VmasEnv`` makes the time limit a termination, has neither state nor team reward,
-and draws from one random stream for all environments of a process; hence an environment here.
-What steps it is an engine (``compiled/engines.py``): VMAS itself, or a compiled step of it.
+TorchRL's own ``VmasEnv`` treats the time limit as a termination, has neither state nor team reward,
+and draws from one random stream for all environments of a process. The environment here differs in
+all three. An engine steps it (``compiled/engines/``): VMAS itself, or a compiled step.
 """
 
 from collections.abc import Mapping
@@ -50,23 +50,23 @@ def make_env(
     """Return ``n_envs`` copies of a VMAS scenario with discrete actions, stepped together.
 
     Args:
-        scenario: a name in ``vmas_scenarios.SCENARIOS``, or a scenario of one's own.
+        scenario: a name in ``vmas_scenarios.SCENARIOS``, or your own scenario.
         n_envs: E.
         max_steps: the time limit in steps; reaching it truncates.
         state: "world", every entity's position, velocity, rotation and angular velocity; or
-            "observations", those of the team side by side.
+            "observations", the concatenation of the team's observations.
         team_reward: "mean" or "sum" of the agents' rewards, or "shared", the first agent's, for
             a scenario that gives all of them the same.
-        seed: of the environment's random stream, which is its own.
+        seed: of the environment's own random stream.
         device: of the simulation.
-        group: the group of agents that is the team, where there are several; the others then
-            do nothing. None where there is one.
-        scenario_kwargs: the scenario's own keywords.
-        engine: what steps it: "kernel", a compiled step; "inductor", the traced step compiled by
-            torch; "eager", VMAS itself; or "auto", the first of these that runs the scenario. They
-            give the same numbers, but for roundings and for the random numbers that they draw.
-        reset_when_done: an environment that is done is reset by itself. If not, it runs on until
-            all are reset together; what it gives in between belongs to no episode.
+        group: the group of agents that is the team, if the scenario has several; the other groups
+            do nothing. None if it has one.
+        scenario_kwargs: keywords of the scenario.
+        engine: "kernel", a compiled step; "inductor", the traced step compiled by torch; "eager",
+            VMAS itself; or "auto", the first of these that runs the scenario. They differ in
+            roundings and in the random numbers that they draw.
+        reset_when_done: reset each environment when it is done. If not, it runs on until all are
+            reset together, and these steps belong to no episode.
 
     Raises:
         ConfigError: if the scenario, a keyword or the group is unknown, a size is below 1, an
@@ -95,11 +95,20 @@ def make_env(
 
 
 class VmasTeam(EnvBase):
-    """A VMAS scenario whose team of agents acts in discrete steps; made by ``make_env``.
+    """A VMAS scenario whose team of agents takes discrete actions; made by ``make_env``.
+
+    Args:
+        settings: the task and its sizes.
+        engine: one of ``ENGINES``.
+        n_actions: A.
+        reset_when_done: reset each environment when it is done.
 
     Attributes:
-        engine: what steps it.
-        passed_over: why engines that come before it do not, by name.
+        engine: steps the environment.
+        how: the engine's name, and why each faster engine does not run the scenario.
+
+    Raises:
+        ConfigError: if the scenario does not run on the engine.
     """
 
     batch_locked = True
@@ -111,20 +120,23 @@ class VmasTeam(EnvBase):
         self.name = settings.task.name
         self.max_steps = settings.max_steps
         self.reset_when_done = reset_when_done
-        self.engine, self.passed_over = make_engine(settings, engine)
+        self.engine, self.how = make_engine(settings, engine)
         self._step_buffers = Buffers.empty(settings.n_envs, 1, self.engine.layout, self.device)
         self.seen = self._step_buffers.seen.new_zeros(settings.n_envs, self.engine.layout.size)
         set_specs(self, self._dims(n_actions))
 
     @property
     def simulator(self) -> Environment:
-        """VMAS's environment, of the eager engine.
+        """VMAS's environment, which only the eager engine has.
 
         Raises:
             RuntimeError: if another engine steps.
         """
         if not isinstance(self.engine, EagerEngine):
-            raise RuntimeError(f"the engine {self.engine.name} runs no VMAS environment")
+            raise RuntimeError(
+                f"simulator: expected the engine eager, got {self.how.name}, which runs no VMAS "
+                "environment; make the environment with engine='eager'"
+            )
         return self.engine.simulation.simulator
 
     def _dims(self, n_actions: int) -> EnvDims:
@@ -138,7 +150,7 @@ class VmasTeam(EnvBase):
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         reset = resets(self, tensordict, reset_when_done=self.reset_when_done)  # [E, 1]
-        # Without resets what was seen last stands: to observe again could draw noise again.
+        # Without resets the last observation stays: observing again could draw noise again.
         if reset.any():
             self.engine.reset(reset[:, 0], self.seen)
         packed = self._pack(self.seen.clone()).set(keys.IS_INIT, reset)
@@ -163,47 +175,52 @@ class VmasTeam(EnvBase):
         return packed.set(keys.STATE, layout.state(seen))
 
     def begin_buffers(self, n_steps: int) -> Buffers:
-        """Return rows whose first observation is the present one."""
+        """Return buffers of ``n_steps`` steps whose first observation is the present one."""
         (n_envs,) = self.batch_size
-        self.engine.renew()
-        rows = Buffers.empty(n_envs, n_steps, self.engine.layout, self.device)
-        rows.seen[:, 0] = self.seen
-        return rows
+        self.engine.env_state.renew()
+        buffers = Buffers.empty(n_envs, n_steps, self.engine.layout, self.device)
+        buffers.seen[:, 0] = self.seen
+        return buffers
 
-    def observation_at(self, rows: Buffers, t: int) -> TensorDict:
-        """Return the observation of a step, a TensorDict [E]."""
-        return self._pack(rows.seen[:, t])
+    def observation_at(self, buffers: Buffers, t: int) -> TensorDict:
+        """Return the observation and state of step ``t``, a TensorDict [E]."""
+        return self._pack(buffers.seen[:, t])
 
-    def step_buffers(self, rows: Buffers, t: int, action: Tensor) -> Tensor:
-        """Take one step by actions [E, N], with resets; return which are done: bool [E, 1]."""
-        rows.action[:, t] = action
-        self.engine.advance(rows, t, 1, reset_when_done=self.reset_when_done)
-        return rows.done[:, t, None]
+    def step_buffers(self, buffers: Buffers, t: int, action: Tensor) -> Tensor:
+        """Take step ``t`` by actions int64 [E, N], with resets; return done, bool [E, 1]."""
+        buffers.action[:, t] = action
+        self.engine.advance(buffers, t, 1, reset_when_done=self.reset_when_done)
+        return buffers.done[:, t, None]
 
-    def pack_buffers(self, rows: Buffers, batch: TensorDict) -> None:
-        """Write all that was seen and earned to a batch [E, T]."""
-        layout, flags = self.engine.layout, torch.zeros_like(rows.done)[..., None]
-        next_seen = rows.next_seen
-        for at, seen in ((lambda key: key, rows.seen[:, :-1]), (keys.next_key, next_seen)):
+    def pack_buffers(self, buffers: Buffers, batch: TensorDict) -> None:
+        """Write all that buffers hold to a batch [E, T], under the keys of the contract."""
+        layout, flags = self.engine.layout, torch.zeros_like(buffers.done)[..., None]
+        next_seen = buffers.next_seen
+        for at, seen in ((lambda key: key, buffers.seen[:, :-1]), (keys.next_key, next_seen)):
             batch.set(at(keys.OBSERVATION), layout.observation(seen))
             batch.set(at(keys.STATE), layout.state(seen))
-        batch.set(keys.ACTION, rows.action)
-        batch.set(keys.next_key(keys.AGENT_REWARD), rows.agent_reward[..., None])
-        batch.set(keys.next_key(keys.REWARD), rows.reward[..., None])
+        batch.set(keys.ACTION, buffers.action)
+        batch.set(keys.next_key(keys.AGENT_REWARD), buffers.agent_reward[..., None])
+        batch.set(keys.next_key(keys.REWARD), buffers.reward[..., None])
         batch.set(keys.next_key(keys.IS_INIT), flags)
         set_flags(batch, flags, flags)
-        set_flags(batch.get("next"), rows.terminated[..., None], rows.truncated[..., None])
-        self.seen.copy_(rows.seen[:, -1])
+        set_flags(batch.get("next"), buffers.terminated[..., None], buffers.truncated[..., None])
+        self.seen.copy_(buffers.seen[:, -1])
 
     def _set_seed(self, seed: int | None) -> None:
-        self.engine.seed(0 if seed is None else seed)
+        self.engine.env_state.seed(0 if seed is None else seed)
 
     def simulation_state(self) -> TensorDict:
-        """Return all that the next steps depend on; ``load_simulation_state`` takes it back."""
-        return TensorDict({**self.engine.state(), "seen": self.seen.clone()}, ())
+        """Return copies of all tensors that later steps depend on."""
+        return TensorDict({**self.engine.env_state.state(), "seen": self.seen.clone()}, ())
 
     def load_simulation_state(self, state: TensorDictBase) -> None:
-        """Go on, bit for bit, from what ``simulation_state`` of the same engine returned."""
+        """Continue, bit for bit, from what ``simulation_state`` of the same engine returned.
+
+        Raises:
+            ValueError: if it is of an engine whose packed state has another shape.
+        """
         values = dict(state.items())
-        self.seen.copy_(values.pop("seen"))
-        self.engine.load_state(values)
+        seen = values.pop("seen")
+        self.engine.env_state.load_state(values)
+        self.seen.copy_(seen)

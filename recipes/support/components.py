@@ -75,9 +75,7 @@ def build_env(
 def engine_line(env: EnvBase, collector: Collector | FusedCollector) -> str:
     """Say what steps and collects, and why nothing faster does."""
     base = env.base_env if isinstance(env, TransformedEnv) else env
-    stepper = getattr(base, "engine", None)
-    reasons = "".join(f"; no {k}: {why}" for k, why in getattr(base, "passed_over", {}).items())
-    steps = f"stepped by {type(base).__name__ if stepper is None else stepper.name}{reasons}"
+    steps = f"stepped by {getattr(base, 'how', type(base).__name__)}"
     if not isinstance(collector, FusedCollector):
         return f"{steps}; collected by TorchRL's Collector"
     if collector.called_because is None:

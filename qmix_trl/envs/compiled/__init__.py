@@ -1,1 +1,1 @@
-"""VMAS as a pure step, compiled and checked beside VMAS (``compile.py`` is the way in)."""
+"""The compiler of VMAS steps: traced, lowered, printed, built and checked against VMAS."""

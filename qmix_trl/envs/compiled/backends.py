@@ -1,4 +1,4 @@
-"""What steps are built for: a library in C++ for the processor, a Triton kernel for a GPU."""
+"""The backends of compiled steps: a C++ library for the CPU, a Triton kernel for a GPU."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from qmix_trl.native.build import build, toolchain
 
 @dataclass(frozen=True)
 class Backend:
-    """Prints steps, builds and runs them.
+    """Functions that print, build and run steps.
 
     Attributes:
-        device: of the state and of all that steps write.
-        file: the name of what is built.
-        most: expressions that a step may have; compilers take minutes for more.
-        tools: returns what a built file depends on beside its source; raises ``NoCompiler`` where
-            it is not there.
+        device: of the packed state and of the buffers.
+        file: the name of the built file.
+        most: the most expressions of a step; compilers take minutes for more.
+        tools: returns the versions of the tools that a built file depends on; raises ``NoCompiler``
+            if they are not installed.
         source: prints a step.
         build: builds a source to a file; raises ``BuildFailed``.
-        engine: of a built file, a pool on the device, the time limit and a seed; may raise
-            ``BuildFailed``, too.
+        engine: makes an engine from a built file, a pool on the device, the time limit and a seed;
+            may raise ``BuildFailed``, too.
     """
 
     device: torch.device
@@ -41,14 +41,14 @@ class Backend:
 
 
 def of_cpu() -> Backend:
-    """Return what builds C++ libraries."""
+    """Return the backend of C++ libraries."""
     return Backend(
         torch.device("cpu"), "step.so", 60_000, toolchain, cpp.source, build, KernelEngine
     )
 
 
 def of_gpu(device: torch.device) -> Backend:
-    """Return what writes Triton kernels, which are compiled when an engine is made."""
+    """Return the backend of Triton kernels, which are compiled when an engine is made."""
     return Backend(
         device,
         "step.py",

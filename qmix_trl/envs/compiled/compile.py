@@ -1,5 +1,6 @@
 """From a task to its compiled step: trace, lower, print, build and check, once."""
 
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from qmix_trl.envs.compiled.backends import Backend
 from qmix_trl.envs.compiled.codegen.schedule import live
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
+from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.packed_state import (
     as_numbers,
     numbers_as_json,
@@ -20,54 +22,36 @@ from qmix_trl.envs.compiled.engines.packed_state import (
     read_packed_state,
 )
 from qmix_trl.envs.compiled.engines.pool import FreshStates, shares_draws
-from qmix_trl.envs.compiled.gate import STEPS, Mismatch, Outcome, Reference, check
+from qmix_trl.envs.compiled.gate import STEPS, Outcome, Reference, check
 from qmix_trl.envs.compiled.lower.arrays import Unlowerable
-from qmix_trl.envs.compiled.lower.step import lower
+from qmix_trl.envs.compiled.lower.step import Step, lower
 from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, StepGraph, random_step, variants
-from qmix_trl.envs.compiled.trace.pure import Untraceable
 from qmix_trl.envs.compiled.trace.state import StatePaths, find_state
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused
-from qmix_trl.native.store import kept
+from qmix_trl.native.build import BuildFailed, NoCompiler
+from qmix_trl.native.store import NOTES, folder, kept
 
 NO_LIMIT = 2**31 - 1
 AGAIN_ENVS, AGAIN_STEPS = 5, 8  # of the check at every start
 
 
-class NoKernel(Refused):
-    """A task has no compiled step; says why in one line.
-
-    Attributes:
-        n_nodes: of the traced graph, None if the step could not be traced.
-    """
-
-    def __init__(self, reason: str, n_nodes: int | None = None) -> None:
-        super().__init__(reason)
-        self.n_nodes = n_nodes
-
-
 class Checked(Protocol):
-    """An engine that can be put into any state."""
+    """An engine that can continue from any packed state."""
 
     fresh: FreshStates
-
-    def jump(self, state: Tensor, key: Tensor) -> None:
-        """Go on from a state [E, K], with the random numbers of a key [2] (``draws.py``)."""
-
-    def packed_state(self) -> Tensor:
-        """Return the state, float32 [E, K]."""
+    env_state: EnvState
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
-        """Take steps."""
+        """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions in them."""
 
 
 def compiled_step(task: Task, backend: Backend) -> CompiledStep:
-    """Return the compiled step of a task, from disk if it is there.
+    """Return the compiled step of a task, from disk if it was built before.
 
     Raises:
-        NoKernel: if there is none.
-        NoCompiler: if it has to be built and there is no compiler.
+        Refused: if the task has none, or if it was not built and there is no compiler.
     """
     try:
         key = task_key(task, backend.tools())
@@ -77,9 +61,27 @@ def compiled_step(task: Task, backend: Backend) -> CompiledStep:
     return _from_notes(*kept(key, lambda new: _make(task, new, backend)))
 
 
+def known_refusal(task: Task, backend: Backend) -> tuple[str, int | None] | None:
+    """Return why the task has no compiled step, if that is known from an earlier build.
+
+    Returns:
+        The reason, and the number of nodes of the traced graph, None if tracing failed; or None if
+        nothing is known or there is a compiled step.
+
+    Raises:
+        NoCompiler: if there is no compiler.
+    """
+    try:
+        path = folder() / task_key(task, backend.tools()) / NOTES
+    except Unrepeatable:
+        return None
+    notes = json.loads(path.read_text()) if path.exists() else {}
+    return (notes["refused"], notes["n_nodes"]) if "refused" in notes else None
+
+
 def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
     if "refused" in notes:
-        raise NoKernel(notes["refused"], notes["n_nodes"])
+        raise Refused(notes["refused"])
     return CompiledStep(
         library=place / notes["file"],
         numbers=numbers_from_json(notes["numbers"]),
@@ -92,77 +94,84 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
 
 
 def _make(task: Task, place: Path, backend: Backend) -> dict[str, Any]:
-    """Write a task's library to a folder; return notes, why there is none among them."""
+    """Build a task's step in a folder; return its notes, or those of a refusal."""
     simulation, n_nodes = VmasSimulation(task, TRACE_ENVS, 0, torch.device("cpu")), None
     begin = time.perf_counter()
     try:
         graphs = variants(simulation)
         n_nodes = len(graphs[0].graph.graph.nodes)
-        traced = {"trace": round(time.perf_counter() - begin, 2)}
-        return _built(simulation, graphs, place / backend.file, traced, backend)
-    except (Untraceable, Unlowerable, Mismatch) as error:
+        laps = Laps({"trace": round(time.perf_counter() - begin, 2)})
+        return _built(simulation, graphs, place / backend.file, laps, backend)
+    except (NoCompiler, BuildFailed):
+        raise  # not kept: another build may succeed
+    except Refused as error:
         return {"refused": " ".join(str(error).split()), "n_nodes": n_nodes}
 
 
-def _built(
-    simulation: VmasSimulation,
-    graphs: list[StepGraph],
-    path: Path,
-    seconds: dict[str, float],
-    backend: Backend,
-) -> dict[str, Any]:
-    task, begin = simulation.task, time.perf_counter()
+class Laps:
+    """Measures the seconds of each part of a build.
 
-    def lap(part: str) -> None:
-        nonlocal begin
+    Args:
+        seconds: by part, of parts before this.
+    """
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self._begin = time.perf_counter()
+
+    def end(self, part: str) -> None:
+        """Record the seconds since the last part."""
         now = time.perf_counter()
-        seconds[part], begin = round(now - begin, 2), now
+        self.seconds[part], self._begin = round(now - self._begin, 2), now
 
-    step = lower(graphs, state_is_observations=task.state == "observations")
-    rows = packed_numbers(graphs[0], step)
+
+def _built(
+    simulation: VmasSimulation, graphs: list[StepGraph], path: Path, laps: Laps, backend: Backend
+) -> dict[str, Any]:
+    """Lower, print, build and check a traced step; return its notes."""
+    of_team = simulation.task.state == "observations"
+    step = lower(graphs, state_is_observations=of_team)
+    numbers = packed_numbers(graphs[0], step)
     n = len(live(step.outputs))
     if n > backend.most:
         raise Unlowerable(f"its step has {n:,} operations, more than {backend.most:,}")
-    lap("lower")
+    laps.end("lower")
     text = backend.source(step)
-    lap("print")
+    laps.end("print")
     backend.build(text, path)
-    lap("build")
-    layout = SeenLayout(
-        step.n_agents,
-        len(step.observation) // step.n_agents,
-        None if task.state == "observations" else len(step.state),
-    )
+    laps.end("build")
     notes = {
         "file": path.name,
-        "numbers": numbers_as_json(rows),
-        "layout": vars(layout),
+        "numbers": numbers_as_json(numbers),
+        "layout": vars(_layout(step, of_team)),
         "choice_paths": list(graphs[0].choice_paths),
         "choices": [list(graph.choices) for graph in graphs if graph.choices],
         "shared": shares_draws(simulation),
-        "seconds": seconds,
+        "seconds": laps.seconds,
     }
     compiled = _from_notes(path.parent, notes)
     check_kernel(compiled, simulation, graphs[0].paths, STEPS, backend)
-    lap("gate")
+    laps.end("gate")
     return notes
 
 
-def check_again(compiled: CompiledStep, task: Task, backend: Backend) -> None:
-    """Run a step that may have been built long ago beside VMAS as it is now.
+def _layout(step: Step, of_team: bool) -> SeenLayout:
+    observation_dim = len(step.observation) // step.n_agents
+    return SeenLayout(step.n_agents, observation_dim, None if of_team else len(step.state))
 
-    Of another number of environments: a step that depends on it is found out, too.
+
+def check_again(compiled: CompiledStep, task: Task, backend: Backend) -> None:
+    """Compare a step from disk with VMAS as it is installed now.
+
+    The number of environments differs from the build's, so that a step that depends on it fails.
 
     Raises:
-        NoKernel: if they differ.
+        Mismatch: if they differ.
     """
     simulation = VmasSimulation(task, AGAIN_ENVS, 0, torch.device("cpu"))
     with simulation.own_randomness():
         paths = find_state(simulation.simulator, random_step(simulation))
-    try:
-        check_kernel(compiled, simulation, paths, AGAIN_STEPS, backend)
-    except Mismatch as error:
-        raise NoKernel(str(error)) from error
+    check_kernel(compiled, simulation, paths, AGAIN_STEPS, backend)
 
 
 def check_kernel(
@@ -172,7 +181,14 @@ def check_kernel(
     n_steps: int,
     backend: Backend,
 ) -> None:
-    """Run a compiled step, on its device, beside VMAS on the CPU.
+    """Compare a compiled step, on its device, with VMAS on the CPU.
+
+    Args:
+        compiled: the step.
+        simulation: VMAS; left in another state.
+        paths: of VMAS's state.
+        n_steps: the number of steps to compare.
+        backend: runs the step.
 
     Raises:
         Mismatch: if they differ.
@@ -187,35 +203,41 @@ def check_kernel(
 def check_engine(
     engine: Checked, paths: StatePaths, simulation: VmasSimulation, n_steps: int
 ) -> None:
-    """Run an engine's step beside VMAS.
+    """Compare an engine's steps with VMAS's.
+
+    Args:
+        engine: of as many environments as the simulation; left in another state.
+        paths: of VMAS's state.
+        simulation: VMAS; left in another state.
+        n_steps: the number of steps to compare.
 
     Raises:
         Mismatch: if they differ.
     """
     fresh = engine.fresh
-    rows, layout = fresh.step.numbers, fresh.step.layout
+    numbers, layout = fresh.step.numbers, fresh.step.layout
     buffers = Buffers.empty(simulation.n_envs, 1, layout, fresh.device)
 
-    def state(of: VmasSimulation) -> Tensor:
-        return read_packed_state(of.simulator, rows, fresh.choice(simulation))
+    def packed(of: VmasSimulation) -> Tensor:
+        return read_packed_state(of.simulator, numbers, fresh.choice(simulation))
 
-    def numbers(of: VmasSimulation) -> Tensor:
-        return as_numbers(state(of), rows)
+    def values(of: VmasSimulation) -> Tensor:
+        return as_numbers(packed(of), numbers)
 
     def step(action: Tensor, key: Tensor) -> Outcome:
         buffers.action[:, 0] = action
-        engine.jump(state(simulation), key)
+        engine.env_state.jump(packed(simulation), key)
         engine.advance(buffers, 0, 1, reset_when_done=False)
         return Outcome(
             on_cpu(buffers.seen[:, 1]),
             on_cpu(buffers.agent_reward[:, 0]),
             on_cpu(buffers.reward),
             on_cpu(buffers.terminated.float()),
-            as_numbers(on_cpu(engine.packed_state()), rows),
+            as_numbers(on_cpu(engine.env_state.packed_state()), numbers),
         )
 
     def on_cpu(written: Tensor) -> Tensor:
         return written.to("cpu", copy=True)
 
     scratch = VmasSimulation(simulation.task, simulation.n_envs, 0, simulation.device)
-    check(Reference(simulation, scratch, paths, layout, numbers), step, n_steps)
+    check(Reference(simulation, scratch, paths, layout, values), step, n_steps)

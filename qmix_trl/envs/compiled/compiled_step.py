@@ -1,4 +1,4 @@
-"""A step that is built and checked, with all that is needed to run it."""
+"""The compiled step: a built file and the facts that are needed to run it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +10,16 @@ from qmix_trl.envs.compiled.engines.packed_state import PackedNumber
 
 @dataclass(frozen=True)
 class CompiledStep:
-    """A step that is built and checked.
+    """A built and checked step, and the facts that are needed to run it.
 
     Attributes:
-        library: the path of what was built; None where the step is a function of torch's.
-        numbers: the numbers of the packed state.
-        layout: of what is seen.
-        choice_paths: Python values that resets choose, where it matters.
-        choices: their values, in the order of the choice's number.
-        shared: full resets draw something once for all environments.
-        seconds: what making it took, by part.
+        library: the path of the built file; None where the step is a function of torch.
+        numbers: of the packed state.
+        layout: of observation and state.
+        choice_paths: of the Python values that resets choose and the step depends on.
+        choices: their values, by the index of the choice.
+        shared: resets of all environments draw something once for all of them.
+        seconds: of each part of the build.
     """
 
     library: Path | None

@@ -11,11 +11,13 @@ from qmix_trl.envs.compiled.codegen.printing import (
     number_places,
     statements,
 )
+from qmix_trl.envs.compiled.codegen.rollout import Rollout
 from qmix_trl.envs.compiled.codegen.schedule import Guard
 from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, INT, PAIR, Expression, Scalar
 from qmix_trl.envs.compiled.lower.step import Step
 from qmix_trl.envs.compiled.trace.draws import SPAWN_STREAM, SPAWN_TRIES
 from qmix_trl.native.store import header
+from qmix_trl.native.structures import c_struct
 
 TYPES = {FLOAT: "vf", INT: "vi", BOOL: "vi", PAIR: "Pair"}
 PARAMETERS = (
@@ -72,6 +74,7 @@ def source(step: Step) -> str:
             header("qmix_trl.native", "simd.h"),
             header(__package__, "draws.h"),
             function(step),
+            c_struct(Rollout),
             header(__package__, "rollout.h"),
         ]
     )

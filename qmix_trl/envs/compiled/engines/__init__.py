@@ -1,1 +1,1 @@
-"""Engines: what steps and resets environments."""
+"""Engines, which step and reset environments."""

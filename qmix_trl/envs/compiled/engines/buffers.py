@@ -1,4 +1,4 @@
-"""Where an engine writes what steps give: rows of T steps of E environments."""
+"""The tensors that an engine writes: T steps of E environments."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from qmix_trl.native.large_pages import empty
 
 @dataclass(frozen=True)
 class SeenLayout:
-    """How what can be observed stands in R floats of one environment: observation, then state.
+    """The order of observation and state in R floats of one environment: observation first.
 
     Attributes:
         n_agents: N.
         observation_dim: O.
-        state_dim: S; None where the state is the agents' observations side by side.
+        state_dim: S; None where the state is the concatenation of the agents' observations.
     """
 
     n_agents: int
@@ -29,22 +29,22 @@ class SeenLayout:
         return self.n_agents * self.observation_dim + (self.state_dim or 0)
 
     def observation(self, seen: Tensor) -> Tensor:
-        """Return the observation [.., N, O] of float [.., R], a view."""
+        """Return the observation [.., N, O] in float [.., R], a view."""
         n = self.n_agents * self.observation_dim
         return seen[..., :n].unflatten(-1, (self.n_agents, self.observation_dim))
 
     def state(self, seen: Tensor) -> Tensor:
-        """Return the state [.., S] of float [.., R], a view."""
+        """Return the state [.., S] in float [.., R], a view."""
         return seen if self.state_dim is None else seen[..., -self.state_dim :]
 
     def pack(self, seen: Seen) -> Tensor:
-        """Return float [E, R]."""
+        """Return observation and state as float [E, R]."""
         observation = seen.observation.flatten(1)
         return observation if self.state_dim is None else torch.cat([observation, seen.state], -1)
 
 
 def layout_of(simulation: VmasSimulation) -> SeenLayout:
-    """Return how a simulation's sight is laid out."""
+    """Return the layout of a simulation's observation and state."""
     seen = simulation.observe()
     n_agents, observation_dim = seen.observation.shape[1:]
     of_team = simulation.task.state == "observations"
@@ -53,14 +53,15 @@ def layout_of(simulation: VmasSimulation) -> SeenLayout:
 
 @dataclass(frozen=True)
 class Buffers:
-    """Rows of T steps; ``seen`` holds what is observed before each step and behind the last.
+    """T steps of E environments; ``seen`` is observation and state, laid out by ``SeenLayout``.
 
     Attributes:
         action: int64 [E, T, N].
-        seen: float [E, T + 1, R], behind a reset where there was one.
-        last_seen: float [E, T, R], where done what was seen before the reset; else not written.
+        seen: float [E, T + 1, R], before each step and after the last one; after a reset, the
+            first of the new episode.
+        last_seen: float [E, T, R], the last of the episode where done; else not written.
         agent_reward: float [E, T, N].
-        reward: float [E, T], the team's.
+        reward: float [E, T], of the team.
         terminated: bool [E, T].
         truncated: bool [E, T].
         done: bool [E, T].
@@ -77,8 +78,20 @@ class Buffers:
 
     @property
     def next_seen(self) -> Tensor:
-        """What is seen behind each step, before any reset: float [E, T, R]."""
+        """Observation and state after each step, before any reset: float [E, T, R]."""
         return torch.where(self.done[..., None], self.last_seen, self.seen[:, 1:])
+
+    def check_room(self, n_steps: int) -> None:
+        """Refuse more steps than the buffers have room for.
+
+        Raises:
+            ValueError: if ``n_steps`` exceeds T.
+        """
+        room = self.action.shape[1]
+        if n_steps > room:
+            raise ValueError(
+                f"Buffers: expected room for {n_steps} steps, got {room}; make larger buffers"
+            )
 
     def write(
         self,
@@ -89,7 +102,16 @@ class Buffers:
         terminated: Tensor,
         truncated: Tensor,
     ) -> None:
-        """Write one step: seen [E, R] before any reset, agent reward [E, N], and the rest [E]."""
+        """Write the results of one step.
+
+        Args:
+            t: the step.
+            seen: float [E, R], before any reset.
+            agent_reward: float [E, N].
+            reward: float [E].
+            terminated: bool [E].
+            truncated: bool [E].
+        """
         self.seen[:, t + 1] = self.last_seen[:, t] = seen
         self.agent_reward[:, t] = agent_reward
         self.reward[:, t] = reward
@@ -101,14 +123,21 @@ class Buffers:
     def empty(
         cls, n_envs: int, n_steps: int, layout: SeenLayout, device: torch.device
     ) -> "Buffers":
-        """Return buffers that hold nothing yet."""
-        n, row = layout.n_agents, (n_envs, n_steps)
-        flags = [empty(*row, dtype=torch.bool, device=device) for _ in range(3)]
+        """Return buffers whose actions are 0 and whose other contents are undefined.
+
+        Args:
+            n_envs: E.
+            n_steps: T.
+            layout: of observation and state.
+            device: of all tensors.
+        """
+        n, steps = layout.n_agents, (n_envs, n_steps)
+        flags = [empty(*steps, dtype=torch.bool, device=device) for _ in range(3)]
         return cls(
-            empty(*row, n, dtype=torch.int64, device=device).zero_(),
+            empty(*steps, n, dtype=torch.int64, device=device).zero_(),
             empty(n_envs, n_steps + 1, layout.size, device=device),
-            empty(*row, layout.size, device=device),
-            empty(*row, n, device=device),
-            empty(*row, device=device),
+            empty(*steps, layout.size, device=device),
+            empty(*steps, n, device=device),
+            empty(*steps, device=device),
             *flags,
         )

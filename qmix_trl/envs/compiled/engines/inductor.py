@@ -1,4 +1,4 @@
-"""The traced step compiled by torch's inductor: for steps that have no form for one environment."""
+"""The engine by torch's inductor, for steps that the compiler cannot lower to one environment."""
 
 from collections.abc import Callable
 
@@ -7,30 +7,31 @@ from torch import Tensor
 
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
+from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.packed_state import all_numbers, as_bits, from_bits
 from qmix_trl.envs.compiled.engines.pool import FreshStates, shares_draws
 from qmix_trl.envs.compiled.trace.draws import draw
 from qmix_trl.envs.compiled.trace.graph import N_RESULTS, TRACE_ENVS, StepGraph, variants
 from qmix_trl.envs.compiled.trace.pure import Untraceable
 from qmix_trl.envs.vmas_simulation import Seen, VmasSimulation
+from qmix_trl.errors import Refused
 
 MOST_NODES = 8000  # inductor takes minutes for more
 
 
 class InductorEngine:
-    """Steps environments by the traced graph of a step of so many environments.
+    """Steps E environments by the traced graph of a step of E environments.
 
     Args:
-        simulation: of E environments; it is traced.
-        layout: of what is seen.
-        max_steps: the time limit.
-        seed: of the random streams.
+        simulation: of E environments; it is traced and left in another state.
+        layout: of observation and state.
+        max_steps: the time limit in steps.
+        seed: of the pool and of the random numbers of steps.
 
     Raises:
         Untraceable: if the step is no pure function of tensors.
+        Refused: if its graph is too large.
     """
-
-    name = "inductor"
 
     def __init__(
         self, simulation: VmasSimulation, layout: SeenLayout, max_steps: int, seed: int
@@ -38,99 +39,83 @@ class InductorEngine:
         self.graph = traced(simulation)
         self.layout = layout
         self.max_steps = max_steps
-        rows = all_numbers(self.graph)
+        numbers = all_numbers(self.graph)
         shared = shares_draws(VmasSimulation(simulation.task, TRACE_ENVS, 0, simulation.device))
-        step = CompiledStep(None, rows, layout, [], [], shared, {})
+        step = CompiledStep(None, numbers, layout, [], [], shared, {})
         self.fresh = FreshStates(simulation.task, simulation.n_envs, seed, step)
-        for k, row in enumerate(rows):
-            if not row.batched and (self.fresh.pool[:, k] != self.fresh.pool[0, k]).any():
-                raise Untraceable(f"its resets change {row.path}, one for all environments")
-        n_envs = simulation.n_envs
-        self._state = self.fresh.pool[:n_envs, : len(rows)].clone()
-        self._steps = torch.zeros(n_envs, dtype=torch.int32)
-        self._resets = torch.zeros(n_envs, dtype=torch.int64)
-        self._key = torch.tensor([seed % 2**32, 0])
+        for k, number in enumerate(numbers):
+            if not number.batched and (self.fresh.pool[:, k] != self.fresh.pool[0, k]).any():
+                raise Untraceable(f"its resets change {number.path}, one for all environments")
+        packed = self.fresh.pool[: simulation.n_envs, : len(numbers)].clone()  # [E, K]
+        self.env_state = EnvState(self.fresh, seed, packed)
         self._step = torch.compile(of_matrix(self.graph, layout), fullgraph=True, dynamic=False)
 
     def reset(self, mask: Tensor, seen: Tensor) -> None:
-        """Begin environments of a mask [E] anew; write what they see to seen [E, R]."""
-        self.renew()
-        rows = self.fresh.states_for(self._resets)  # [E, K + R]
-        n = self._state.shape[1]
-        self._state = torch.where(mask[:, None], rows[:, :n], self._state)
-        seen.copy_(torch.where(mask[:, None], rows[:, n:], seen))
-        self._steps.masked_fill_(mask, 0)
-        self._resets += mask
-        self.fresh.taken += int(mask.sum())
+        """Reset environments to states of the pool.
 
-    def renew(self) -> None:
-        """Draw the pool anew if it is through."""
-        if self.fresh.is_due():
-            self.fresh.renew()
-            self._resets.zero_()
+        Args:
+            mask: bool [E], the environments to reset.
+            seen: float [E, R]; their new observations and states are written to it.
+        """
+        self.env_state.reset(mask, seen)
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
-        """Take steps ``t`` to ``t + n_steps`` of rows, by the actions that stand there."""
+        """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions in them.
+
+        Args:
+            buffers: hold the actions; the results are written to them.
+            t: the first step.
+            n_steps: the number of steps.
+            reset_when_done: reset environments that are done.
+        """
+        state = self.env_state
         for i in range(t, t + n_steps):
-            numbers = self._numbers()
-            out = self._step(self._state, buffers.action[:, i].clone(), numbers, self._key)
-            seen, agent_reward, reward, terminated, self._state = out
-            self._key[1] += 1
-            self._steps += 1
-            truncated = self._steps >= self.max_steps
+            action = buffers.action[:, i].clone()
+            out = self._step(state.packed, action, self._draws(), state.key)
+            seen, agent_reward, reward, terminated, packed = out
+            state.packed.copy_(packed)
+            state.key[1] += 1
+            state.steps += 1
+            truncated = state.steps >= self.max_steps
             buffers.write(i, seen, agent_reward, reward, terminated, truncated)
             if reset_when_done and buffers.done[:, i].any():
                 self.reset(buffers.done[:, i], buffers.seen[:, i + 1])
 
-    def _numbers(self) -> list[Tensor]:
+    def _draws(self) -> list[Tensor]:
+        """Return the random numbers of the next step, float32 [E, ..] for each draw."""
         first, numbers = 0, []
         for d in self.graph.draws:
-            numbers.append(draw(d.kind, self._key, self.fresh.n_envs, first, d.shape))
+            numbers.append(draw(d.kind, self.env_state.key, self.fresh.n_envs, first, d.shape))
             first += numbers[-1][0].numel()
         return numbers
-
-    def jump(self, state: Tensor, key: Tensor) -> None:
-        """Go on from a state [E, K], with the random numbers of a key [2] (``draws.py``)."""
-        self._state, self._key = state.clone(), key.clone()
-
-    def packed_state(self) -> Tensor:
-        """Return the state, float32 [E, K]."""
-        return self._state
-
-    def seed(self, seed: int) -> None:
-        """Begin other random streams."""
-        self._key = torch.tensor([seed % 2**32, 0])
-        self.fresh.reseed(seed)
-        self._resets.zero_()
-
-    def state(self) -> dict[str, Tensor]:
-        """Return all that the next steps depend on."""
-        own = {"state": self._state, "steps": self._steps, "resets": self._resets}
-        own = {name: tensor.clone() for name, tensor in own.items()}
-        return {**own, "key": self._key.clone(), **self.fresh.state()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from what ``state`` returned."""
-        self._state, self._key = state["state"].clone(), state["key"].clone()
-        self._steps.copy_(state["steps"])
-        self._resets.copy_(state["resets"])
-        self.fresh.load_state(state)
 
 
 def traced(simulation: VmasSimulation) -> StepGraph:
     """Return the graph of a step of as many environments as the simulation has.
 
     Raises:
-        Untraceable: if there is none, or one for each choice of resets.
+        Untraceable: if there is none, or one for each choice that resets make in Python.
+        Refused: if it is too large.
     """
     graphs = variants(simulation)
+    check_size(len(graphs[0].graph.graph.nodes))
     if len(graphs) > 1:
         raise Untraceable("its resets make choices in Python")
     return graphs[0]
 
 
+def check_size(n_nodes: int) -> None:
+    """Refuse a graph that inductor takes too long to compile.
+
+    Raises:
+        Refused: if it has more than ``MOST_NODES`` nodes.
+    """
+    if n_nodes > MOST_NODES:
+        raise Refused(f"its traced step has {n_nodes:,} operations, more than {MOST_NODES:,}")
+
+
 def of_matrix(graph: StepGraph, layout: SeenLayout) -> Callable[..., list[Tensor]]:
-    """Return a step on the state as one matrix of bits, float32 [E, K]."""
+    """Return a step of the packed state: its state argument and last result are float32 [E, K]."""
     n_envs = graph.n_envs
     batched = [like.shape[:1] == (n_envs,) for like in graph.state]
     sizes = [

@@ -1,4 +1,4 @@
-"""The state that a compiled step carries: one row of numbers for each environment."""
+"""The packed state of a compiled step: K numbers for each environment, float32 [E, K]."""
 
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -14,18 +14,18 @@ from qmix_trl.envs.compiled.lower.step import Step
 from qmix_trl.envs.compiled.trace.graph import StepGraph
 from qmix_trl.envs.compiled.trace.walk import Memory, walk
 
-CHOICE = "choice"  # the path of the number that says which choice a reset made
+CHOICE = "choice"  # the path of the number that holds the index of a reset's choice
 
 
 @dataclass(frozen=True)
 class PackedNumber:
-    """One number of the state.
+    """One number of the packed state.
 
     Attributes:
-        path: where in the simulator the number stands.
-        place: which element there, of each environment.
-        dtype: of the expression; whole numbers and booleans stand as their bits.
-        batched: the place holds one for each environment, else one for all.
+        path: of the value in the simulator that holds the number.
+        place: index of the number in that value, for one environment.
+        dtype: of the expression; whole numbers and booleans are packed as their bits.
+        batched: the value has a number for each environment, else one for all.
     """
 
     path: str
@@ -35,37 +35,44 @@ class PackedNumber:
 
 
 def packed_numbers(graph: StepGraph, step: Step) -> list[PackedNumber]:
-    """Return the rows of a lowered step.
+    """Return the numbers that a lowered step reads.
 
     Raises:
         Unlowerable: if the environments are not a tensor's first axis.
     """
-    rows = []
-    for row in step.numbers:
-        if row.path == len(graph.state):
-            rows.append(PackedNumber(CHOICE, 0, row.now.dtype, batched=False))
+    numbers = []
+    for number in step.numbers:
+        if number.path == len(graph.state):
+            numbers.append(PackedNumber(CHOICE, 0, number.now.dtype, batched=False))
             continue
-        shape = graph.state[row.path].shape
+        shape = graph.state[number.path].shape
         batched = graph.n_envs in shape
         if batched and shape[0] != graph.n_envs:
             raise Unlowerable(f"a state of shape {tuple(shape)}")
-        rows.append(PackedNumber(graph.paths.all[row.path], row.place, row.now.dtype, batched))
-    return rows
+        path = graph.paths.all[number.path]
+        numbers.append(PackedNumber(path, number.place, number.now.dtype, batched))
+    return numbers
 
 
 def all_numbers(graph: StepGraph) -> list[PackedNumber]:
-    """Return rows for the whole state of a trace, needed or not."""
-    rows = []
+    """Return all numbers of a traced state, whether the step reads them or not."""
+    numbers = []
     for path, value in zip(graph.paths.all, graph.state, strict=True):
         batched = value.shape[:1] == (graph.n_envs,)
         n = value[0].numel() if batched else value.numel()
         dtype = dtype_letter(value.dtype)
-        rows.extend(PackedNumber(path, place, dtype, batched) for place in range(n))
-    return rows
+        numbers.extend(PackedNumber(path, place, dtype, batched) for place in range(n))
+    return numbers
 
 
 def from_bits(columns: Tensor, like: Tensor, *, batched: bool) -> Tensor:
-    """Return a tensor of the state from its columns of bits [E, n]."""
+    """Return a tensor of the state from its packed numbers.
+
+    Args:
+        columns: float32 [E, n], the bits of its numbers.
+        like: a tensor of its shape and dtype.
+        batched: it has numbers for each environment; else all E are equal, and the first is used.
+    """
     dtype = dtype_letter(like.dtype)
     values = columns if dtype == FLOAT else columns.contiguous().view(torch.int32)
     values = values != 0 if dtype == BOOL else values.to(like.dtype)
@@ -73,7 +80,7 @@ def from_bits(columns: Tensor, like: Tensor, *, batched: bool) -> Tensor:
 
 
 def as_bits(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return values of a type as float32 that hold their bits; a boolean is all bits or none."""
+    """Return values, cast to ``dtype``, as float32 of the same bits; True is all bits."""
     values = values.to(dtype)
     if dtype.is_floating_point:
         return values.to(torch.float32)
@@ -81,22 +88,25 @@ def as_bits(values: Tensor, dtype: torch.dtype) -> Tensor:
     return whole.view(torch.float32)
 
 
-def read_packed_state(simulator: Environment, rows: list[PackedNumber], choice: int) -> Tensor:
-    """Return a simulator's state: float32 [E, K] for K rows.
+def read_packed_state(simulator: Environment, numbers: list[PackedNumber], choice: int) -> Tensor:
+    """Return the packed state of a simulator, float32 [E, K].
 
     Args:
         simulator: of E environments.
-        rows: what is read.
-        choice: the number of the choice that its last reset made.
+        numbers: the K numbers to read.
+        choice: the index of the choice that its last reset made.
+
+    Raises:
+        Unlowerable: if the simulator does not hold one of the numbers now.
     """
     memory = walk(simulator)
     n_envs, device = simulator.num_envs, simulator.device
     columns = [torch.zeros(n_envs, 0, device=device)]
-    for path, group in groupby(rows, key=lambda row: row.path):
+    for path, group in groupby(numbers, key=lambda number: number.path):
         members = list(group)
         value = _value(memory, path, choice, device)
         n = n_envs if members[0].batched else 1
-        places = [row.place for row in members]
+        places = [number.place for number in members]
         values = value.reshape(n, -1)[:, places]
         columns.append(as_bits(values, values.dtype).expand(n_envs, -1))
     return torch.cat(columns, 1)
@@ -111,20 +121,20 @@ def _value(memory: Memory, path: str, choice: int, device: torch.device) -> Tens
     return torch.as_tensor(slot.value, device=device)
 
 
-def numbers_as_json(rows: list[PackedNumber]) -> list[dict[str, Any]]:
-    """Return rows for a file."""
-    return [asdict(row) for row in rows]
+def numbers_as_json(numbers: list[PackedNumber]) -> list[dict[str, Any]]:
+    """Return packed numbers as values that JSON can hold."""
+    return [asdict(number) for number in numbers]
 
 
-def numbers_from_json(rows: list[dict[str, Any]]) -> list[PackedNumber]:
-    """Return rows of a file."""
-    return [PackedNumber(**row) for row in rows]
+def numbers_from_json(listed: list[dict[str, Any]]) -> list[PackedNumber]:
+    """Return packed numbers from ``numbers_as_json``."""
+    return [PackedNumber(**number) for number in listed]
 
 
-def as_numbers(state: Tensor, rows: list[PackedNumber]) -> Tensor:
-    """Return rows' values float32 [E, K] from their bits."""
+def as_numbers(packed: Tensor, numbers: list[PackedNumber]) -> Tensor:
+    """Return the values, float32 [E, K], of a packed state [E, K]; whole numbers without sign."""
     columns = [
-        column if row.dtype == FLOAT else column.view(torch.int32).abs().to(torch.float32)
-        for row, column in zip(rows, state.unbind(1), strict=True)
+        column if number.dtype == FLOAT else column.view(torch.int32).abs().to(torch.float32)
+        for number, column in zip(numbers, packed.unbind(1), strict=True)
     ]
-    return torch.stack(columns, 1) if columns else state
+    return torch.stack(columns, 1) if columns else packed

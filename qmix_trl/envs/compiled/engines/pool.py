@@ -1,8 +1,8 @@
-"""Fresh states: a pool that unmodified VMAS draws, for environments to begin anew from.
+"""The pool of initial states, drawn by unmodified VMAS.
 
-VMAS resets environments one by one, at the cost of a whole vectorised reset each. All that a
-vectorised reset draws by environment has the same distribution; what it draws once for the whole
-batch would make rows alike, so that such a scenario's pool mixes rows of many small resets.
+VMAS resets environments one by one, and each reset costs as much as a reset of the whole batch. A
+reset of the batch draws every environment from the same distribution. Where it draws a number once
+for the whole batch, its states are alike; the pool of such a scenario mixes many small resets.
 """
 
 import random
@@ -23,15 +23,22 @@ from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
 CPU = torch.device("cpu")
 SHARED_STATES = 16  # environments of a reset that draws once for all of them
-LAYERS = 4  # resets of each environment that a pool holds at least
-PASSES = 4  # through a pool before it is drawn anew, which takes VMAS a tenth of a second
+LAYERS = 4  # states that a pool holds for each environment, at least
+PASSES = 4  # through a pool before it is refilled, which takes VMAS a tenth of a second
 LEAST_STATES = 1024
-MOST_TOGETHER = 4096  # environments of a reset, if there are not more: memory is theirs
+MOST_TOGETHER = 4096  # environments of a reset, unless E is greater: it bounds VMAS's memory
 WATCHED = (*KINDS, *OTHER_DRAWS, torch.Tensor.uniform_, torch.Tensor.normal_)
 
 
 class SharedDraws(TorchFunctionMode):
-    """Notes whether anything is drawn that is not of each environment's own."""
+    """Records whether a number is drawn once for all environments.
+
+    Args:
+        n_envs: E.
+
+    Attributes:
+        found: a draw had no axis of size E.
+    """
 
     def __init__(self, n_envs: int) -> None:
         super().__init__()
@@ -48,10 +55,10 @@ class SharedDraws(TorchFunctionMode):
 
 
 def shares_draws(simulation: VmasSimulation) -> bool:
-    """Say whether a full reset draws anything once for all environments.
+    """Return whether a reset of all environments draws anything once for all of them.
 
     Args:
-        simulation: of a number of environments that is no other size of the scenario's; left in
+        simulation: its number of environments must differ from the scenario's other sizes; left in
             another state.
     """
     simulation.reset()
@@ -68,7 +75,7 @@ def shares_draws(simulation: VmasSimulation) -> bool:
 
 
 def _moves_as_one(before: Memory, after: Memory, n_envs: int) -> bool:
-    """Say whether a reset gave all environments the same new value, from whatever source."""
+    """Return whether a reset set some tensor to one new value for all environments."""
 
     def is_one(x: Tensor) -> bool:
         return x.shape[:1] != (n_envs,) or bool((x == x[:1]).all())
@@ -90,22 +97,24 @@ def _python_generators() -> tuple:
 
 
 class FreshStates:
-    """A pool of states and of what is seen in them.
+    """A pool of P initial states, packed, with the observation and state of each.
 
-    Environment e's r-th reset since the pool was drawn takes row e + r E, and one further each
-    time that the pool is through. So ``PASSES`` environments begin in a row, or E if they are
-    fewer, each of them once.
+    Environment e's r-th reset since the pool was drawn takes state e + r E; each pass through the
+    pool begins one state further. So ``PASSES`` environments begin in each state, or E if that is
+    fewer, and none of them twice.
 
     Args:
-        task: what is simulated.
+        task: the task to simulate.
         n_envs: E.
-        seed: of the random stream.
+        seed: of the pool's random numbers.
         step: the compiled step.
-        least_states: P is at least this, and ``LAYERS`` E, or E where resets draw for many.
+        least_states: P is at least this, and at least ``LAYERS`` E, or E where a reset draws
+            numbers once for all environments.
         device: of the pool; VMAS draws on the CPU, the same states for all devices.
 
     Attributes:
-        pool: float32 [P, K + R], rows of the state and of what is seen.
+        pool: float32 [P, K + R], packed states, each followed by observation and state.
+        taken: the number of resets since the pool was drawn.
     """
 
     def __init__(
@@ -129,7 +138,11 @@ class FreshStates:
         self.pool = self.drawn().to(device)
 
     def choice(self, simulation: VmasSimulation) -> int:
-        """Return the number of the choice that a simulation's last reset made."""
+        """Return the index of the choice that a simulation's last reset made in Python.
+
+        Raises:
+            RuntimeError: if the step was not compiled for this choice.
+        """
         if not self.step.choices:
             return 0
         values = walk(simulation.simulator).values
@@ -143,12 +156,12 @@ class FreshStates:
         return self.step.choices.index(chosen)
 
     def drawn(self) -> Tensor:
-        """Return new rows [P, K + R], on the CPU."""
+        """Return the states of a new pool, float32 [P, K + R], on the CPU."""
         wanted = self.n_layers * self.n_envs
         parts = [self._reset() for _ in range(-(-wanted // self.simulation.n_envs))]
         pool = torch.cat(parts)[:wanted]
         if self.step.shared:
-            # PackedNumber i of the i-th reset next to row j of another one.
+            # State j of every reset, before state j + 1 of any: neighbours differ in the reset.
             n = self.simulation.n_envs
             order = torch.arange(len(parts) * n).view(-1, n).t().flatten()
             pool = torch.cat(parts)[order][:wanted]
@@ -161,31 +174,24 @@ class FreshStates:
         return torch.cat([state, self.step.layout.pack(self.simulation.observe())], 1)
 
     def states_for(self, resets: Tensor) -> Tensor:
-        """Return each environment's next row [E, K + R], by how many it has taken int64 [E]."""
+        """Return the next state of each environment, float32 [E, K + R].
+
+        Args:
+            resets: int64 [E], each environment's resets since the pool was drawn.
+        """
         place = torch.arange(self.n_envs, device=resets.device) + resets * self.n_envs
         return self.pool[(place + place // len(self.pool)) % len(self.pool)]
 
     def is_due(self) -> bool:
-        """Say whether every row was taken as often as it may be."""
+        """Return whether every state was taken as often as it may be."""
         return self.taken >= min(PASSES, self.n_envs) * len(self.pool)
 
     def renew(self) -> None:
-        """Draw the whole pool anew, in its place."""
+        """Draw new states into the same tensor."""
         self.pool.copy_(self.drawn())
         self.taken = 0
 
     def reseed(self, seed: int) -> None:
-        """Begin another random stream, and a new pool of it."""
+        """Restart the random numbers from a seed, and draw a new pool."""
         self.simulation.seed(seed)
         self.renew()
-
-    def state(self) -> dict[str, Tensor]:
-        """Return all that later rows depend on."""
-        taken = torch.tensor(self.taken)
-        return {"pool": self.pool.clone(), "taken": taken, **self.simulation.random_state()}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from what ``state`` returned."""
-        self.pool.copy_(state["pool"])
-        self.taken = int(state["taken"])
-        self.simulation.set_random_state(state)

@@ -1,0 +1,107 @@
+"""The state of a compiled engine's environments, in one format for all engines."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from qmix_trl.envs.compiled.engines.pool import FreshStates
+
+
+class EnvState:
+    """The state of E environments: packed numbers, counters, random numbers and fresh states.
+
+    All tensors keep their places, so that C++ and CUDA graphs may hold their addresses.
+
+    Args:
+        fresh: the pool that resets take states from.
+        seed: of the random numbers of steps.
+        packed: float32 [E, K], the packed state to begin with; a view of the engine's memory.
+
+    Attributes:
+        fresh: the pool.
+        packed: float32 [E, K], the packed state.
+        steps: int32 [E], since each environment's last reset.
+        resets: int32 [E], since the pool was drawn.
+        key: int64 [2], the seed and the number of the next step (``draws.py``).
+    """
+
+    def __init__(self, fresh: FreshStates, seed: int, packed: Tensor) -> None:
+        self.fresh = fresh
+        self.packed = packed
+        self.steps = torch.zeros(fresh.n_envs, dtype=torch.int32, device=packed.device)
+        self.resets = torch.zeros_like(self.steps)
+        self.key = torch.tensor([seed % 2**32, 0], device=packed.device)
+
+    def packed_state(self) -> Tensor:
+        """Return a copy of the packed state, float32 [E, K]."""
+        return self.packed.clone(memory_format=torch.contiguous_format)
+
+    def jump(self, packed: Tensor, key: Tensor) -> None:
+        """Continue from a packed state float32 [E, K] with a key int64 [2]."""
+        self.packed.copy_(packed)
+        self.key.copy_(key)
+
+    def reset(self, mask: Tensor, seen: Tensor) -> None:
+        """Reset environments to states of the pool, by torch's operations.
+
+        Args:
+            mask: bool [E], the environments to reset.
+            seen: float [E, R]; their new observations and states are written to it.
+        """
+        self.renew()
+        states = self.fresh.states_for(self.resets.long())  # [E, K + R]
+        n_numbers, chosen = self.packed.shape[1], mask[:, None]
+        self.packed.copy_(torch.where(chosen, states[:, :n_numbers], self.packed))
+        seen.copy_(torch.where(chosen, states[:, n_numbers:], seen))
+        self.steps.masked_fill_(mask, 0)
+        self.resets += mask
+
+    def renew(self) -> None:
+        """Refill the pool if its states are used up; waits for the device."""
+        self.fresh.taken = int(self.resets.sum())
+        if self.fresh.is_due():
+            self.fresh.renew()
+            self.resets.zero_()
+
+    def seed(self, seed: int) -> None:
+        """Restart the random numbers of steps and of the pool from a seed, with a new pool."""
+        self.key.copy_(torch.tensor([seed % 2**32, 0]))
+        self.fresh.reseed(seed)
+        self.resets.zero_()
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        own = {name: getattr(self, name) for name in ("steps", "resets", "key")}
+        return {"packed_state": self.packed, **own, "pool": self.fresh.pool}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return copies of all tensors that later steps depend on, the same names on each engine.
+
+        Returns:
+            ``packed_state`` float32 [E, K], ``steps`` and ``resets`` int32 [E], ``key`` int64 [2],
+            ``pool`` float32 [P, K + R], and the random state of the pool (``random ...``).
+        """
+        copies = {
+            name: tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in self._tensors.items()
+        }
+        return {**copies, **self.fresh.simulation.random_state()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a dictionary that ``state`` of an engine with the same numbers returned.
+
+        Raises:
+            ValueError: if a tensor has another shape, as the packed states of other engines may.
+        """
+        for name, tensor in self._tensors.items():
+            if state[name].shape != tensor.shape:
+                raise ValueError(
+                    f"EnvState.load_state: expected {name!r} of shape {tuple(tensor.shape)}, got "
+                    f"{tuple(state[name].shape)}; load a state of the same task, number of "
+                    "environments and engine"
+                )
+        for name, tensor in self._tensors.items():
+            tensor.copy_(state[name])
+        self.fresh.taken = int(self.resets.sum())
+        self.fresh.simulation.set_random_state(state)
