@@ -28,7 +28,7 @@ def captured(function: Callable[[], Result]) -> tuple[Result, Callable[[], None]
     replay computes the outputs, in place, from the tensors that the function read.
 
     Raises:
-        RuntimeError: if the function does what no graph can hold.
+        RuntimeError: if the function does anything that a graph cannot hold.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -55,7 +55,7 @@ def unroll(
 def _unroll(
     gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """Return the hidden states [B, T, N, H] on the CPU; arguments as in ``unroll_by_steps``."""
+    """Return the hidden states of ``unroll_by_steps``, in C++ where the kernel serves."""
     inputs = (gates, is_init, hidden, weight, bias)
     floats = [x for x in (gates, weight, bias, hidden) if x is not None]
     if not (_fit(*inputs[:4]) and networks.serves(kernel.library, *floats)):

@@ -72,7 +72,7 @@ class GraphLoop:
         env: to act in; its simulation is in the same state afterwards.
         buffers: of T steps, begun; the graph keeps them.
         begins: bool [E, 1].
-        memory: by key [E, N, ..], what the agent carries.
+        memory: by key [E, N, ..], the agent's memory.
         values: action values of one step, [E, N, A], of any content.
 
     Raises:

@@ -20,7 +20,7 @@ class Collected(NamedTuple):
         entries: by key [E, T, ..], all that the policy read and wrote, without the entries of the
             environment's own.
         begins: bool [E, 1], the environments that are at an episode's first step now.
-        memory: by key [E, ..], what the policy carries to the next step.
+        memory: by key [E, ..], the entries that the policy carries to the next step.
     """
 
     entries: dict[Key, Tensor]
@@ -37,7 +37,7 @@ class Loop(Protocol):
         Args:
             buffers: of T steps, begun (``BufferedEnv.begin_buffers``); they are filled.
             begins: bool [E, 1], the environments that are at an episode's first step.
-            memory: by key [E, ..], what the policy carries from the step before.
+            memory: by key [E, ..], the entries that the policy carries from the step before.
         """
         ...
 
@@ -80,7 +80,7 @@ class StepLoop:
             buffers: as in ``collect``, filled up to step ``t``.
             t: the step.
             begins: bool [E, 1], the environments that are at an episode's first step.
-            memory: by key [E, ..], what the policy carries from the step before.
+            memory: by key [E, ..], the entries that the policy carries from the step before.
         """
         step = self.env.observation_at(buffers, t).set(IS_INIT, begins)
         for key, value in memory.items():

@@ -25,7 +25,7 @@ class QMixer(nn.Module):
     where another utility is higher. The mixer fits only monotone tables of joint actions that have
     this property; it fits ``u_1 or u_2`` no better than a sum does.
 
-    Keywords, call and parameter names are those of TorchRL's ``QMixer`` and of the authors' code.
+    Keywords, call and parameter names equal those of TorchRL's ``QMixer`` and the authors' code.
 
     Args:
         n_agents: N, the number of utilities.

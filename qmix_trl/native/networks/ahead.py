@@ -11,7 +11,7 @@ from qmix_trl.native.networks.library import missing
 def build_ahead() -> None:
     """Build, in a thread, the float32 libraries that are not on disk.
 
-    The first update waits for what is not built by then.
+    The first update waits for the libraries that are not built by then.
     """
 
     def build() -> None:
