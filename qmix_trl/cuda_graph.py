@@ -1,4 +1,4 @@
-"""Work on a GPU as one CUDA graph: a launch instead of thousands."""
+"""CUDA graphs: one launch on a GPU instead of thousands."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,22 +9,26 @@ Result = TypeVar("Result")
 
 
 def warmed_up(function: Callable[[], Result]) -> Result:
-    """Call a function aside, so that what is set up at a first call is no part of a graph."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
+    """Return the result of a function's first call, which is made outside of any graph.
+
+    First calls allocate and compile, which cannot be captured.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
         result = function()
-    torch.cuda.current_stream().wait_stream(aside)
+    torch.cuda.current_stream().wait_stream(stream)
     return result
 
 
 def captured(function: Callable[[], Result]) -> tuple[Result, Callable[[], None]]:
-    """Return where a function puts what it gives, and what computes it, from the same places.
+    """Capture a function as a CUDA graph; return its static outputs and a function to replay it.
 
-    The function was called before (``warmed_up``); it is not computed now.
+    The caller has called the function before (``warmed_up``). Capturing computes nothing: each
+    replay computes the outputs, in place, from the tensors that the function read.
 
     Raises:
-        RuntimeError: if it does anything that no graph can hold.
+        RuntimeError: if the function does anything that a graph cannot hold.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -1,4 +1,4 @@
-"""Linear layers with ReLUs between them: a call into C++ each way on the CPU, else torch's."""
+"""Linear layers with ReLUs between them, in C++ on the CPU and by torch elsewhere."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from qmix_trl.native.networks import library as networks
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
-    """Apply one linear layer to all agents, or each agent's own to it.
+    """Return the outputs of a linear layer that agents share, or of each agent's own.
 
     Args:
         x: float [*B, N, D].
         weight: float [H, D], shared, or [N, H, D], each agent's own.
         bias: float [H] or [N, H].
-        relu: negative outputs are zero.
+        relu: apply a ReLU to the outputs.
 
     Returns:
         float [*B, N, H].
@@ -25,19 +25,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Te
     if weight.dim() == 3:
         y = torch.einsum("...nd,nhd->...nh", x, weight) + bias
         return F.relu(y) if relu else y
-    # In rows, as what is changed in place must be no view: its gradient would be copied, too.
+    # Flat, so that the ReLU in place changes no view: a view's gradient would be copied.
     y = F.linear(x.flatten(0, -2), weight, bias)
     return (F.relu(y, inplace=True) if relu else y).unflatten(0, x.shape[:-1])
 
 
 def dense(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Apply linear layers with ReLUs between them to many rows.
+    """Return the outputs of linear layers with ReLUs between them.
 
-    Where the kernel serves, its numbers are those of ``dense_by_layers`` but for roundings.
+    Where the C++ kernel serves, it equals ``dense_by_layers`` to float rounding.
 
     Args:
         x: float [*B, N, D].
-        layers: the weight and the bias of each, as in ``linear``.
+        layers: weight and bias of each layer, as in ``linear``.
 
     Returns:
         float [*B, N, H] of the last layer.
@@ -47,18 +47,25 @@ def dense(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         return dense_by_layers(x, parameters)
     if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *parameters)):
         return Dense.apply(x, *parameters)
-    (y,) = kernel.forward(_rows(x), parameters, keep=False)
+    (y,) = kernel.forward(_samples(x), parameters, keep=False)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:
-    """Say whether a layer takes rows of this shape; where it does not, torch says why."""
-    *of_agents, _, n_inputs = weight.shape
-    return x.shape[-1] == n_inputs and (not of_agents or list(x.shape[-2:-1]) == of_agents)
+    """Return whether a layer takes inputs of this shape; torch raises the error if not."""
+    if x.shape[-1] != weight.shape[-1]:
+        return False
+    is_shared = weight.dim() == 2
+    return is_shared or (x.dim() > 1 and x.shape[-2] == len(weight))
 
 
 def dense_by_layers(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Return what ``dense`` returns, by torch's own layers: weights and biases in turn."""
+    """Return the outputs [*B, N, H] of linear layers with ReLUs between them, by torch.
+
+    Args:
+        x: float [*B, N, D].
+        parameters: weight and bias of the first layer, then of the next, as in ``linear``.
+    """
     *below, head = zip(parameters[::2], parameters[1::2], strict=True)
     for weight, bias in below:
         x = linear(x, weight, bias, relu=True)
@@ -66,38 +73,47 @@ def dense_by_layers(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
 
 class Dense(torch.autograd.Function):
-    """``dense`` by the kernel."""
+    """``dense_by_layers`` computed by the C++ kernel."""
 
     @staticmethod
     def forward(ctx, x, *parameters):
-        """Keep each layer's input."""
-        *hidden, y = kernel.forward(_rows(x), parameters, keep=True)
+        """Return the outputs; keep each layer's input for backward."""
+        *hidden, y = kernel.forward(_samples(x), parameters, keep=True)
         ctx.save_for_backward(x, *parameters, *hidden)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx, grad_output):
-        """Return the gradients; by torch's own operations where they have gradients, too."""
+        """Return the gradients; by torch's operations where second derivatives are wanted."""
         n = len(ctx.needs_input_grad)
         (x, *parameters), hidden = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         if torch.is_grad_enabled():
-            again = dense_by_layers(x, parameters)
-            return gradients_again(again, [x, *parameters], grad_output)
-        rows, of_input = _rows(grad_output), ctx.needs_input_grad[0]
-        of_x, rest = kernel.backward([_rows(x), *hidden], parameters, rows, of_input=of_input)
-        return None if of_x is None else of_x.view(x.shape), *rest
+            output = dense_by_layers(x, parameters)
+            return gradients_again(output, [x, *parameters], grad_output)
+        grad_x, grad_parameters = kernel.backward(
+            [_samples(x), *hidden],
+            parameters,
+            _samples(grad_output),
+            of_input=ctx.needs_input_grad[0],
+        )
+        return None if grad_x is None else grad_x.view(x.shape), *grad_parameters
 
 
 def gradients_again(
     output: Tensor, inputs: Sequence[Tensor | None], grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Return gradients of an output, computed again by torch, that have gradients themselves."""
-    learns = [x is not None and x.requires_grad for x in inputs]
-    wanted = [x for x, yes in zip(inputs, learns, strict=True) if yes]
+    """Return gradients that can be differentiated again; None for inputs without a gradient.
+
+    Args:
+        output: computed by torch's operations.
+        inputs: of that computation.
+        grad_output: of the shape of ``output``.
+    """
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
     found = iter(torch.autograd.grad(output, wanted, grad_output, create_graph=True))
-    return tuple(next(found) if yes else None for yes in learns)
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in inputs)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """Return [*B, N, D] as contiguous rows [R, D]."""
+def _samples(x: Tensor) -> Tensor:
+    """Return [*B, N, D] as contiguous samples [*B N, D]."""
     return x.reshape(-1, x.shape[-1]).contiguous()

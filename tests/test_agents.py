@@ -1,4 +1,4 @@
-"""Agents: one step against a sequence, names, sharing, and parity with torch's GRU."""
+"""Agents: one step against a sequence, names, sharing, and equality with torch's GRU."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def make_agent(**arguments):
 
 
 def make_sequence(seed=0):
-    """Return observations, last actions, resets and a hidden state; resets inside the rows."""
+    """Return observations, last actions, ``is_init`` with resets inside, and a hidden state."""
     generator = torch.Generator().manual_seed(seed)
     is_init = torch.rand(B, T, 1, generator=generator) < 0.3
     taken = torch.randint(A, (B, T, N), generator=generator)
@@ -35,7 +35,7 @@ def make_sequence(seed=0):
 
 
 @pytest.mark.parametrize("share_parameters", [True, False])
-def test_sequence_equals_single_steps_through_the_tensordict(share_parameters):
+def test_a_sequence_equals_single_steps_through_the_tensordict(share_parameters):
     agent = make_agent(share_parameters=share_parameters)
     observation, last_action, is_init, hidden = make_sequence()
     values, hiddens = agent.unroll(observation, last_action, is_init, hidden)
@@ -43,7 +43,7 @@ def test_sequence_equals_single_steps_through_the_tensordict(share_parameters):
         step = TensorDict({}, [B])
         step[OBSERVATION], step[IS_INIT] = observation[:, t], is_init[:, t]
         step[HIDDEN] = hidden
-        # What a step carries over a reset must not matter.
+        # The last action that is carried over a reset must not matter.
         step[LAST_ACTION] = torch.where(is_init[:, t, :, None], 7.0, last_action[:, t])
         agent(step)
         torch.testing.assert_close(values[:, t], step[ACTION_VALUE], rtol=0, atol=1e-14)
@@ -51,7 +51,7 @@ def test_sequence_equals_single_steps_through_the_tensordict(share_parameters):
         torch.testing.assert_close(hiddens[:, t], hidden, rtol=0, atol=1e-14)
 
 
-def test_sequence_equals_chunks_with_the_state_carried():
+def test_a_sequence_equals_chunks_that_carry_the_hidden_state():
     agent = make_agent()
     *sequence, hidden = make_sequence()
     whole, _ = agent.unroll(*sequence, hidden)
@@ -63,7 +63,7 @@ def test_sequence_equals_chunks_with_the_state_carried():
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-14)
 
 
-def test_a_reset_inside_a_sequence_is_two_sequences():
+def test_a_sequence_with_a_reset_equals_two_sequences():
     agent = make_agent()
     observation, last_action, _, hidden = make_sequence()
     is_init = torch.zeros(B, T, 1, dtype=torch.bool)
@@ -90,7 +90,7 @@ def test_unroll_equals_torchs_gru():
         torch.testing.assert_close(values[:, :, n], agent.fc2(out), rtol=0, atol=1e-13)
 
 
-def test_parameter_names_are_those_of_the_authors():
+def test_parameters_have_the_authors_names():
     rnn = {f"rnn.{kind}_{part}" for kind in ("weight", "bias") for part in ("ih", "hh")}
     linear = {f"{layer}.{kind}" for layer in ("fc1", "fc2") for kind in ("weight", "bias")}
     assert set(make_agent().state_dict()) == rnn | linear
@@ -98,7 +98,7 @@ def test_parameter_names_are_those_of_the_authors():
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
-def test_own_networks_are_those_of_separate_agents(kind):
+def test_networks_that_are_not_shared_equal_separate_agents(kind):
     def make(**arguments):
         if kind == "recurrent":
             return make_agent(**arguments)
@@ -133,7 +133,7 @@ def test_feedforward_equals_a_perceptron():
 
 @pytest.mark.parametrize("use_last_action", [True, False])
 @pytest.mark.parametrize("use_agent_id", [True, False])
-def test_inputs_that_are_switched_off_do_not_matter(use_last_action, use_agent_id):
+def test_only_inputs_that_are_switched_on_matter(use_last_action, use_agent_id):
     agent = make_agent(use_last_action=use_last_action, use_agent_id=use_agent_id)
     observation, last_action, is_init, hidden = make_sequence()
     observation[:, :, 1], hidden[:, 1] = observation[:, :, 0], hidden[:, 0]
@@ -156,3 +156,14 @@ def test_agents_refuse_bad_widths():
         RecurrentAgent(1, 1, 1, hidden_dim=0)
     with pytest.raises(ValueError, match=r"hidden_dims of at least 1, got \(3, 0\)"):
         FeedforwardAgent(1, 1, 1, hidden_dims=(3, 0))
+
+
+@pytest.mark.parametrize("share_parameters", [True, False])
+@pytest.mark.parametrize("make", [RecurrentAgent, FeedforwardAgent])
+def test_network_layers_are_all_layers_in_their_order(make, share_parameters):
+    agent = make(N, O, A, share_parameters=share_parameters)
+    below, rnn, head = agent.network_layers()
+    layers = [*below, *([] if rnn is None else [rnn]), head]
+    found = [id(p) for layer in layers for p in layer.parameters()]
+    assert found == [id(p) for p in agent.parameters()]
+    assert (rnn is None) == (make is FeedforwardAgent)

@@ -1,4 +1,4 @@
-"""The same numbers on a GPU, and a run there; skipped where there is none."""
+"""Equality of the GPU with the CPU, and a run on the GPU; skipped where there is none."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
-def test_the_loss_is_that_of_the_cpu(kind):
+def test_the_loss_equals_the_cpus(kind):
     loss, batch = make_loss(kind, td_lambda=0.8), random_batch(4, 12, ends=some_ends(4, 12))
     expected = loss(batch)["loss"]
     on_device = loss.to("cuda")(batch.to("cuda"))["loss"]
@@ -39,7 +39,7 @@ def test_a_run_on_the_device(rows, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
-def test_updates_by_a_graph_are_the_same_updates(kind):
+def test_updates_by_a_graph_equal_updates_by_operation(kind):
     def losses(cuda_graph):
         loss = make_loss(kind, td_lambda=0.8).float().to("cuda")
         optimizer = torch.optim.Adam(loss.parameters(), fused=True, capturable=True)
@@ -57,7 +57,7 @@ def test_updates_by_a_graph_are_the_same_updates(kind):
 
 
 @pytest.mark.parametrize("hidden", [True, False])
-def test_the_triton_gru_is_the_steps(hidden):
+def test_the_triton_gru_equals_the_steps(hidden):
     torch.manual_seed(0)
     rnn = nn.GRUCell(64, 64, device="cuda")
     x = torch.randn(5, 20, 3, 64, device="cuda", requires_grad=True)

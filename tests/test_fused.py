@@ -1,7 +1,8 @@
-"""Fused collection beside TorchRL's, and its policy kernel beside torch's networks."""
+"""Fused collection against TorchRL's, and its policy kernel against torch's networks."""
 
 import copy
 import resource
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ from qmix_trl import (
     make_policy,
     with_memory,
 )
-from qmix_trl.fused import cuda_graph_loop, policy_kernel
+from qmix_trl.chosen import Chosen
+from qmix_trl.fused import FusedCollector, cuda_graph_loop, policy_kernel
 from qmix_trl.keys import (
     ACTION,
     ACTION_VALUE,
@@ -42,14 +44,14 @@ try:
 except build.NoCompiler as error:
     pytest.skip(str(error), allow_module_level=True)
 
-# What networks compute: roundings differ, as their sums have another order.
+# Entries that networks compute: they differ by rounding, as sums have another order.
 COMPUTED = (ACTION_VALUE, HIDDEN, next_key(HIDDEN))
 # Rounding of float32, 6e-8, times the longest sum, 130 terms of up to 1, over 12 steps of a GRU.
 TOLERANCE = 1e-5
 
 
 def env_of(agent_of, *, n_envs=4, engine="kernel", rows="slices", device="cpu"):
-    """Return an environment with the memory and the returns, and its agent."""
+    """Return an environment with the agent's memory and episode returns, and the agent."""
     torch.manual_seed(0)
     env = make_env(
         "vmas",
@@ -79,42 +81,54 @@ def collector_of(kind="fused", agent_of=RecurrentAgent, *, rows="slices", head=N
     return make_collector(env, policy, rows=rows, steps=12, n_batches=4, collector=kind)
 
 
-# --------------------------------------------------------------------- beside TorchRL's
+# --------------------------------------------------------------------- against TorchRL's
 
 
 @pytest.mark.parametrize("agent_of", [RecurrentAgent, FeedforwardAgent])
 @pytest.mark.parametrize("rows", ["slices", "episodes"])
 @pytest.mark.parametrize("engine", ["kernel", "eager"])
-def test_fused_batches_are_those_of_torchrls_collector(engine, rows, agent_of):
+def test_fused_batches_equal_torchrls(engine, rows, agent_of):
     stock = [b.clone() for b in collector_of("stock", agent_of, engine=engine, rows=rows)]
     collector = collector_of("fused", agent_of, engine=engine, rows=rows)
-    assert (collector.called_because is None) == (engine == "kernel")
+    assert collector.how.name == ("C++ loop" if engine == "kernel" else "step loop")
     fused = list(collector)
     assert len(stock) == len(fused) == 4
     compare_batches(stock, fused, engine)
 
 
 @pytest.mark.parametrize("rows", ["slices", "episodes"])
-def test_fused_batches_are_those_of_torchrls_collector_when_agents_repeat(rows):
+def test_fused_batches_equal_torchrls_when_agents_repeat_actions(rows):
     stock, fused = (
         collector_of(kind, rows=rows, head=EpsilonGreedyAction(0.3, 0.3, 0, 2.0, seed=0))
         for kind in ("stock", "fused")
     )
-    assert fused.called_because is None
+    assert fused.how == Chosen("C++ loop")
     compare_batches([batch.clone() for batch in stock], list(fused), "kernel")
 
 
 def compare_batches(stock, fused, engine):
-    """Compare all that is valid: what a kernel computes to rounding, all else exactly."""
+    """Assert that valid steps are equal: exactly, or to rounding where a kernel computes."""
     for a, b in zip(stock, fused, strict=True):
         a = a.exclude(("collector", "traj_ids"))
         assert set(a.keys(True, True)) == set(b.keys(True, True))
-        assert torch.equal(a[IS_INIT], b[IS_INIT])  # behind an end, too
+        assert torch.equal(a[IS_INIT], b[IS_INIT])  # after an end, too
         valid = a[MASK]
         for key in a.keys(True, True):
             assert a[key].dtype == b[key].dtype, key
             rounded = TOLERANCE if engine == "kernel" and key in COMPUTED else 0
             torch.testing.assert_close(b[key][valid], a[key][valid], atol=rounded, rtol=0)
+
+
+@pytest.mark.parametrize("engine", ["kernel", "eager"])
+def test_a_new_collector_calls_the_policy_once_as_torchrls_does(engine):
+    states = []
+    for kind in ("stock", "fused"):
+        head = EpsilonGreedyAction(0.5, 0.5, 0, seed=0)
+        collector_of(kind, engine=engine, head=head)
+        states.append(head.generator.get_state())
+    assert torch.equal(*states)
+    unused = EpsilonGreedyAction(0.5, 0.5, 0, seed=0)
+    assert not torch.equal(states[0], unused.generator.get_state())
 
 
 def test_batches_own_their_memory():
@@ -124,13 +138,13 @@ def test_batches_own_their_memory():
     assert (first == before).all()
 
 
-def test_fused_collection_wants_an_environment_that_steps_rows():
+def test_environments_that_fill_no_buffers_have_no_fused_collection():
     env = with_memory(
         make_env("games", scenario="two_step", n_envs=2, max_steps=2, state="world", seed=0),
         RecurrentAgent(2, 3, 2),
     )
     policy = RandomPolicy(2, seed=0)
-    with pytest.raises(ValueError, match="FusedCollector: GameTeam"):
+    with pytest.raises(ValueError, match="FusedCollector: GameTeam does not fill buffers"):
         make_collector(env, policy, rows="slices", steps=2, n_batches=1, collector="fused")
 
 
@@ -138,36 +152,36 @@ def test_fused_collection_wants_an_environment_that_steps_rows():
 
 
 def recurrent(**settings):
-    """Return what makes a recurrent agent of these settings."""
+    """Return a function from sizes to a recurrent agent of these settings."""
     return lambda *sizes: RecurrentAgent(*sizes, **settings)
 
 
 def feedforward(**settings):
-    """Return what makes a feed-forward agent of these settings."""
+    """Return a function from sizes to a feed-forward agent of these settings."""
     return lambda *sizes: FeedforwardAgent(*sizes, **settings)
 
 
 NETWORKS = {
     "recurrent": recurrent(),
     "narrower than a vector": recurrent(hidden_dim=5),
-    "of several vectors and a rest": recurrent(hidden_dim=37),
-    "recurrent, an own one each": recurrent(hidden_dim=20, share_parameters=False),
-    "recurrent, of the observation alone": recurrent(use_last_action=False, use_agent_id=False),
+    "several vectors and a part of one": recurrent(hidden_dim=37),
+    "recurrent, not shared": recurrent(hidden_dim=20, share_parameters=False),
+    "recurrent, only the observation": recurrent(use_last_action=False, use_agent_id=False),
     "one hidden layer": feedforward(hidden_dims=(9,)),
     "three hidden layers": feedforward(hidden_dims=(40, 3, 17)),
     "no hidden layer": feedforward(hidden_dims=()),
-    "feed-forward, an own one each": feedforward(hidden_dims=(24,), share_parameters=False),
+    "feed-forward, not shared": feedforward(hidden_dims=(24,), share_parameters=False),
     "feed-forward, with the last action": feedforward(use_last_action=True),
 }
 
 
 @pytest.mark.parametrize("n_envs", [1, 33, 70])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_values_are_those_of_the_network_and_actions_follow_from_them(network, n_envs):
+def test_values_equal_the_networks_and_actions_are_greedy(network, n_envs):
     collector = collector_of(agent_of=NETWORKS[network], n_envs=n_envs, head=GreedyAction())
     agent = collector.policy.module[0]
-    assert collector.called_because is None
-    # Values far apart; a GRU of such weights makes roundings larger from step to step.
+    assert collector.how == Chosen("C++ loop")
+    # Values far apart; a GRU with such weights amplifies rounding from step to step.
     spread = [torch.randn_like(p) * 0.5 for p in agent.parameters()]
     for parameter, value in zip(agent.parameters(), spread, strict=True):
         parameter.data.copy_(value)
@@ -189,7 +203,7 @@ def test_values_are_those_of_the_network_and_actions_follow_from_them(network, n
 
 
 @pytest.mark.parametrize("agent_of", [RecurrentAgent, feedforward(use_last_action=True)])
-def test_memory_is_of_the_step_before_and_zero_behind_an_end(agent_of):
+def test_memory_is_carried_and_zero_after_an_end(agent_of):
     batches = list(collector_of(agent_of=agent_of, n_envs=20))
     batch = torch.cat(batches, 1)  # [E, 48]: four episodes and a part
     ended = batch[next_key(DONE)][:, :-1, :, None]
@@ -202,7 +216,7 @@ def test_memory_is_of_the_step_before_and_zero_behind_an_end(agent_of):
 
 
 @pytest.mark.parametrize("repeat_exponent", [None, 1.5])
-def test_exploration_draws_what_the_policy_would_draw_step_by_step(repeat_exponent):
+def test_draws_of_many_steps_equal_draws_step_by_step(repeat_exponent):
     ahead, by_steps = (EpsilonGreedyAction(1.0, 1.0, 0, repeat_exponent, seed=3) for _ in range(2))
     _, choose = ahead.draws(5, (4, 3, 6))
     for t in range(5):
@@ -221,7 +235,7 @@ def test_threads_change_no_bit():
         assert (a == b).all()
 
 
-def test_each_batch_is_acted_by_the_weights_of_its_time():
+def test_each_batch_uses_the_present_weights():
     collector = collector_of(head=GreedyAction())
     batches = iter(collector)
     next(batches)
@@ -232,11 +246,11 @@ def test_each_batch_is_acted_by_the_weights_of_its_time():
     assert (batch[ACTION] == 0).all()  # the first of equal values
 
 
-def test_policies_that_the_kernel_does_not_know_are_called():
+def test_unknown_policies_have_no_kernel():
     env, agent = env_of(RecurrentAgent)
 
     class Louder(RecurrentAgent):
-        """Another network."""
+        """An agent that may compute something else."""
 
     louder = Louder(3, 16, 5)
     for policy, reason in (
@@ -247,26 +261,26 @@ def test_policies_that_the_kernel_does_not_know_are_called():
         assert policy_kernel.why_not(policy, env.base_env) == reason
 
 
-def test_without_a_library_the_policy_is_called(monkeypatch):
+def test_without_a_library_the_step_loop_runs(monkeypatch):
     def refuse():
         raise build.BuildFailed("no room")
 
     expected = list(collector_of())
     monkeypatch.setattr(policy_kernel, "library", refuse)
     collector = collector_of()
-    assert collector.called_because == "no room"
+    assert collector.how == Chosen("step loop", {"C++ loop": "no room"})
     for a, b in zip(expected, collector, strict=True):
         assert torch.equal(a[ACTION], b[ACTION])
 
 
-def test_batches_leak_nothing():
+def test_batches_leak_no_memory():
     collector = collector_of(n_envs=64)
     for _ in range(50):
         collector.collect()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
     for _ in range(300):
         collector.collect()
-    # Hidden states of a batch are 1.2 MB, with those of the next step: leaking them, 360 MB.
+    # Hidden states of a batch, with the next ones, are 1.2 MB: 300 leaked batches are 360 MB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000
 
 
@@ -274,22 +288,22 @@ def test_batches_leak_nothing():
 
 
 def computed_again(function):
-    """Stand in for ``graph.captured``: call a function again instead of replaying it."""
-    taken = function()
+    """Stand in for ``captured``: a replay calls the function again."""
+    collected = function()
 
     def places(entries, begins, memory):
         return [*entries.values(), begins, *memory.values()]
 
     def replay():
-        for new, place in zip(places(*function()), places(*taken), strict=True):
+        for new, place in zip(places(*function()), places(*collected), strict=True):
             place.copy_(new)
 
-    return taken, replay
+    return collected, replay
 
 
 @pytest.mark.parametrize("head", [None, GreedyAction()])
 @pytest.mark.parametrize("agent_of", [RecurrentAgent, FeedforwardAgent])
-def test_the_graphs_loop_gives_what_calls_give(agent_of, head, monkeypatch):
+def test_the_graph_loop_equals_the_step_loop(agent_of, head, monkeypatch):
     monkeypatch.setattr(policy_kernel, "why_not", lambda *_: "as asked for")
     monkeypatch.setattr(cuda_graph_loop, "warmed_up", lambda function: function())
     monkeypatch.setattr(cuda_graph_loop, "captured", computed_again)
@@ -302,10 +316,30 @@ def test_the_graphs_loop_gives_what_calls_give(agent_of, head, monkeypatch):
         assert (a == b).all()
 
 
+@pytest.mark.parametrize(
+    ("refused", "reason"),
+    [
+        ("no Triton kernel", "no Triton kernel"),
+        (None, "its steps cannot be captured: RuntimeError operation not permitted"),
+    ],
+)
+def test_how_says_why_there_is_no_cuda_graph(refused, reason, monkeypatch):
+    def refuse(*args):
+        raise RuntimeError("operation not permitted")
+
+    monkeypatch.setattr(cuda_graph_loop, "why_not", lambda *_: refused)
+    monkeypatch.setattr(cuda_graph_loop, "GraphLoop", refuse)
+    env = SimpleNamespace(device=torch.device("cuda"), begin_buffers=lambda n_steps: None)
+    collector = SimpleNamespace(env=env, policy=None, steps=1, _begins=None, _memory={})
+    loop, how = FusedCollector._choose_loop(collector, "step loop", None)
+    assert loop == "step loop"
+    assert str(how) == f"step loop (no CUDA graph: {reason})"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_the_graph_gives_what_calls_give(monkeypatch):
+def test_on_a_gpu_the_graph_equals_the_step_loop(monkeypatch):
     collector = collector_of(device="cuda")
-    assert collector.called_because is None
+    assert collector.how == Chosen("CUDA graph")
     monkeypatch.setattr(cuda_graph_loop, "why_not", lambda *_: "as asked for")
     for a, b in zip(collector_of(device="cuda"), collector, strict=True):
         assert torch.equal(a[ACTION], b[ACTION])
@@ -313,9 +347,9 @@ def test_on_a_gpu_the_graph_gives_what_calls_give(monkeypatch):
         torch.testing.assert_close(a[OBSERVATION], b[OBSERVATION])
 
 
-@pytest.mark.parametrize("called", [False, True])
-def test_fresh_states_are_renewed_when_all_are_taken(called, monkeypatch):
-    if called:
+@pytest.mark.parametrize("step_loop", [False, True])
+def test_the_pool_is_refilled_when_all_states_are_used(step_loop, monkeypatch):
+    if step_loop:
         monkeypatch.setattr(policy_kernel, "why_not", lambda *_: "as asked for")
     collector = collector_of(n_envs=64)
     fresh = collector.env.engine.fresh
@@ -324,7 +358,7 @@ def test_fresh_states_are_renewed_when_all_are_taken(called, monkeypatch):
     taken = 64  # by the collector's own reset
     for _ in range(120):
         taken += collector.collect()[next_key(DONE)].sum().item()
-    most = 4 * len(fresh.pool)  # a row is taken by four environments
+    most = 4 * len(fresh.pool)  # four environments use each state
     assert taken > 2 * most
     assert all(most <= n < most + 2 * 64 for n in renewals)
     assert sum(renewals) + fresh.taken == taken

@@ -1,4 +1,4 @@
-"""Mixers: shapes, monotonicity, names, and parity with TorchRL's."""
+"""Mixers: shapes, monotonicity, names, and equality with TorchRL's."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_qmixer_equals_torchrls_on_its_weights(n_agents):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
-def test_parameter_names_are_those_of_the_authors():
+def test_parameters_have_the_authors_names():
     biases = ["hyper_b_1.weight", "hyper_b_1.bias"]
     value = ["V.0.weight", "V.0.bias", "V.2.weight", "V.2.bias"]
     one = [f"hyper_w_{w}.{p}" for w in ("1", "final") for p in ("weight", "bias")]
@@ -57,7 +57,7 @@ def test_parameter_names_are_those_of_the_authors():
 
 
 class UnconstrainedMixer(QMixer):
-    """A QMixer without the absolute values: the negative control of the test below."""
+    """A QMixer without absolute values: the negative control of the monotonicity test."""
 
     def forward(self, chosen_action_value, state):
         w1 = self.hyper_w_1(state).unflatten(-1, (self.n_agents, self.mixing_embed_dim))
@@ -75,8 +75,7 @@ def least_derivative(mixer):
     return gradient.min()
 
 
-# Every mixer is tested as MONOTONE says, with no arguments if it is not named there; None: it makes
-# no such claim.
+# The arguments that each mixer is tested with: none if it is not listed, and no test for None.
 MONOTONE = {"qmix": [{"hypernet_layers": 1}, {"hypernet_layers": 2}]}
 
 
@@ -89,13 +88,13 @@ def test_mixers_are_monotone(name):
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_monotonicity_is_seen_to_fail(layers):
+def test_a_mixer_that_is_not_monotone_is_seen(layers):
     torch.manual_seed(0)
     assert least_derivative(UnconstrainedMixer(3, 4, hypernet_layers=layers)) < 0
     assert least_derivative(VDNMixer()) == 1
 
 
-def test_vdn_is_the_sum_and_equals_torchrls():
+def test_vdn_is_the_sum_of_utilities_and_equals_torchrls():
     chosen = torch.randn(4, 5, 3, 1)
     mixed = VDNMixer()(chosen, torch.randn(4, 5, 2))
     torch.testing.assert_close(mixed, TorchRLVDNMixer(3, "cpu")(chosen))
@@ -103,7 +102,7 @@ def test_vdn_is_the_sum_and_equals_torchrls():
 
 
 def test_vdn_equals_a_qmixer_with_unit_weights():
-    # ELU is the identity above zero: a large bias before it, taken off by V after it.
+    # ELU is the identity above zero: a large bias before it, subtracted by V after it.
     mixer = QMixer(3, 2, mixing_embed_dim=1)
     state_dict = {name: torch.zeros_like(p) for name, p in mixer.state_dict().items()}
     state_dict["hyper_w_1.bias"] += 1

@@ -1,7 +1,7 @@
-"""Agent networks: utilities of every action, one step at a time or over a sequence.
+"""Agent networks: utilities of all actions, for one step or for a sequence.
 
-An agent offers ``forward(tensordict)`` and ``step`` for acting, ``unroll`` for training, and
-``memory_spec``, what the environment has to carry for it from step to step.
+An agent has ``forward(tensordict)`` and ``step`` for acting, ``unroll`` for training, and
+``memory_spec``, the entries that the environment carries for it from step to step.
 """
 
 from qmix_trl.agents.feedforward import FeedforwardAgent

@@ -1,4 +1,4 @@
-"""An agent network without a memory, for tasks that one observation tells all about."""
+"""An agent network without memory, for tasks in which one observation suffices."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,10 +9,11 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import Composite, Unbounded
 
-from qmix_trl.agents.layers import AgentInput, per_agent
+from qmix_trl.agents.layers import AgentInput, AgentLayers, per_agent
 from qmix_trl.dense import dense, linear
 from qmix_trl.functional import keep_where
 from qmix_trl.keys import ACTION_VALUE, IS_INIT, LAST_ACTION, OBSERVATION
+from qmix_trl.native.networks import dense as dense_kernel
 
 
 class FeedforwardAgent(TensorDictModuleBase):
@@ -23,7 +24,8 @@ class FeedforwardAgent(TensorDictModuleBase):
         observation_dim: O.
         n_actions: A.
         hidden_dims: the width of each hidden layer.
-        share_parameters: one network for all agents; else each its own, stacked in dimension 0.
+        share_parameters: agents share one network; if not, each has its own, stacked in
+            dimension 0.
         use_last_action: the one-hot last action is part of the input.
         use_agent_id: the one-hot agent id is part of the input.
         device: of the parameters.
@@ -34,6 +36,7 @@ class FeedforwardAgent(TensorDictModuleBase):
     """
 
     out_keys = [ACTION_VALUE]
+    libraries = (dense_kernel.library,)  # of unroll (``RunsInCpp``)
 
     def __init__(
         self,
@@ -82,15 +85,15 @@ class FeedforwardAgent(TensorDictModuleBase):
         """Write the action values [*B, N, A] of one step."""
         last_action = None
         if self.inputs.use_last_action:
-            going_on = ~tensordict.get(IS_INIT)[..., 0]  # [*B]
-            last_action = keep_where(going_on, tensordict.get(LAST_ACTION))
+            continues = ~tensordict.get(IS_INIT)[..., 0]  # [*B]
+            last_action = keep_where(continues, tensordict.get(LAST_ACTION))
         values, _ = self.step(tensordict.get(OBSERVATION), last_action, None)
         return tensordict.set(ACTION_VALUE, values)
 
     def step(
         self, observation: Tensor, last_action: Tensor | None, hidden: None
     ) -> tuple[Tensor, None]:
-        """Return action values, and None as there is no hidden state.
+        """Return the action values of one step, and None for the hidden state.
 
         Args:
             observation: float [*B, N, O].
@@ -109,7 +112,9 @@ class FeedforwardAgent(TensorDictModuleBase):
     def unroll(
         self, observation: Tensor, last_action: Tensor | None, is_init: Tensor, hidden: None
     ) -> tuple[Tensor, None]:
-        """Return action values of a sequence: those of each step, whatever was before.
+        """Return the action values of a sequence, and None for the hidden states.
+
+        Each step is computed by itself.
 
         Args:
             observation: float [B, T, N, O].
@@ -123,3 +128,8 @@ class FeedforwardAgent(TensorDictModuleBase):
         """
         x = self.inputs(observation, last_action)
         return dense(x, [(layer.weight, layer.bias) for layer in self.layers]), None
+
+    def network_layers(self) -> AgentLayers:
+        """Return the layers in their order."""
+        *below, head = self.layers
+        return AgentLayers(below, None, head)

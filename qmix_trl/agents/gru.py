@@ -1,4 +1,4 @@
-"""A GRU whose rows are sequences of episodes: the equations, and the fastest way through time."""
+"""A GRU over sequences: its equations by torch, and faster kernels where there are any."""
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +10,17 @@ from qmix_trl.native.networks import library as networks
 
 
 def cell(gates: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return the next hidden state [*B, N, H] (the equations of ``torch.nn.GRUCell``).
+    """Return the next hidden state [*B, N, H] by the equations of ``torch.nn.GRUCell``.
 
     Args:
-        gates: float [*B, N, 3H], the input's share of reset gate, update gate and candidate.
+        gates: float [*B, N, 3H], the input's part of reset gate, update gate and candidate.
         hidden: float [*B, N, H].
         weight: float [3H, H], shared, or [N, 3H, H], each agent's own.
         bias: float [3H] or [N, 3H].
     """
     width = hidden.shape[-1]
     recurrent = linear(hidden, weight, bias)  # [*B, N, 3H]
-    # split, not slices: its backward joins the gradients instead of adding padded ones.
+    # split, not slices: its backward concatenates gradients instead of adding padded ones.
     gates_ru, gates_new = gates.split([2 * width, width], -1)
     recurrent_ru, recurrent_new = recurrent.split([2 * width, width], -1)
     reset, update = torch.sigmoid(gates_ru + recurrent_ru).chunk(2, -1)
@@ -31,17 +31,17 @@ def cell(gates: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def unroll(
     x: Tensor, is_init: Tensor, hidden: Tensor | None, below: nn.Linear, rnn: nn.GRUCell
 ) -> Tensor:
-    """Return hidden states, float [B, T, N, H], of a GRU above a layer with ReLUs.
+    """Return the hidden states, float [B, T, N, H], of a GRU after a linear layer with ReLUs.
 
-    On the CPU one call into C++ goes through time, and one back; on CUDA devices one Triton kernel.
-    Where there is neither, torch does, step by step: the same numbers but for roundings.
+    All steps are one call of C++ on the CPU, and one Triton kernel on CUDA devices. Where neither
+    serves, torch computes step by step. The results are equal to float rounding.
 
     Args:
-        x: float [B, T, N, D], the inputs of the layer below.
+        x: float [B, T, N, D], the inputs of the linear layer.
         is_init: bool [B, T, 1], the steps that begin with a hidden state of zeros.
         hidden: float [B, N, H], before the first step; None for zeros.
-        below: weight and bias, shared or stacked for each agent.
-        rnn: weights and biases, likewise.
+        below: the linear layer, shared or stacked for each agent.
+        rnn: the GRU's weights and biases, shared or stacked for each agent.
     """
     if gru_triton.serves(x, rnn):
         return gru_triton.unroll(
@@ -51,10 +51,11 @@ def unroll(
     return _unroll(gates, is_init, hidden, rnn.weight_hh, rnn.bias_hh)
 
 
-@torch.compiler.disable  # which takes minutes for the steps, and cannot look into C++
+@torch.compiler.disable  # it takes minutes for the steps, and cannot trace C++
 def _unroll(
     gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor, bias: Tensor
 ) -> Tensor:
+    """Return the hidden states of ``unroll_by_steps``, in C++ where the kernel serves."""
     inputs = (gates, is_init, hidden, weight, bias)
     floats = [x for x in (gates, weight, bias, hidden) if x is not None]
     if not (_fit(*inputs[:4]) and networks.serves(kernel.library, *floats)):
@@ -65,57 +66,56 @@ def _unroll(
 
 
 def _fit(gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor) -> bool:
-    """Say whether shapes go together; where they do not, torch says why."""
-    n_rows, n_steps, n_agents, width = gates.shape
+    """Return whether shapes fit together; torch raises the error where they do not."""
+    n_sequences, n_steps, n_agents, width = gates.shape
     return (
         width == weight.shape[-2]
-        and is_init.shape == (n_rows, n_steps, 1)
+        and is_init.shape == (n_sequences, n_steps, 1)
         and is_init.dtype == torch.bool
-        and (hidden is None or hidden.shape == (n_rows, n_agents, weight.shape[-1]))
+        and (hidden is None or hidden.shape == (n_sequences, n_agents, weight.shape[-1]))
         and (weight.dim() == 2 or len(weight) == n_agents)
     )
 
 
 class Unroll(torch.autograd.Function):
-    """``unroll_by_steps`` by the kernel."""
+    """``unroll_by_steps`` computed by the C++ kernel."""
 
     @staticmethod
     def forward(ctx, *inputs):
-        """Keep each step's gates for the way back."""
+        """Return the hidden states; keep each step's gates for backward."""
         hiddens, kept = kernel.forward(*inputs, keep=True)
         ctx.save_for_backward(*inputs, kept)
         return hiddens
 
     @staticmethod
     def backward(ctx, grad_hiddens):
-        """Return the gradients; by torch's own operations where they have gradients, too."""
+        """Return the gradients; by torch's operations where second derivatives are wanted."""
         *inputs, kept = ctx.saved_tensors
         if torch.is_grad_enabled():
-            again = unroll_by_steps(*inputs)
-            return gradients_again(again, inputs, grad_hiddens)
+            return gradients_again(unroll_by_steps(*inputs), inputs, grad_hiddens)
         _, is_init, hidden, weight, bias = inputs
-        of_gates, of_first, *rest = kernel.backward(kept, is_init, weight, bias, grad_hiddens)
-        return of_gates, None, None if hidden is None else of_first, *rest
+        arguments = kept, is_init, weight, bias, grad_hiddens
+        grad_gates, grad_first, *grad_parameters = kernel.backward(*arguments)
+        return grad_gates, None, None if hidden is None else grad_first, *grad_parameters
 
 
 def unroll_by_steps(
     gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """Return hidden states [B, T, N, H], a few operations of torch each.
+    """Return the hidden states [B, T, N, H], computed by torch step by step.
 
     Args:
-        gates: float [B, T, N, 3H], the input's share.
-        is_init: bool [B, T, 1].
-        hidden: float [B, N, H]; None for zeros.
+        gates: float [B, T, N, 3H], the input's part.
+        is_init: bool [B, T, 1], the steps that begin with a hidden state of zeros.
+        hidden: float [B, N, H], before the first step; None for zeros.
         weight: as in ``cell``.
         bias: as in ``cell``.
     """
     zero = gates.new_zeros(*gates[:, 0].shape[:-1], weight.shape[-1])  # [B, N, H]
     hidden = zero if hidden is None else hidden
     hiddens = []
-    for gates_t, going_on_t in zip(
-        gates.unbind(1), (~is_init).unsqueeze(-1).unbind(1), strict=True
-    ):
-        hidden = cell(gates_t, torch.where(going_on_t, hidden, zero), weight, bias)
+    continues = (~is_init).unsqueeze(-1)  # [B, T, 1, 1]
+    for gates_t, continues_t in zip(gates.unbind(1), continues.unbind(1), strict=True):
+        hidden = cell(gates_t, torch.where(continues_t, hidden, zero), weight, bias)
         hiddens.append(hidden)
     return torch.stack(hiddens, 1)

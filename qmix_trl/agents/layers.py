@@ -1,13 +1,30 @@
-"""What agent networks share: their input, and layers whose weights agents share or own."""
+"""Parts of agent networks: their input, and layers whose weights agents share or own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
+class AgentLayers(NamedTuple):
+    """The layers of an agent network, for kernels that compute it without torch.
+
+    Attributes:
+        below: linear layers, each followed by a ReLU, from the input on.
+        rnn: a GRU cell after these; None for none.
+        head: the linear layer to the action values.
+    """
+
+    below: Sequence[nn.Module]
+    rnn: nn.Module | None
+    head: nn.Module
+
+
 class AgentInput(nn.Module):
-    """``[observation, one-hot last action, one-hot agent id]``, the latter two if asked for.
+    """The input of an agent network: observation, last action and agent id side by side.
+
+    Last action and agent id are one-hot, and optional.
 
     Args:
         n_agents: N.
@@ -15,6 +32,9 @@ class AgentInput(nn.Module):
         n_actions: A.
         use_last_action: append the one-hot last action.
         use_agent_id: append the one-hot agent id.
+
+    Attributes:
+        dim: the size of one agent's input.
 
     Raises:
         ValueError: if a size is below 1.
@@ -42,7 +62,7 @@ class AgentInput(nn.Module):
         self.dim = observation_dim + use_last_action * n_actions + use_agent_id * n_agents
 
     def forward(self, observation: Tensor, last_action: Tensor | None) -> Tensor:
-        """Return the input of every agent.
+        """Return the inputs of all agents.
 
         Args:
             observation: float [*B, N, O].
@@ -61,12 +81,12 @@ class AgentInput(nn.Module):
 
 
 def per_agent(make_layer: Callable[[], nn.Module], n_copies: int | None) -> nn.Module:
-    """Return the layer, or one with ``n_copies`` independent draws of every parameter stacked.
+    """Return a layer that agents share, or one with the parameters of N layers stacked.
 
     Args:
-        make_layer: makes the layer, newly initialised at each call.
-        n_copies: None for one set of weights that agents share, else N; a parameter of shape
-            ``[..]`` then has shape ``[N, ..]`` under the same name.
+        make_layer: returns a layer with new random parameters at each call.
+        n_copies: None for one set of weights that agents share, else N: a parameter of shape
+            ``[..]`` then has shape ``[N, ..]`` under the same name, drawn for each agent.
     """
     layer = make_layer()
     if n_copies is not None:

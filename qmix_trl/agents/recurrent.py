@@ -1,4 +1,4 @@
-"""DRQN: an agent network with a memory."""
+"""DRQN: an agent network with a recurrent memory."""
 
 import torch
 from tensordict import TensorDictBase
@@ -7,27 +7,31 @@ from torch import Tensor, nn
 from torchrl.data import Composite, Unbounded
 
 from qmix_trl.agents import gru
-from qmix_trl.agents.layers import AgentInput, per_agent
+from qmix_trl.agents.layers import AgentInput, AgentLayers, per_agent
 from qmix_trl.dense import dense, linear
 from qmix_trl.functional import keep_where
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, OBSERVATION, next_key
+from qmix_trl.native.networks import dense as dense_kernel
+from qmix_trl.native.networks import gru as gru_kernel
 
 
 class RecurrentAgent(TensorDictModuleBase):
-    """``Linear -> ReLU -> GRU cell -> Linear`` for each agent (Hausknecht and Stone 2015; QMIX,
-    section 6 and appendix C).
+    """``Linear -> ReLU -> GRU cell -> Linear`` for each agent.
+
+    Source: Hausknecht and Stone 2015; QMIX, section 6 and appendix C.
 
     Called on a TensorDict it takes one step, for acting: it reads the observation, the last
     action, the hidden state and ``is_init``, and writes the action values and the next hidden
-    state. ``unroll`` takes a whole sequence, for training, and gives the same numbers. Parameters
-    are named as in the authors' code: ``fc1``, ``rnn`` and ``fc2``.
+    state. ``unroll`` computes a whole sequence, for training, with the same results. Parameters
+    have the names of the authors' code: ``fc1``, ``rnn`` and ``fc2``.
 
     Args:
         n_agents: N.
         observation_dim: O.
         n_actions: A.
         hidden_dim: H.
-        share_parameters: one network for all agents; else each its own, stacked in dimension 0.
+        share_parameters: agents share one network; if not, each has its own, stacked in
+            dimension 0.
         use_last_action: the one-hot last action is part of the input.
         use_agent_id: the one-hot agent id is part of the input.
         device: of the parameters.
@@ -38,6 +42,7 @@ class RecurrentAgent(TensorDictModuleBase):
     """
 
     out_keys = [ACTION_VALUE, next_key(HIDDEN)]
+    libraries = (dense_kernel.library, gru_kernel.library)  # of unroll (``RunsInCpp``)
 
     def __init__(
         self,
@@ -80,11 +85,11 @@ class RecurrentAgent(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Take one step: write action values [*B, N, A] and the next hidden state [*B, N, H]."""
-        going_on = ~tensordict.get(IS_INIT)[..., 0]  # [*B]
+        continues = ~tensordict.get(IS_INIT)[..., 0]  # [*B]
         values, hidden = self.step(
             tensordict.get(OBSERVATION),
-            keep_where(going_on, tensordict.get(LAST_ACTION)),
-            keep_where(going_on, tensordict.get(HIDDEN)),
+            keep_where(continues, tensordict.get(LAST_ACTION)),
+            keep_where(continues, tensordict.get(HIDDEN)),
         )
         tensordict.set(ACTION_VALUE, values)
         return tensordict.set(next_key(HIDDEN), hidden)
@@ -92,7 +97,7 @@ class RecurrentAgent(TensorDictModuleBase):
     def step(
         self, observation: Tensor, last_action: Tensor, hidden: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return action values and the next hidden state of one step.
+        """Return the action values and the next hidden state of one step.
 
         Args:
             observation: float [*B, N, O].
@@ -111,7 +116,9 @@ class RecurrentAgent(TensorDictModuleBase):
     def unroll(
         self, observation: Tensor, last_action: Tensor, is_init: Tensor, hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return action values and hidden states of a sequence; a reset zeroes the hidden state.
+        """Return the action values and hidden states of a sequence.
+
+        The hidden state is zero after a reset.
 
         Args:
             observation: float [B, T, N, O].
@@ -122,7 +129,11 @@ class RecurrentAgent(TensorDictModuleBase):
         Returns:
             float [B, T, N, A] and float [B, T, N, H], the hidden state after each step.
         """
-        # Only the recurrent half depends on the step before: the rest is products for all T.
+        # Only the recurrent part depends on the step before; the rest needs no loop over T.
         x = self.inputs(observation, last_action)
         hiddens = gru.unroll(x, is_init, hidden, self.fc1, self.rnn)
         return dense(hiddens, [(self.fc2.weight, self.fc2.bias)]), hiddens
+
+    def network_layers(self) -> AgentLayers:
+        """Return the layers in their order."""
+        return AgentLayers([self.fc1], self.rnn, self.fc2)

@@ -1,10 +1,11 @@
-"""The fused collector: policy, step and reset into buffers of a whole batch."""
+"""The fused collector: policy, step and reset write into buffers of a whole batch."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.envs import (
     Compose,
     EnvBase,
@@ -14,14 +15,15 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
+from qmix_trl.chosen import Chosen
 from qmix_trl.envs.contract import BufferedEnv
 from qmix_trl.errors import one_line
-from qmix_trl.fused.step_loop import CallLoop, Loop
+from qmix_trl.fused.step_loop import Loop, StepLoop
 from qmix_trl.keys import ACTION_VALUE, DONE, EPISODE_REWARD, REWARD, next_key
 
 
 def split(env: EnvBase) -> tuple[EnvBase, list[Transform]]:
-    """Return an environment without its transforms, and these."""
+    """Return an environment without its transforms, and the transforms."""
     if not isinstance(env, TransformedEnv):
         return env, []
     chain = env.transform
@@ -29,39 +31,42 @@ def split(env: EnvBase) -> tuple[EnvBase, list[Transform]]:
 
 
 def why_not(env: EnvBase) -> str | None:
-    """Return why an environment has no fused collection, None if it has."""
+    """Return the reason why an environment has no fused collection; None if it has."""
     base, transforms = split(env)
     if not isinstance(base, BufferedEnv):
-        return f"{type(base).__name__} does not step rows of a batch by itself"
+        return f"{type(base).__name__} does not fill buffers of steps"
     unknown = [t for t in transforms if not is_known(t)]
-    return f"it knows nothing of the transform {type(unknown[0]).__name__}" if unknown else None
+    return f"it does not know the transform {type(unknown[0]).__name__}" if unknown else None
 
 
 def is_known(transform: Transform) -> bool:
-    """Say whether a transform is memory that begins at zero, or sums the team's rewards."""
+    """Return whether a transform is memory that begins at zero, or sums the team's rewards."""
     if isinstance(transform, RewardSum):
         return (transform.in_keys, transform.out_keys) == ([REWARD], [EPISODE_REWARD])
     return isinstance(transform, TensorDictPrimer) and not transform.random
 
 
 class FusedCollector:
-    """Iterates over batches [E, T], laid out as TorchRL's collector does.
+    """Iterates over batches [E, T] with the entries and the layout of TorchRL's collector.
 
-    Where the environment's step is compiled, policies of ``make_policy`` are so, too, and many
-    steps are one call (``policy_kernel.py``), on a GPU one graph (``graph.py``). Else the policy is
-    called at each step (``calls.py``). It acts by its own weights: there is nothing to send to it.
+    ``how`` is one of three loops. On the CPU the "C++ loop" computes policies of ``make_policy``
+    and compiled steps, many steps in one call (``policy_kernel.py``); on a GPU the "CUDA graph"
+    takes all steps of a batch in one launch (``cuda_graph_loop.py``). Where neither can, the
+    "step loop" calls policy and environment at each step (``step_loop.py``).
+
+    The collector acts by the policy itself: weights need not be sent to it.
 
     Args:
-        env: steps rows of a batch by itself, with the policy's memory and, if wanted, TorchRL's
-            ``RewardSum`` of the team's reward.
+        env: fills buffers of steps (``BufferedEnv``), with the policy's memory and, if wanted,
+            TorchRL's ``RewardSum`` of the team's reward.
         policy: reads observations, ``is_init`` and memory; writes actions and the next memory.
         steps: T.
-        n_batches: how many batches there will be.
-        reset_at_each_iter: all environments begin each batch anew.
-        postproc: what is done to each batch.
+        n_batches: the number of batches.
+        reset_at_each_iter: all environments are reset before each batch.
+        postproc: a function that is applied to each batch.
 
     Attributes:
-        called_because: why the policy is called at each step; None where it is not.
+        how: the loop that runs, and why a faster one does not.
 
     Raises:
         ValueError: if the environment has no fused collection.
@@ -91,39 +96,41 @@ class FusedCollector:
         self._zero_memory = {k: env.observation_spec[k].zero() for k in carried if k in observed}
         self._sums_rewards = any(isinstance(t, RewardSum) for t in transforms)
         self._begin()
-        # Once to see what the policy writes, as TorchRL's collector does: the random numbers that
-        # this takes are the same.
-        calls = CallLoop(policy, self.env, steps)
-        first = calls.act(self.env.begin_buffers(1), 0, self._begins, self._memory)
-        compiled, self.called_because = self._compiled(policy, first)
-        self._loop = calls if compiled is None else compiled
+        step_loop = StepLoop(policy, self.env, steps)
+        # TorchRL's collector calls the policy once when it is made, and so advances the policy's
+        # random stream. Without the same call here, exploration would differ from its batches.
+        first = step_loop.act(self.env.begin_buffers(1), 0, self._begins, self._memory)
+        self._loop, self.how = self._choose_loop(step_loop, first.get(ACTION_VALUE, None))
 
-    def _compiled(
-        self, policy: TensorDictModuleBase, first: TensorDictBase
-    ) -> tuple[Loop | None, str | None]:
-        """Return what needs no call of the policy at each step, or why there is none."""
-        # Here, not above: they import vmas, which only its own environments may.
+    def _choose_loop(self, step_loop: StepLoop, values: Tensor | None) -> tuple[Loop, Chosen]:
+        """Return the fastest loop that can run, and why a faster one cannot.
+
+        Args:
+            step_loop: the loop that always can.
+            values: action values of one step, [E, N, A], if the policy computes any.
+        """
+        # Imported here, not above: they import vmas, which other environments do without.
         from qmix_trl.fused import cuda_graph_loop, policy_kernel
 
         if self.env.device.type != "cuda":
-            reason = policy_kernel.why_not(policy, self.env)
-            if reason is not None:
-                return None, reason
-            return policy_kernel.PolicyKernel(policy, self.env), None
-        reason = cuda_graph_loop.why_not(policy, self.env)
-        if reason is not None:
-            return None, reason
-        try:
-            rows, values = self.env.begin_buffers(self.steps), first.get(ACTION_VALUE)
-            loop = cuda_graph_loop.GraphLoop(
-                policy, self.env, rows, self._begins, self._memory, values
-            )
-        except RuntimeError as error:
-            return None, f"its steps cannot be captured: {one_line(error)}"
-        return loop, None
+            reason = policy_kernel.why_not(self.policy, self.env)
+            if reason is None:
+                return policy_kernel.PolicyKernel(self.policy, self.env), Chosen("C++ loop")
+            return step_loop, Chosen("step loop", {"C++ loop": reason})
+        reason = cuda_graph_loop.why_not(self.policy, self.env)
+        if reason is None:
+            buffers = self.env.begin_buffers(self.steps)
+            try:
+                graph = cuda_graph_loop.GraphLoop(
+                    self.policy, self.env, buffers, self._begins, self._memory, values
+                )
+                return graph, Chosen("CUDA graph")
+            except RuntimeError as error:
+                reason = f"its steps cannot be captured: {one_line(error)}"
+        return step_loop, Chosen("step loop", {"CUDA graph": reason})
 
     def _begin(self) -> None:
-        """Reset all environments, and what is carried from step to step."""
+        """Reset all environments, the policy's memory and the returns."""
         (n_envs,), to = self.env.batch_size, {"device": self.env.device}
         self.env.reset()
         self._begins = torch.ones(n_envs, 1, dtype=torch.bool, **to)
@@ -138,17 +145,17 @@ class FusedCollector:
 
     def collect(self) -> TensorDictBase:
         """Return the next batch [E, T]."""
-        rows = self.env.begin_buffers(self.steps)
-        taken = self._loop.collect(rows, self._begins, self._memory)
-        entries, self._begins, self._memory = taken
+        buffers = self.env.begin_buffers(self.steps)
+        collected = self._loop.collect(buffers, self._begins, self._memory)
+        self._begins, self._memory = collected.begins, collected.memory
         batch = TensorDict({}, (*self.env.batch_size, self.steps), device=self.env.device)
-        for key, sequence in entries.items():
+        for key, sequence in collected.entries.items():
             batch.set(key, sequence)
-        self.env.pack_buffers(rows, batch)
+        self.env.pack_buffers(buffers, batch)
         return self._with_returns(batch) if self._sums_rewards else batch
 
     def _with_returns(self, batch: TensorDict) -> TensorDict:
-        """Add what the team has earned since the reset, before and behind each step."""
+        """Set the team's return since the reset [E, T, 1], before and after each step."""
         rewards, done = batch.get(next_key(REWARD)), batch.get(next_key(DONE))  # [E, T, 1]
         before, after = torch.empty_like(rewards), torch.empty_like(rewards)
         for t in range(self.steps):
@@ -158,7 +165,7 @@ class FusedCollector:
         return batch.set(EPISODE_REWARD, before).set(next_key(EPISODE_REWARD), after)
 
     def update_policy_weights_(self) -> None:
-        """Do nothing: the policy that acts is the one that learns."""
+        """Do nothing: the policy that acts is the one that is trained."""
 
     def shutdown(self) -> None:
-        """Do nothing: no process was started."""
+        """Do nothing: there is no process to end."""

@@ -1,4 +1,4 @@
-"""The steps of a batch as one CUDA graph: a launch instead of thousands."""
+"""The steps of a batch as one CUDA graph: one launch instead of thousands."""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -14,20 +14,24 @@ from qmix_trl.envs.compiled.engines.buffers import Buffers
 from qmix_trl.envs.compiled.engines.triton import TritonEngine
 from qmix_trl.functional import greedy_action
 from qmix_trl.fused.policy_kernel import is_known
-from qmix_trl.fused.step_loop import CallLoop, Key, Taken
+from qmix_trl.fused.step_loop import Collected, Key, StepLoop
 from qmix_trl.keys import ACTION, ACTION_VALUE
 from qmix_trl.policy import EpsilonGreedyAction
 
 
 def why_not(policy: TensorDictModuleBase, env: Any) -> str | None:
-    """Return why a policy and an environment have no graph, None if they have."""
+    """Return the reason why a policy and an environment have no graph; None if they have one."""
     if not isinstance(getattr(env, "engine", None), TritonEngine):
         return "no Triton kernel steps the environment"
     return None if is_known(policy) else "the policy is none of make_policy's"
 
 
 class DrawnAhead(TensorDictModuleBase):
-    """``EpsilonGreedyAction`` by numbers that were drawn before, and an epsilon that may change.
+    """``EpsilonGreedyAction`` by random numbers drawn before, and an epsilon held in a tensor.
+
+    Args:
+        n_steps: T.
+        values: action values of one step, [E, N, A], of any content.
 
     Attributes:
         explore: float [T, E, N].
@@ -46,7 +50,7 @@ class DrawnAhead(TensorDictModuleBase):
         self.begin()
 
     def begin(self) -> None:
-        """Go back to the first step's numbers."""
+        """Go back to the first step."""
         self._steps: Iterator = zip(self.explore, self.choose, strict=True)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -60,46 +64,49 @@ class DrawnAhead(TensorDictModuleBase):
 class GraphLoop:
     """Acts by a policy of ``make_policy`` in an environment that a Triton kernel steps.
 
-    All that the graph reads and writes keeps its place: what a batch begins with is copied there,
-    and what it gives is copied out.
+    The graph reads and writes tensors of its own: the start of a batch is copied to them, and the
+    results are copied from them.
 
     Args:
-        policy: what acts, by the weights that it has at the time.
-        env: where it acts; its simulation is where it was afterwards.
-        rows: of T steps, begun; they become the graph's.
+        policy: to act by, with the weights that it has at the time.
+        env: to act in; its simulation is in the same state afterwards.
+        buffers: of T steps, begun; the graph keeps them.
         begins: bool [E, 1].
-        memory: what the agent carries, by key [E, N, ..].
+        memory: by key [E, N, ..], the agent's memory.
         values: action values of one step, [E, N, A], of any content.
+
+    Raises:
+        RuntimeError: if the steps cannot be captured.
     """
 
     def __init__(
         self,
         policy: TensorDictSequential,
         env: Any,
-        rows: Buffers,
+        buffers: Buffers,
         begins: Tensor,
         memory: dict[Key, Tensor],
         values: Tensor,
     ) -> None:
         agent, self._head, remember = policy.module
-        n_steps = rows.action.shape[1]
+        n_steps = buffers.action.shape[1]
         self._drawn = DrawnAhead(n_steps, values)
-        loop = CallLoop(TensorDictSequential(agent, self._drawn, remember), env, n_steps)
-        self._rows, self._begins = rows, begins.clone()
+        loop = StepLoop(TensorDictSequential(agent, self._drawn, remember), env, n_steps)
+        self._buffers, self._begins = buffers, begins.clone()
         self._memory = {key: value.clone() for key, value in memory.items()}
 
-        def steps() -> Taken:
+        def steps() -> Collected:
             self._drawn.begin()
-            return loop.collect(self._rows, self._begins, self._memory)
+            return loop.collect(self._buffers, self._begins, self._memory)
 
         before = env.simulation_state()
         warmed_up(steps)
-        self._taken, self._replay = captured(steps)
+        self._collected, self._replay = captured(steps)
         env.load_simulation_state(before)
 
-    def collect(self, rows: Buffers, begins: Tensor, memory: dict[Key, Tensor]) -> Taken:
-        """Take all steps of rows, as ``Loop.collect``."""
-        self._rows.seen[:, 0] = rows.seen[:, 0]
+    def collect(self, buffers: Buffers, begins: Tensor, memory: dict[Key, Tensor]) -> Collected:
+        """Take all steps of the buffers, as ``Loop.collect``."""
+        self._buffers.seen[:, 0] = buffers.seen[:, 0]
         self._begins.copy_(begins)
         for key, value in memory.items():
             self._memory[key].copy_(value)
@@ -110,11 +117,12 @@ class GraphLoop:
             self._drawn.choose.copy_(choose)
             self._drawn.epsilon.fill_(self._head.epsilon)
         self._replay()
-        for field in fields(rows):
-            getattr(rows, field.name).copy_(getattr(self._rows, field.name))
-        entries, begins, memory = self._taken
-        return _copied(entries), begins.clone(), _copied(memory)
+        for field in fields(buffers):
+            getattr(buffers, field.name).copy_(getattr(self._buffers, field.name))
+        entries, begins, memory = self._collected
+        return Collected(_copied(entries), begins.clone(), _copied(memory))
 
 
 def _copied(tensors: dict[Key, Tensor]) -> dict[Key, Tensor]:
+    """Return copies of tensors by key."""
     return {key: tensor.clone() for key, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""An agent network's weights in the order in which ``policy.h`` reads them."""
+"""An agent network's weights, packed into the panels that ``policy.h`` reads."""
 
 import ctypes
 from collections.abc import Sequence
@@ -7,97 +7,87 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qmix_trl.agents import FeedforwardAgent, RecurrentAgent
+from qmix_trl.agents.layers import AgentLayers
+from qmix_trl.native.networks.layers import Linear
 
 
-class Linear(ctypes.Structure):
-    """``Linear`` of ``networks.h``."""
+class PackedWeights:
+    """Packed copies of an agent's weights; their memory lives as long as this object.
 
-    _fields_ = [
-        ("weight", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("inputs", ctypes.c_int64),
-        ("outputs", ctypes.c_int64),
-    ]
-
-
-class Network:
-    """Copies of an agent's weights; their memory lives as long as this does.
-
-    G is 1 where agents share their weights, else N; K is a multiple of the lanes.
+    Shapes: G is 1 where agents share their weights, else N; K is a multiple of the lanes.
 
     Args:
-        agent: float32 on the CPU.
-        lanes: how many outputs are computed at a time.
+        network: layers in float32 on the CPU.
+        n_inputs: the size of an agent's input.
+        lanes: the number of outputs in a panel.
 
     Attributes:
-        layers: those with ReLUs, from the bottom up.
-        gates: of a GRU's reset and update gates, of both inputs side by side; None without one.
-        new_input: of its candidate, of the input from below; None without one.
-        new_recurrent: of its candidate, of the hidden state; None without one.
-        head: of the action values.
+        layers: those with ReLUs, from the input on.
+        gates: a GRU's reset and update gates, from both its inputs side by side; None without one.
+        new_input: the part of a GRU's candidate from the layer below; None without one.
+        new_recurrent: the part of a GRU's candidate from the hidden state; None without one.
+        head: to the action values.
         shared: agents share their weights.
-        width: the most numbers that any of them reads or writes.
+        hidden_dim: H; 0 without a GRU.
+        stride: the most numbers that any layer reads or writes for a sample.
     """
 
-    def __init__(self, agent: RecurrentAgent | FeedforwardAgent, lanes: int) -> None:
+    def __init__(self, network: AgentLayers, n_inputs: int, lanes: int) -> None:
         self._lanes = lanes
         self._held: list[Tensor] = []
-        self.width = agent.inputs.dim
-        self.gates = self.new_input = self.new_recurrent = None
-        n = agent.inputs.dim
-        if isinstance(agent, RecurrentAgent):
-            below, head = [agent.fc1], agent.fc2
-        else:
-            *below, head = agent.layers
+        self.stride = n_inputs
         self.layers: list[Linear] = []
-        for layer in below:
-            self.layers.append(self._linear(self._weight(layer.weight, n), self._bias(layer.bias)))
-            n = self.layers[-1].outputs
-        if isinstance(agent, RecurrentAgent):
-            self._add_gru(agent.rnn)
+        for layer in network.below:
+            packed = self._linear(self._weight(layer.weight, n_inputs), self._bias(layer.bias))
+            self.layers.append(packed)
+            n_inputs = packed.outputs
+        self.hidden_dim = 0
+        self.gates = self.new_input = self.new_recurrent = None
+        if network.rnn is not None:
+            self._add_gru(network.rnn)
+        head = network.head
         self.shared = head.weight.dim() == 2
-        self.head = self._linear(self._weight(head.weight, n), self._bias(head.bias))
+        self.head = self._linear(self._weight(head.weight, n_inputs), self._bias(head.bias))
 
     def _add_gru(self, cell: nn.Module) -> None:
-        n = cell.weight_hh.shape[-1]
-        filled = -(-n // self._lanes) * self._lanes
-        # Three each, of the reset gate, the update gate and the candidate.
-        of_input, of_hidden = (
-            [self._weight(part, filled) for part in weight.split(n, -2)]
-            for weight in (cell.weight_ih, cell.weight_hh)
-        )
-        input_bias, hidden_bias = (
-            [self._bias(part) for part in bias.split(n, -1)]
-            for bias in (cell.bias_ih, cell.bias_hh)
-        )
-        both = [torch.cat(pair, -1) for pair in zip(of_input, of_hidden, strict=True)]
-        bias = [x + h for x, h in zip(input_bias, hidden_bias, strict=True)]
-        self.gates = self._linear(torch.cat(both[:2], -2), torch.cat(bias[:2], -1))
-        self.new_input = self._linear(of_input[2], input_bias[2])
-        self.new_recurrent = self._linear(of_hidden[2], hidden_bias[2])
+        n = self.hidden_dim = cell.weight_hh.shape[-1]
+        padded = -(-n // self._lanes) * self._lanes
+        # Three parts each: reset gate, update gate, candidate.
+        input_weights = [self._weight(part, padded) for part in cell.weight_ih.split(n, -2)]
+        hidden_weights = [self._weight(part, padded) for part in cell.weight_hh.split(n, -2)]
+        input_biases = [self._bias(part) for part in cell.bias_ih.split(n, -1)]
+        hidden_biases = [self._bias(part) for part in cell.bias_hh.split(n, -1)]
+        gate_weights = [
+            torch.cat([input_weights[gate], hidden_weights[gate]], -1) for gate in (0, 1)
+        ]
+        gate_biases = [input_biases[gate] + hidden_biases[gate] for gate in (0, 1)]
+        self.gates = self._linear(torch.cat(gate_weights, -2), torch.cat(gate_biases, -1))
+        self.new_input = self._linear(input_weights[2], input_biases[2])
+        self.new_recurrent = self._linear(hidden_weights[2], hidden_biases[2])
 
     def _weight(self, weight: Tensor, n_inputs: int) -> Tensor:
-        """Return a weight [H, D] or [N, H, D] as [G, K, n_inputs], filled up with zeros."""
+        """Return a weight [H, D] or [N, H, D] as [G, K, n_inputs], padded with zeros."""
         *_, height, width = weight.shape
-        filled = F.pad(weight.detach(), (0, n_inputs - width, 0, -height % self._lanes))
-        return filled if filled.dim() == 3 else filled[None]
+        padded = F.pad(weight.detach(), (0, n_inputs - width, 0, -height % self._lanes))
+        return padded if padded.dim() == 3 else padded[None]
 
     def _bias(self, bias: Tensor) -> Tensor:
-        """Return a bias [H] or [N, H] as [G, K], filled up with zeros."""
-        filled = F.pad(bias.detach(), (0, -bias.shape[-1] % self._lanes))
-        return filled if filled.dim() == 2 else filled[None]
+        """Return a bias [H] or [N, H] as [G, K], padded with zeros."""
+        padded = F.pad(bias.detach(), (0, -bias.shape[-1] % self._lanes))
+        return padded if padded.dim() == 2 else padded[None]
 
     def _linear(self, weight: Tensor, bias: Tensor) -> Linear:
-        """Return a layer of a weight [G, K, D] and a bias [G, K]."""
+        """Return the packed layer of a weight [G, K, D] and a bias [G, K]."""
         _, n_outputs, n_inputs = weight.shape
         panels = weight.unflatten(1, (-1, self._lanes)).transpose(2, 3).contiguous()
         bias = bias.contiguous()
         self._held += [panels, bias]
-        self.width = max(self.width, n_inputs, n_outputs)
-        return Linear(panels.data_ptr(), bias.data_ptr(), n_inputs, n_outputs)
+        self.stride = max(self.stride, n_inputs, n_outputs)
+        return Linear(
+            weight=panels.data_ptr(), bias=bias.data_ptr(), inputs=n_inputs, outputs=n_outputs
+        )
 
 
 def array(layers: Sequence[Linear]) -> ctypes.Array:
-    """Return layers one behind the other."""
+    """Return a C array of layers."""
     return (Linear * len(layers))(*layers)

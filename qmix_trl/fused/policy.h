@@ -1,42 +1,18 @@
-// Agents that act in environments of a compiled step, a block of environments at a time: networks,
-// epsilon-greedy choice, step, and what is carried to the next step. networks.h stands in front.
+// Agents that act in the environments of a compiled step. A block of environments goes through many
+// steps: networks, epsilon-greedy choice, step, and memory for the next step. A sample is one agent
+// in one environment. networks.h and the structure Acting, printed from policy_kernel.py, stand in
+// front of this file.
 //
-// Outputs of layers are filled up to whole vectors with zero weights; ReLU and the equations of the
-// GRU keep what they give zero.
+// Layers have outputs padded to whole vectors by zero weights. ReLU and the equations of the GRU
+// keep padding finite, and the zero weights of the next layer ignore it.
 
 #include <stdlib.h>
-
-struct Acting {
-  int64_t n_envs, n_agents, n_actions, observation_dim, hidden_dim;
-  int64_t shared, use_last_action, use_agent_id;
-  int64_t n_layers;                          // with ReLUs
-  const Linear *layers;                      // [n_layers]
-  const Linear *gates;                       // null without a GRU; of both inputs: [reset, update]
-  const Linear *new_input, *new_recurrent;   // of the GRU's candidate
-  const Linear *head;                        // to the values of actions
-  int64_t width;                             // floats of a row, enough for every layer
-  float epsilon;
-  int64_t block;  // environments that are stepped together
-  int64_t reset_when_done, first, n_steps, buffer_steps, seen_size, threads;
-  const float *explore;  // [n_steps, n_envs, n_agents] in [0, 1); null for the greedy action
-  const float *choose;   // [n_steps, n_envs, n_agents, n_actions]
-  // Rows of buffer_steps steps, one more where it says so.
-  const float *seen;        // [n_envs, buffer_steps + 1, seen_size]
-  const bool *done;         // [n_envs, buffer_steps]
-  bool *is_init;            // [n_envs, buffer_steps + 1]
-  float *hidden;            // [n_envs, buffer_steps + 1, n_agents, hidden_dim]
-  float *next_hidden;       // [n_envs, buffer_steps, n_agents, hidden_dim]
-  float *last_action;       // [n_envs, buffer_steps + 1, n_agents, n_actions]; null if not carried
-  float *next_last_action;  // [n_envs, buffer_steps, n_agents, n_actions]
-  float *action_value;      // [n_envs, buffer_steps, n_agents, n_actions]
-  int64_t *action;          // [n_envs, buffer_steps, n_agents]
-};
 
 // one_step of rollout.h.
 typedef int64_t (*OneStep)(const void *rollout, int64_t first, int64_t last, int64_t t);
 
 INLINE void copy(float *to, const float *from, int64_t n) { memcpy(to, from, n * sizeof(float)); }
-INLINE void fill(float *to, int64_t n) { memset(to, 0, n * sizeof(float)); }
+INLINE void clear(float *to, int64_t n) { memset(to, 0, n * sizeof(float)); }
 INLINE int64_t argmax(const float *x, int64_t n) {
   int64_t best = 0;
   for (int64_t i = 1; i < n; i++)
@@ -44,28 +20,28 @@ INLINE int64_t argmax(const float *x, int64_t n) {
   return best;
 }
 
-// One block of environments at one step, and its scratch: rows of one agent in one environment.
+// One block of environments at one step, and its scratch memory.
 struct Block {
   const Acting *a;
-  int64_t n_groups, per_group;  // rows that share weights stand together
-  float *layer;                 // [n_layers + 1, rows, width]; in the last, the hidden state too
-  float *gates, *new_input, *new_recurrent, *values;  // [rows, width]
+  int64_t n_groups, per_group;  // samples that share weights stand together
+  float *layer;                 // [n_layers + 1, samples, stride]; the last holds the hidden state, too
+  float *gates, *new_input, *new_recurrent, *values;  // [samples, stride]
   int64_t first, n, t;
 
-  int64_t size() const { return n_groups * per_group * a->width; }
-  int64_t row(int64_t e, int64_t agent) const {
-    return (a->shared ? e * a->n_agents + agent : agent * per_group + e) * a->width;
+  int64_t size() const { return n_groups * per_group * a->stride; }
+  int64_t sample(int64_t e, int64_t agent) const {
+    return (a->shared ? e * a->n_agents + agent : agent * per_group + e) * a->stride;
   }
-  // Where step t of an agent stands among rows of so many steps.
-  int64_t place(int64_t e, int64_t agent, int64_t steps, int64_t of = 0) const {
-    return ((first + e) * steps + t + of) * a->n_agents + agent;
+  // The place of an agent at step t in an array [n_envs, steps, n_agents].
+  int64_t place(int64_t e, int64_t agent, int64_t steps, int64_t t) const {
+    return ((first + e) * steps + t) * a->n_agents + agent;
   }
   float *last_layer() const { return layer + a->n_layers * size(); }
   float *hidden() const { return last_layer() + a->gates->inputs / 2; }
 
   void read(int64_t e, int64_t agent) const {
-    const int64_t at = place(e, agent, a->buffer_steps + 1);
-    float *x = layer + row(e, agent);
+    const int64_t at = place(e, agent, a->buffer_steps + 1, t);
+    float *x = layer + sample(e, agent);
     copy(x, a->seen + at / a->n_agents * a->seen_size + agent * a->observation_dim,
          a->observation_dim);
     x += a->observation_dim;
@@ -75,19 +51,19 @@ struct Block {
     }
     if (a->use_agent_id)
       for (int64_t i = 0; i < a->n_agents; i++) x[i] = i == agent;
-    if (a->gates) copy(hidden() + row(e, agent), a->hidden + at * a->hidden_dim, a->hidden_dim);
+    if (a->gates) copy(hidden() + sample(e, agent), a->hidden + at * a->hidden_dim, a->hidden_dim);
   }
 
   void gru(int64_t group) const {
-    const int64_t begin = group * per_group * a->width, width = a->gates->inputs / 2;
+    const int64_t begin = group * per_group * a->stride, width = a->gates->inputs / 2;
     const float *x = last_layer() + begin;
-    linear(a->gates, group, x, gates + begin, a->width, per_group, false);
-    linear(a->new_input, group, x, new_input + begin, a->width, per_group, false);
-    linear(a->new_recurrent, group, hidden() + begin, new_recurrent + begin, a->width, per_group,
+    linear(a->gates, group, x, gates + begin, a->stride, per_group, false);
+    linear(a->new_input, group, x, new_input + begin, a->stride, per_group, false);
+    linear(a->new_recurrent, group, hidden() + begin, new_recurrent + begin, a->stride, per_group,
            false);
     for (int64_t i = 0; i < per_group; i++)
       for (int64_t j = 0; j < width; j += W) {
-        const int64_t at = begin + i * a->width + j;
+        const int64_t at = begin + i * a->stride + j;
         const vf reset = sigmoid(load(gates + at)), update = sigmoid(load(gates + at + width));
         const vf candidate = hyperbolic_tangent(load(new_input + at) + reset * load(new_recurrent + at));
         const vf h = load(hidden() + at);
@@ -95,55 +71,59 @@ struct Block {
       }
   }
 
-  void think(int64_t group) const {
-    const int64_t begin = group * per_group * a->width;
+  void compute_values(int64_t group) const {
+    const int64_t begin = group * per_group * a->stride;
     for (int64_t i = 0; i < a->n_layers; i++)
       linear(a->layers + i, group, layer + i * size() + begin, layer + (i + 1) * size() + begin,
-             a->width, per_group, true);
+             a->stride, per_group, true);
     if (a->gates) gru(group);
-    linear(a->head, group, (a->gates ? hidden() : last_layer()) + begin, values + begin, a->width,
-           per_group, false);
+    const float *x = a->gates ? hidden() : last_layer();
+    linear(a->head, group, x + begin, values + begin, a->stride, per_group, false);
   }
 
   void write(int64_t e, int64_t agent) const {
-    const int64_t at = place(e, agent, a->buffer_steps), n_actions = a->n_actions;
-    const int64_t drawn = ((t - a->first) * a->n_envs + first + e) * a->n_agents + agent;
-    const float *q = values + row(e, agent);
-    const bool explores = a->explore && a->explore[drawn] < a->epsilon;
-    const int64_t action = argmax(explores ? a->choose + drawn * n_actions : q, n_actions);
+    const int64_t at = place(e, agent, a->buffer_steps, t), n_actions = a->n_actions;
+    const int64_t draw = ((t - a->first) * a->n_envs + first + e) * a->n_agents + agent;
+    const float *q = values + sample(e, agent);
+    const bool explores = a->explore && a->explore[draw] < a->epsilon;
+    const int64_t action = argmax(explores ? a->choose + draw * n_actions : q, n_actions);
     copy(a->action_value + at * n_actions, q, n_actions);
     a->action[at] = action;
-    fill(a->next_last_action + at * n_actions, n_actions);
+    clear(a->next_last_action + at * n_actions, n_actions);
     a->next_last_action[at * n_actions + action] = 1.0f;
     if (a->gates)
-      copy(a->next_hidden + at * a->hidden_dim, hidden() + row(e, agent), a->hidden_dim);
+      copy(a->next_hidden + at * a->hidden_dim, hidden() + sample(e, agent), a->hidden_dim);
   }
 
-  // Nothing is carried over an episode's end.
+  // Write the memory of the next step; zeros after the end of an episode.
   void carry(int64_t e) const {
-    const int64_t now = place(e, 0, a->buffer_steps), next = place(e, 0, a->buffer_steps + 1, 1);
+    const int64_t now = place(e, 0, a->buffer_steps, t);
+    const int64_t next = place(e, 0, a->buffer_steps + 1, t + 1);
     const bool done = a->done[now / a->n_agents];
-    const int64_t n_hidden = a->n_agents * a->hidden_dim, n_last = a->n_agents * a->n_actions;
     a->is_init[next / a->n_agents] = done && a->reset_when_done;
-    if (a->gates) {
-      float *to = a->hidden + next * a->hidden_dim;
-      done ? fill(to, n_hidden) : copy(to, a->next_hidden + now * a->hidden_dim, n_hidden);
-    }
-    if (a->last_action) {
-      float *to = a->last_action + next * a->n_actions;
-      done ? fill(to, n_last) : copy(to, a->next_last_action + now * a->n_actions, n_last);
-    }
+    if (a->gates)
+      carry(a->hidden + next * a->hidden_dim, a->next_hidden + now * a->hidden_dim,
+            a->n_agents * a->hidden_dim, done);
+    if (a->last_action)
+      carry(a->last_action + next * a->n_actions, a->next_last_action + now * a->n_actions,
+            a->n_agents * a->n_actions, done);
+  }
+  static void carry(float *to, const float *from, int64_t n, bool done) {
+    if (done)
+      clear(to, n);
+    else
+      copy(to, from, n);
   }
 };
 
-// All steps of the environments from first on.
+// Take all steps of a block of environments, `first` and up to a->block - 1 more.
 static int64_t act_in_block(const Acting *a, OneStep one_step, const void *rollout, int64_t first) {
   Block b = {a};
   b.n_groups = a->shared ? 1 : a->n_agents;
-  b.per_group = whole(a->shared ? a->block * a->n_agents : a->block, TILE);
+  b.per_group = round_up(a->shared ? a->block * a->n_agents : a->block, TILE);
   b.first = first;
   b.n = a->n_envs - first < a->block ? a->n_envs - first : a->block;
-  // Zero, so that rows of no agent hold numbers.
+  // Zeros: padding must hold finite numbers, as it is multiplied by zero weights.
   float *scratch = (float *)calloc((a->n_layers + 5) * b.size(), sizeof(float));
   b.layer = scratch;
   b.gates = b.last_layer() + b.size();
@@ -154,7 +134,7 @@ static int64_t act_in_block(const Acting *a, OneStep one_step, const void *rollo
   for (b.t = a->first; b.t < a->first + a->n_steps; b.t++) {
     for (int64_t e = 0; e < b.n; e++)
       for (int64_t agent = 0; agent < a->n_agents; agent++) b.read(e, agent);
-    for (int64_t group = 0; group < b.n_groups; group++) b.think(group);
+    for (int64_t group = 0; group < b.n_groups; group++) b.compute_values(group);
     for (int64_t e = 0; e < b.n; e++)
       for (int64_t agent = 0; agent < a->n_agents; agent++) b.write(e, agent);
     n_resets += one_step(rollout, first, first + b.n, b.t - a->first);
@@ -164,7 +144,7 @@ static int64_t act_in_block(const Acting *a, OneStep one_step, const void *rollo
   return n_resets;
 }
 
-// Act n_steps times in all environments; return how many were reset.
+// Act n_steps times in all environments; return the number of resets.
 extern "C" int64_t act(const Acting *a, OneStep one_step, const void *rollout) {
   int64_t n_resets = 0;
 #ifdef _OPENMP
@@ -176,5 +156,5 @@ extern "C" int64_t act(const Acting *a, OneStep one_step, const void *rollout) {
   return n_resets;
 }
 
-// How many outputs a panel has.
+// The number of outputs in a panel.
 extern "C" int64_t lanes() { return W; }

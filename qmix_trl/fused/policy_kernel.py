@@ -1,7 +1,7 @@
-"""Acting without Python between steps: networks, choice and the compiled step in one call.
+"""Acting without Python between steps: networks, choice and the compiled step in one C++ call.
 
-One library serves the agents of ``agents`` in all sizes. Its numbers are torch's but for
-roundings, and the same on every processor.
+One library serves the agents of ``qmix_trl.agents`` in all sizes. Its numbers are torch's to float
+rounding, and the same on every processor.
 """
 
 import ctypes
@@ -15,64 +15,86 @@ from torch import Tensor
 from qmix_trl.agents import FeedforwardAgent, RecurrentAgent
 from qmix_trl.envs.compiled.engines.buffers import Buffers
 from qmix_trl.envs.compiled.engines.kernel import LANES, KernelEngine
-from qmix_trl.fused.packed_weights import Linear, Network, array
-from qmix_trl.fused.step_loop import Key, Taken
+from qmix_trl.fused.packed_weights import PackedWeights, array
+from qmix_trl.fused.step_loop import Collected, Key
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, next_key
 from qmix_trl.native.build import BuildFailed, NoCompiler
 from qmix_trl.native.large_pages import empty
+from qmix_trl.native.networks.layers import INT, READ, WRITTEN, Linear
 from qmix_trl.native.networks.library import network_library
-from qmix_trl.native.store import header
+from qmix_trl.native.structures import pointer_to
 from qmix_trl.policy import EpsilonGreedyAction, GreedyAction, RememberAction
 
-ROWS_TOGETHER = 96  # agents that think at a time: enough for the weights, few for the cache
-STEPS_OF_A_CALL = 20  # between calls the pool of fresh states is renewed if it is due
-PARTS = (  # of the policies that there is a kernel for
+SAMPLES_TOGETHER = 96  # agents computed at a time: weights are read once, and the cache holds all
+STEPS_PER_CALL = 20  # the pool of initial states is refilled between calls
+PARTS = (  # of the policies that the kernel computes: agent, head, memory
     (RecurrentAgent, FeedforwardAgent),
     (GreedyAction, EpsilonGreedyAction),
     (RememberAction,),
 )
-_POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
 _LAYERS = ctypes.POINTER(Linear)
 
 
 class Acting(ctypes.Structure):
-    """``Acting`` of ``policy.h``."""
+    """The arguments of ``policy.h``: E environments, N agents, buffers of T steps."""
 
     _fields_ = [
-        *((name, _INT) for name in ("n_envs", "n_agents", "n_actions", "observation_dim")),
-        *((name, _INT) for name in ("hidden_dim", "shared", "use_last_action", "use_agent_id")),
-        ("n_layers", _INT),
-        *((name, _LAYERS) for name in ("layers", "gates", "new_input", "new_recurrent", "head")),
-        ("width", _INT),
+        ("n_envs", INT),  # E
+        ("n_agents", INT),  # N
+        ("n_actions", INT),  # A
+        ("observation_dim", INT),  # O
+        ("hidden_dim", INT),  # H; 0 without a GRU
+        ("shared", INT),  # agents share their weights
+        ("use_last_action", INT),
+        ("use_agent_id", INT),
+        ("n_layers", INT),
+        ("layers", _LAYERS),  # [n_layers], each followed by a ReLU
+        ("gates", _LAYERS),  # a GRU's, from both inputs to [reset, update]; null without one
+        ("new_input", _LAYERS),  # of a GRU's candidate
+        ("new_recurrent", _LAYERS),
+        ("head", _LAYERS),  # to the action values
+        ("stride", INT),  # from one sample to the next, enough for every layer
         ("epsilon", ctypes.c_float),
-        *(
-            (name, _INT)
-            for name in ("block", "reset_when_done", "first", "n_steps", "buffer_steps")
-        ),
-        *((name, _INT) for name in ("seen_size", "threads")),
-        *((name, _POINTER) for name in ("explore", "choose", "seen", "done", "is_init", "hidden")),
-        *((name, _POINTER) for name in ("next_hidden", "last_action", "next_last_action")),
-        *((name, _POINTER) for name in ("action_value", "action")),
+        ("block", INT),  # environments that are stepped together
+        ("reset_when_done", INT),
+        ("first", INT),  # step of the buffers
+        ("n_steps", INT),  # of this call
+        ("buffer_steps", INT),  # T
+        ("seen_size", INT),  # R
+        ("threads", INT),
+        ("explore", READ),  # [n_steps, E, N] in [0, 1); null for greedy actions
+        ("choose", READ),  # [n_steps, E, N, A]
+        ("seen", READ),  # [E, T + 1, R]
+        ("done", pointer_to("const bool")),  # [E, T]
+        ("is_init", pointer_to("bool")),  # [E, T + 1]
+        ("hidden", WRITTEN),  # [E, T + 1, N, H]
+        ("next_hidden", WRITTEN),  # [E, T, N, H]
+        ("last_action", WRITTEN),  # [E, T + 1, N, A]; null if the agent does not read it
+        ("next_last_action", WRITTEN),  # [E, T, N, A]
+        ("action_value", WRITTEN),  # [E, T, N, A]
+        ("action", pointer_to("int64_t")),  # [E, T, N]
     ]
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """Return the library, from disk or newly built.
+    """Return the library of ``policy.h``, from disk or newly built.
 
     Raises:
         NoCompiler: if there is no compiler.
         BuildFailed: if it refuses the source.
     """
-    source = header(__package__, "policy.h")
-    loaded = network_library("policy", source)
-    loaded.act.argtypes = [ctypes.POINTER(Acting), _POINTER, _POINTER]
-    loaded.act.restype = loaded.lanes.restype = _INT
+    loaded = network_library(__package__, "policy", Acting)
+    loaded.act.argtypes = [ctypes.POINTER(Acting), ctypes.c_void_p, ctypes.c_void_p]
+    loaded.act.restype = loaded.lanes.restype = INT
     return loaded
 
 
 def is_known(policy: TensorDictModuleBase) -> bool:
-    """Say whether a policy is one of ``make_policy``'s, of our agents."""
+    """Return whether a policy is one of ``make_policy``'s, with an agent of this package.
+
+    Types are compared exactly, as a subclass may compute something else.
+    """
     parts = list(policy.module) if isinstance(policy, TensorDictSequential) else []
     return len(parts) == len(PARTS) and all(
         type(part) in known for part, known in zip(parts, PARTS, strict=True)
@@ -80,7 +102,7 @@ def is_known(policy: TensorDictModuleBase) -> bool:
 
 
 def why_not(policy: TensorDictModuleBase, env: Any) -> str | None:
-    """Return why there is no kernel of a policy in an environment, None if there is."""
+    """Return the reason why the kernel cannot run a policy in an environment; None if it can."""
     if not isinstance(getattr(env, "engine", None), KernelEngine):
         return "the environment's step is not compiled for the CPU"
     if not is_known(policy):
@@ -98,8 +120,8 @@ class PolicyKernel:
     """Acts by a policy of ``make_policy`` in an environment whose step is compiled.
 
     Args:
-        policy: what acts; its weights are read anew for each batch.
-        env: where it acts.
+        policy: to act by; its weights are read at the beginning of each batch.
+        env: to act in.
     """
 
     def __init__(self, policy: TensorDictSequential, env: Any) -> None:
@@ -107,10 +129,10 @@ class PolicyKernel:
         self.agent, self.head, _ = policy.module  # pyright: ignore[reportAttributeAccessIssue]
         self.env = env
 
-    def collect(self, rows: Buffers, begins: Tensor, memory: dict[Key, Tensor]) -> Taken:
-        """Take all steps of rows, as ``Loop.collect``."""
-        n_envs, n_steps, n_agents = rows.action.shape
-        carried: dict[Key, Tensor] = {}  # one step more than there are
+    def collect(self, buffers: Buffers, begins: Tensor, memory: dict[Key, Tensor]) -> Collected:
+        """Take all steps of the buffers, as ``Loop.collect``."""
+        n_envs, n_steps, n_agents = buffers.action.shape
+        carried: dict[Key, Tensor] = {}  # [E, T + 1, ..]
         for key, value in {**memory, IS_INIT: begins}.items():
             carried[key] = empty(n_envs, n_steps + 1, *value.shape[1:], dtype=value.dtype)
             carried[key][:, 0] = value
@@ -121,67 +143,79 @@ class PolicyKernel:
         }
         if HIDDEN in memory:
             written[next_key(HIDDEN)] = empty(n_envs, n_steps, *memory[HIDDEN].shape[1:])
-        self._act(rows, carried, written)
+        self._act(buffers, carried, written)
         last = {key: sequence[:, -1].clone() for key, sequence in carried.items()}
         before = {key: sequence[:, :-1] for key, sequence in carried.items()}
-        return before | written, last.pop(IS_INIT), last
+        return Collected(before | written, last.pop(IS_INIT), last)
 
-    def _act(self, rows: Buffers, carried: dict[Key, Tensor], written: dict[Key, Tensor]) -> None:
-        n_envs, n_steps, _ = rows.action.shape
-        network = Network(self.agent, library().lanes())
-        acting = self._acting(network)
-        acting.n_envs, acting.buffer_steps = n_envs, n_steps
-        acting.seen_size = rows.seen.shape[-1]
-        for name, tensor in {
-            "seen": rows.seen,
-            "done": rows.done,
-            "is_init": carried[IS_INIT],
-            "hidden": carried.get(HIDDEN),
-            "next_hidden": written.get(next_key(HIDDEN)),
-            "last_action": carried.get(LAST_ACTION),
-            "next_last_action": written[next_key(LAST_ACTION)],
-            "action_value": written[ACTION_VALUE],
-            "action": rows.action,
-        }.items():
-            setattr(acting, name, None if tensor is None else tensor.data_ptr())
+    def _act(
+        self, buffers: Buffers, carried: dict[Key, Tensor], written: dict[Key, Tensor]
+    ) -> None:
+        """Write actions, values and memory of all steps, and take the steps."""
+        n_steps = buffers.action.shape[1]
+        weights = PackedWeights(
+            self.agent.network_layers(), self.agent.inputs.dim, library().lanes()
+        )
+        acting = self._acting(weights)
+        _point_at(acting, buffers, carried, written)
 
         def act(one_step: Any, rollout: Any) -> int:
             return library().act(ctypes.byref(acting), one_step, rollout)
 
         reset_when_done = self.env.reset_when_done
-        for t in range(0, n_steps, STEPS_OF_A_CALL):
-            acting.first, acting.n_steps = t, min(STEPS_OF_A_CALL, n_steps - t)
+        for t in range(0, n_steps, STEPS_PER_CALL):
+            acting.first, acting.n_steps = t, min(STEPS_PER_CALL, n_steps - t)
             if isinstance(self.head, EpsilonGreedyAction):
                 draws = self.head.draws(acting.n_steps, written[ACTION_VALUE][:, 0].shape)
                 acting.explore, acting.choose = (draw.data_ptr() for draw in draws)
                 acting.epsilon = self.head.epsilon
             self.env.engine.advance_by(
-                act, rows, t, acting.n_steps, reset_when_done=reset_when_done
+                act, buffers, t, acting.n_steps, reset_when_done=reset_when_done
             )
 
-    def _acting(self, network: Network) -> Acting:
-        """Return what does not depend on the batch."""
-        agent, inputs = self.agent, self.agent.inputs
-        recurrent = network.gates is not None
-        together = inputs.n_agents if network.shared else 1  # rows of an environment
+    def _acting(self, weights: PackedWeights) -> Acting:
+        """Return the arguments that do not depend on the batch."""
+        inputs = self.agent.inputs
+        samples_per_env = inputs.n_agents if weights.shared else 1
         acting = Acting(
             n_agents=inputs.n_agents,
-            n_actions=agent.n_actions,
+            n_actions=self.agent.n_actions,
             observation_dim=inputs.observation_dim,
-            hidden_dim=agent.hidden_dim if recurrent else 0,
-            shared=network.shared,
+            hidden_dim=weights.hidden_dim,
+            shared=weights.shared,
             use_last_action=inputs.use_last_action,
             use_agent_id=inputs.use_agent_id,
-            n_layers=len(network.layers),
-            layers=array(network.layers),
-            head=array([network.head]),
-            width=network.width,
-            block=LANES * max(1, ROWS_TOGETHER // (LANES * together)),
+            n_layers=len(weights.layers),
+            layers=array(weights.layers),
+            head=array([weights.head]),
+            stride=weights.stride,
+            block=LANES * max(1, SAMPLES_TOGETHER // (LANES * samples_per_env)),
             reset_when_done=self.env.reset_when_done,
             threads=torch.get_num_threads(),
         )
-        if recurrent:
-            acting.gates = array([network.gates])
-            acting.new_input = array([network.new_input])
-            acting.new_recurrent = array([network.new_recurrent])
+        if weights.gates is not None:
+            acting.gates = array([weights.gates])
+            acting.new_input = array([weights.new_input])
+            acting.new_recurrent = array([weights.new_recurrent])
         return acting
+
+
+def _point_at(
+    acting: Acting, buffers: Buffers, carried: dict[Key, Tensor], written: dict[Key, Tensor]
+) -> None:
+    """Set the arguments that depend on the batch; the caller keeps the tensors."""
+    acting.n_envs, acting.buffer_steps, _ = buffers.action.shape
+    acting.seen_size = buffers.seen.shape[-1]
+    tensors = {
+        "seen": buffers.seen,
+        "done": buffers.done,
+        "action": buffers.action,
+        "is_init": carried[IS_INIT],
+        "hidden": carried.get(HIDDEN),
+        "next_hidden": written.get(next_key(HIDDEN)),
+        "last_action": carried.get(LAST_ACTION),
+        "next_last_action": written[next_key(LAST_ACTION)],
+        "action_value": written[ACTION_VALUE],
+    }
+    for name, tensor in tensors.items():
+        setattr(acting, name, None if tensor is None else tensor.data_ptr())

@@ -1,6 +1,6 @@
-"""The steps of a batch by a call of the policy and one of the environment each."""
+"""The steps of a batch, each by one call of the policy and one of the environment."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from tensordict import TensorDictBase
@@ -11,33 +11,43 @@ from qmix_trl.envs.contract import BufferedEnv
 from qmix_trl.keys import ACTION, IS_INIT, next_key
 
 Key = str | tuple[str, ...]
-Taken = tuple[dict[Key, Tensor], Tensor, dict[Key, Tensor]]
+
+
+class Collected(NamedTuple):
+    """The policy's part of a batch, and the start of the next batch.
+
+    Attributes:
+        entries: by key [E, T, ..], all that the policy read and wrote, without the entries of the
+            environment's own.
+        begins: bool [E, 1], the environments that are at an episode's first step now.
+        memory: by key [E, ..], the entries that the policy carries to the next step.
+    """
+
+    entries: dict[Key, Tensor]
+    begins: Tensor
+    memory: dict[Key, Tensor]
 
 
 class Loop(Protocol):
     """Takes the steps of a batch."""
 
-    def collect(self, rows: Any, begins: Tensor, memory: dict[Key, Tensor]) -> Taken:
-        """Take all steps of rows.
+    def collect(self, buffers: Any, begins: Tensor, memory: dict[Key, Tensor]) -> Collected:
+        """Take all steps of the buffers.
 
         Args:
-            rows: of T steps, begun.
-            begins: bool [E, 1], which environments are at an episode's first step.
-            memory: what the policy carries, by key [E, ..].
-
-        Returns:
-            By key [E, T, ..], what the policy read and wrote beside the environment's own entries;
-            and the next ``begins`` and ``memory``.
+            buffers: of T steps, begun (``BufferedEnv.begin_buffers``); they are filled.
+            begins: bool [E, 1], the environments that are at an episode's first step.
+            memory: by key [E, ..], the entries that the policy carries from the step before.
         """
         ...
 
 
-class CallLoop:
-    """Acts by any policy in any environment that steps rows.
+class StepLoop:
+    """Acts by any policy in any environment that fills buffers.
 
     Args:
         policy: reads observations, ``is_init`` and memory; writes actions and the next memory.
-        env: where it acts.
+        env: to act in.
         n_steps: T.
     """
 
@@ -46,28 +56,38 @@ class CallLoop:
         self.env = env
         self.n_steps = n_steps
 
-    def collect(self, rows: Any, begins: Tensor, memory: dict[Key, Tensor]) -> Taken:
-        """Take all steps of rows, as ``Loop.collect``."""
+    def collect(self, buffers: Any, begins: Tensor, memory: dict[Key, Tensor]) -> Collected:
+        """Take all steps of the buffers, as ``Loop.collect``."""
         entries: dict[Key, list[Tensor]] = {}
         for t in range(self.n_steps):
-            step = self.act(rows, t, begins, memory)
+            step = self.act(buffers, t, begins, memory)
             for key in (*memory, *self.policy.out_keys):
                 entries.setdefault(key, []).append(step.get(key))
             entries.setdefault(IS_INIT, []).append(begins)
-            done = self.env.step_buffers(rows, t, step.get(ACTION))  # [E, 1]
+            done = self.env.step_buffers(buffers, t, step.get(ACTION))  # [E, 1]
             begins = done if self.env.reset_when_done else torch.zeros_like(done)
-            memory = {key: _kept(step.get(next_key(key)), done) for key in memory}
-        return {key: torch.stack(steps, 1) for key, steps in entries.items()}, begins, memory
+            memory = {key: _zero_where(done, step.get(next_key(key))) for key in memory}
+        stacked = {key: torch.stack(steps, 1) for key, steps in entries.items()}
+        return Collected(stacked, begins, memory)
 
     @torch.no_grad()
-    def act(self, rows: Any, t: int, begins: Tensor, memory: dict[Key, Tensor]) -> TensorDictBase:
-        """Return one step's observation with what the policy reads and writes."""
-        step = self.env.observation_at(rows, t).set(IS_INIT, begins)
+    def act(
+        self, buffers: Any, t: int, begins: Tensor, memory: dict[Key, Tensor]
+    ) -> TensorDictBase:
+        """Return one step's observation [E] with all that the policy reads and writes.
+
+        Args:
+            buffers: as in ``collect``, filled up to step ``t``.
+            t: the step.
+            begins: bool [E, 1], the environments that are at an episode's first step.
+            memory: by key [E, ..], the entries that the policy carries from the step before.
+        """
+        step = self.env.observation_at(buffers, t).set(IS_INIT, begins)
         for key, value in memory.items():
             step.set(key, value)
         return self.policy(step)
 
 
-def _kept(memory: Tensor, done: Tensor) -> Tensor:
+def _zero_where(done: Tensor, memory: Tensor) -> Tensor:
     """Return memory [E, ..] with zeros where an episode is done [E, 1]."""
     return memory.masked_fill(done.view(-1, *[1] * (memory.dim() - 1)), 0)

@@ -1,6 +1,8 @@
-"""Mixers: modules from ``(chosen [*B, N, 1], state [*B, *S])`` to ``[*B, 1]``.
+"""Mixers: modules that compute the joint value [*B, 1] from the agents' values.
 
-A mixer names what it reads in ``in_keys``, in the order of its call; the loss supplies it.
+A mixer names its arguments in ``in_keys``, in the order of its call. The loss supplies any of
+these: chosen action values, greedy action values, all action values, joint action, action mask,
+state, hidden states, observation.
 """
 
 from qmix_trl.mixers.qmix import QMixer

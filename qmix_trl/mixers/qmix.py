@@ -17,20 +17,22 @@ from qmix_trl.native.networks import mixer as kernel
 class QMixer(nn.Module):
     """The mixing network of QMIX (Rashid et al. 2018, arXiv 1803.11485, section 4 and figure 2).
 
-    ``Q_tot = ELU(q |W1(s)| + b1(s)) |w2(s)| + V(s)``. As no weight is negative, raising a utility
-    never lowers Q_tot, and the tuple of greedy actions is the greedy joint action (equations 4
-    and 5).
-    As ELU is convex, too, Q_tot has increasing differences: raising one utility gains no less where
-    another is higher. Of monotone tables of joint actions it can fit those alone; ``u_1 or u_2``
-    it fits no better than a sum.
-    Keywords, call and parameter names are those of TorchRL's ``QMixer`` and of the authors' code.
+    ``Q_tot = ELU(q |W1(s)| + b1(s)) |w2(s)| + V(s)``. No weight is negative, so raising a utility
+    never lowers Q_tot, and the agents' greedy actions together are the greedy joint action
+    (equations 4 and 5).
+
+    ELU is convex, so Q_tot also has increasing differences: raising one utility gains no less
+    where another utility is higher. The mixer fits only monotone tables of joint actions that have
+    this property; it fits ``u_1 or u_2`` no better than a sum does.
+
+    Keywords, call and parameter names equal those of TorchRL's ``QMixer`` and the authors' code.
 
     Args:
         n_agents: N, the number of utilities.
         state_shape: the shape of one state; an int is a vector of that size.
         mixing_embed_dim: the width of the mixing network's hidden layer.
-        hypernet_layers: 1, one linear layer for each weight (the paper); 2, a hidden layer with
-            ReLU (the authors on StarCraft).
+        hypernet_layers: 1 for one linear layer (the paper), 2 for a hidden layer with ReLUs before
+            it (the authors' code for StarCraft).
         hypernet_embed_dim: the width of that hidden layer; not used with one layer.
         device: of the parameters.
         dtype: of the parameters.
@@ -40,6 +42,7 @@ class QMixer(nn.Module):
     """
 
     in_keys = (CHOSEN_ACTION_VALUE, STATE)
+    libraries = (kernel.library,)  # of forward (``RunsInCpp``)
 
     def __init__(
         self,
@@ -94,18 +97,19 @@ class QMixer(nn.Module):
             float [*B, 1].
 
         Raises:
-            ValueError: if a shape is not as above.
+            ValueError: if a shape differs from these.
         """
         batch = chosen_action_value.shape[:-2]
         self._check(chosen_action_value, state, batch)
-        chosen = chosen_action_value.reshape(batch.numel(), self.n_agents)  # [R, N]
-        state = state.reshape(batch.numel(), math.prod(self.state_shape))  # [R, S]
+        chosen = chosen_action_value.reshape(batch.numel(), self.n_agents)  # [samples, N]
+        state = state.reshape(batch.numel(), math.prod(self.state_shape))  # [samples, S]
         nets = (self.hyper_w_1, self.hyper_b_1, self.hyper_w_final, self.V)
         layers = [_layers(net) for net in nets]
         parameters = [x for net in layers for layer in net for x in (layer.weight, layer.bias)]
         return _mix(chosen, state, [len(net) for net in layers], parameters).reshape(*batch, 1)
 
     def _check(self, chosen_action_value: Tensor, state: Tensor, batch: torch.Size) -> None:
+        """Refuse shapes that do not fit the mixer."""
         expected = ((*batch, self.n_agents, 1), (*batch, *self.state_shape))
         got = (tuple(chosen_action_value.shape), tuple(state.shape))
         if got != expected:
@@ -116,14 +120,14 @@ class QMixer(nn.Module):
 
 
 def _layers(net: nn.Module) -> list[nn.Module]:
-    """Return one linear layer, or two that have ReLUs between them."""
+    """Return the linear layers of a hypernetwork, one or two."""
     return [net] if isinstance(net, nn.Linear) else [net[0], net[2]]
 
 
 def _mix(
     chosen: Tensor, state: Tensor, n_layers: Sequence[int], parameters: Sequence[Tensor]
 ) -> Tensor:
-    """Return what ``mix_by_layers`` does: on the CPU by a call into C++ each way."""
+    """Return joint values as ``mix_by_layers`` does, in C++ where the kernel serves."""
     if state.requires_grad or not networks.serves(kernel.library, chosen, state, *parameters):
         return mix_by_layers(chosen, state, n_layers, parameters)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (chosen, *parameters)):
@@ -135,32 +139,32 @@ def _mix(
 def mix_by_layers(
     chosen: Tensor, state: Tensor, n_layers: Sequence[int], parameters: Sequence[Tensor]
 ) -> Tensor:
-    """Return joint values by torch's own operations.
+    """Return joint values by torch's operations.
 
     Args:
-        chosen: float [R, N].
-        state: float [R, S].
+        chosen: float [samples, N].
+        state: float [samples, S].
         n_layers: of the hypernetworks of w1, b1, w2 and V.
-        parameters: weight and bias of all their layers in turn.
+        parameters: weight and bias of the first layer, then of the next, of all hypernetworks.
 
     Returns:
-        float [R, 1].
+        float [samples, 1].
     """
     rest = iter(parameters)
     nets = [list(islice(rest, 2 * n)) for n in n_layers]
     w1, b1, w2, v = (dense_by_layers(state, net) for net in nets)
-    w1 = w1.abs().unflatten(-1, (chosen.shape[-1], -1))  # [R, N, E]
-    # A sum of N products an entry: written out, it costs less than a matrix product of 1 row.
-    hidden = F.elu((chosen.unsqueeze(-1) * w1).sum(-2) + b1)  # [R, E]
-    return (hidden * w2.abs()).sum(-1, keepdim=True) + v  # [R, 1]
+    w1 = w1.abs().unflatten(-1, (chosen.shape[-1], -1))  # [samples, N, E]
+    # A sum over N products costs less than a batch of matrix products of one line each.
+    hidden = F.elu((chosen.unsqueeze(-1) * w1).sum(-2) + b1)  # [samples, E]
+    return (hidden * w2.abs()).sum(-1, keepdim=True) + v  # [samples, 1]
 
 
 class Mix(torch.autograd.Function):
-    """``mix_by_layers`` by the kernel, without a gradient of the state."""
+    """``mix_by_layers`` computed by the C++ kernel, without a gradient of the state."""
 
     @staticmethod
     def forward(ctx, chosen, state, n_layers, *parameters):
-        """Keep what goes in, and what the hypernetworks' layers give."""
+        """Return joint values; keep inputs and the outputs of the hypernetworks' layers."""
         ctx.n_layers = n_layers
         chosen, state = chosen.contiguous(), state.contiguous()
         total, kept = kernel.forward(chosen, state, n_layers, parameters, keep=True)
@@ -169,13 +173,13 @@ class Mix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_total):
-        """Return the gradients; by torch's own operations where they have gradients, too."""
-        n = len(ctx.needs_input_grad) - 1  # but for n_layers
+        """Return the gradients; by torch's operations where second derivatives are wanted."""
+        n = len(ctx.needs_input_grad) - 1  # all inputs but n_layers are tensors
         (chosen, state, *parameters), kept = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         if torch.is_grad_enabled():
-            again = mix_by_layers(chosen, state, ctx.n_layers, parameters)
-            of_chosen, *rest = gradients_again(again, [chosen, *parameters], grad_total)
+            total = mix_by_layers(chosen, state, ctx.n_layers, parameters)
+            grad_chosen, *grads = gradients_again(total, [chosen, *parameters], grad_total)
         else:
             arguments = chosen, state, ctx.n_layers, parameters, kept
-            of_chosen, rest = kernel.backward(*arguments, grad_total.contiguous())
-        return of_chosen, None, None, *rest
+            grad_chosen, grads = kernel.backward(*arguments, grad_total.contiguous())
+        return grad_chosen, None, None, *grads

@@ -12,7 +12,9 @@ class VDNMixer(nn.Module):
     """Q_tot = sum over agents of Q_a (Sunehag et al. 2017, arXiv 1706.05296, equation 3).
 
     Args:
-        n_agents, state_shape, device: not used; there, so that every mixer is made alike.
+        n_agents: not used; all mixers are made with the same arguments.
+        state_shape: not used.
+        device: not used.
     """
 
     in_keys = (CHOSEN_ACTION_VALUE,)
@@ -30,7 +32,7 @@ class VDNMixer(nn.Module):
 
         Args:
             chosen_action_value: float [*B, N, 1], the utilities.
-            state: not used; there, so that every mixer is called alike.
+            state: not used; accepted so that VDN and QMIX are called alike.
 
         Returns:
             float [*B, 1].

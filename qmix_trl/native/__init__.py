@@ -1,1 +1,4 @@
-"""Code that the machine's own compiler builds, kept on disk; it imports nothing else of ours."""
+"""C++ that the machine's own compiler builds, kept on disk.
+
+Of the package it imports ``errors`` only.
+"""

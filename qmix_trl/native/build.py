@@ -1,4 +1,4 @@
-"""Builds a step's library with the system's compiler."""
+"""Builds shared libraries with the system's C++ compiler."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ FLAGS = (
     "-std=c++17",
     "-O3",
     "-march=native",
-    # Nothing here looks at errno, traps or the sign of zero; infinities and NaN stay exact.
+    # No code reads errno, floating-point traps or the sign of zero. Infinities and NaN stay exact.
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -27,16 +27,16 @@ TIMEOUT_SECONDS = 300
 
 
 class NoCompiler(Refused):
-    """What builds steps is not on this machine; says what to install."""
+    """The machine has no compiler; the message says what to install."""
 
 
 class BuildFailed(Refused):
-    """A source was not compiled; says why."""
+    """A source does not compile; the message is the compiler's first error."""
 
 
 @cache
 def compiler() -> str:
-    """Return the compiler's path: the environment variable CXX, or what is found.
+    """Return the path of the C++ compiler: the environment variable CXX, or the first one found.
 
     Raises:
         NoCompiler: if there is none.
@@ -53,7 +53,11 @@ def compiler() -> str:
 
 @cache
 def toolchain() -> str:
-    """Return what a library depends on beside its source: compiler, flags and processor."""
+    """Return compiler, flags and processor as text: with a source, they determine a library.
+
+    Raises:
+        NoCompiler: if there is no compiler.
+    """
     version = subprocess.run(
         [compiler(), "--version"], capture_output=True, text=True, check=False
     ).stdout.splitlines()
@@ -62,7 +66,7 @@ def toolchain() -> str:
 
 @cache
 def processor() -> str:
-    """Return the processor's features, on Linux; a library is built for these."""
+    """Return the features of the processor as text; a library is built for these."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -75,9 +79,9 @@ def build(source: str, library: Path, *, fused_products: bool = False) -> None:
 
     Args:
         source: C++.
-        library: where it is written, its source beside it.
-        fused_products: ``a * b + c`` may be rounded once. Never in a step, which is compared with
-            VMAS.
+        library: the path to write; the source is written next to it.
+        fused_products: ``a * b + c`` may be rounded once. Not for steps, which must round as VMAS
+            does.
 
     Raises:
         NoCompiler: if there is no compiler.
@@ -85,9 +89,9 @@ def build(source: str, library: Path, *, fused_products: bool = False) -> None:
     """
     code = library.with_suffix(".cpp")
     code.write_text(source)
-    contract = ["-ffp-contract=fast"] if fused_products else []  # the last one counts
+    contract = ["-ffp-contract=fast"] if fused_products else []  # overrides the flag before
     command = [compiler(), *FLAGS, *contract, str(code), "-o", str(library)]
-    for extra in (["-fopenmp"], []):  # not every compiler has the threads
+    for extra in (["-fopenmp"], []):  # not every compiler has OpenMP
         try:
             done = subprocess.run(
                 command + extra,

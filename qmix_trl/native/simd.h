@@ -1,7 +1,9 @@
-// Arithmetic on W environments at a time: GCC's and Clang's vectors, and the functions of a step.
+// Arithmetic on vectors of W numbers, by the vector extensions of GCC and Clang: the functions that
+// steps and networks are made of.
 //
-// A boolean is a whole number of all bits or none. Polynomials are those of Cephes (Moshier), good
-// to about 2 units in the last place, so that no mathematics library is called.
+// vf: floats; vi: integers; vu: unsigned integers. A boolean is an integer with all bits set, or
+// none. Polynomials are those of Cephes (Moshier), accurate to about 2 units in the last place, so
+// that no mathematics library is called.
 
 #include <math.h>
 #include <stdint.h>
@@ -16,9 +18,9 @@
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));
-typedef int8_t vb __attribute__((vector_size(W)));
 #define INLINE static inline __attribute__((always_inline))
 
+// Vectors of one number: an operation of a number and a vector repeats the number.
 INLINE vf F(float x) { return x - (vf){}; }
 INLINE vi N(int32_t x) { return x - (vi){}; }
 INLINE vf to_f(vi x) { return __builtin_convertvector(x, vf); }
@@ -29,7 +31,7 @@ INLINE vi b_to_i(vi mask) { return -mask; }
 #if defined(__AVX__) && W == 8
 INLINE vf vsqrt(vf x) { return (vf)_mm256_sqrt_ps((__m256)x); }
 INLINE vf vfloor(vf x) { return (vf)_mm256_floor_ps((__m256)x); }
-// The first argument is given back where one is no number.
+// They return the first argument where one is NaN.
 INLINE vf first_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)b, (__m256)a); }
 INLINE vf first_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)b, (__m256)a); }
 INLINE bool any(vi mask) { return !_mm256_testz_si256((__m256i)mask, (__m256i)mask); }
@@ -60,7 +62,7 @@ INLINE bool any(vi mask) {
 #if W == 8 && defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define TRANSPOSES
-// Rows to columns: pairs, then pairs of pairs, then halves.
+// Exchange the two dimensions of W vectors of W floats: pairs, pairs of pairs, then halves.
 INLINE void transpose(const vf *in, vf *out) {
   vf a[8], b[8];
   for (int i = 0; i < 8; i += 2) {
@@ -88,7 +90,7 @@ INLINE vi imin(vi a, vi b) { return a < b ? a : b; }
 INLINE vi imax(vi a, vi b) { return a > b ? a : b; }
 INLINE vi iabs(vi x) { return x < 0 ? -x : x; }
 INLINE vi isign(vi x) { return (x < 0) - (x > 0); }
-// Through floats, which have no division of vectors of whole numbers; exact to quotients of 2^22.
+// By floats, as processors do not divide vectors of integers; exact for quotients up to 2^22.
 INLINE vi floor_divide(vi a, vi b) {
   vi q = to_i(vfloor(to_f(a) / to_f(b))), rest = a - q * b;
   q += iabs(rest) >= iabs(b) ? ((rest ^ b) < 0 ? N(-1) : N(1)) : N(0);
@@ -109,7 +111,7 @@ INLINE vf vexp(vf x) {
   p = p * r + 1.6666665459E-1f;
   p = p * r + 5.0000001201E-1f;
   p = p * r * r + r + 1.0f;
-  vi half = to_i(n) >> 1;  // in two factors, for 2^128 is no float
+  vi half = to_i(n) >> 1;  // in two factors, as 2^128 is no float
   vf e = p * (vf)((half + 127) << 23) * (vf)((to_i(n) - half + 127) << 23);
   return over ? F(INFINITY) : (under ? F(0.0f) : e);
 }
@@ -139,7 +141,7 @@ INLINE vf vlog(vf x) {
   return (x < 0.0f) | (x != x) ? F(NAN) : r;
 }
 
-// log(1 + x) for x >= 0, with the rounding of 1 + x put right.
+// log(1 + x) for x >= 0, corrected for the rounding of 1 + x.
 INLINE vf vlog1p(vf x) {
   vf u = x + 1.0f;
   return vlog(u) + (x - (u - 1.0f)) / u;

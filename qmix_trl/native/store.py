@@ -1,4 +1,4 @@
-"""What was built, on disk, one folder each, so that a second start takes no build."""
+"""The store of built files on disk, one folder for each, so that they are built only once."""
 
 import ctypes
 import hashlib
@@ -12,12 +12,12 @@ from typing import Any
 
 from qmix_trl.native.build import build, toolchain
 
-NOTES = "notes.json"  # of what was built, beside its files
+NOTES = "notes.json"  # in each folder, next to the built files
 LIBRARY = "library.so"
 
 
 def folder() -> Path:
-    """Return where it is kept: QMIX_TRL_CACHE, or in the user's cache."""
+    """Return the folder of the store: QMIX_TRL_CACHE, or one in the user's cache."""
     chosen = os.environ.get("QMIX_TRL_CACHE")
     if chosen:
         return Path(chosen)
@@ -26,12 +26,11 @@ def folder() -> Path:
 
 
 def kept(key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of what was built and its notes; make it if it is not there.
+    """Return a folder of the store and its notes; make them if they are not there.
 
     Args:
-        key: its name.
-        make: writes the files into a folder and returns notes for JSON. Nothing is kept if it
-            raises.
+        key: the folder's name.
+        make: writes files into a folder and returns notes for JSON. If it raises, nothing is kept.
     """
     place = folder() / key
     if not (place / NOTES).exists():
@@ -41,12 +40,12 @@ def kept(key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, dic
             (Path(new) / NOTES).write_text(json.dumps(notes))
             made = Path(new)
             try:
-                os.rename(made, place)  # at once: another process sees all of it or nothing
+                os.rename(made, place)  # atomic: other processes see the whole folder or none
             except OSError:
                 if not (place / NOTES).exists():
                     raise
             else:
-                made.mkdir()  # for the temporary folder's own end
+                made.mkdir()  # TemporaryDirectory removes it
     return place, json.loads((place / NOTES).read_text())
 
 
@@ -59,7 +58,7 @@ def library(name: str, source: str) -> ctypes.CDLL:
     """Return the library of a source, from disk or newly built.
 
     Args:
-        name: what its folder's name begins with.
+        name: the beginning of the folder's name; a hash of source and toolchain follows.
         source: C++ in which ``a * b + c`` may be rounded once.
 
     Raises:

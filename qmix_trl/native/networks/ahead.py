@@ -1,4 +1,4 @@
-"""Libraries of updates built while something else is done, so that a first run waits less."""
+"""Builds the libraries of network kernels in the background, so that a first run waits less."""
 
 import threading
 
@@ -9,10 +9,13 @@ from qmix_trl.native.networks.library import missing
 
 
 def build_ahead() -> None:
-    """Begin to build, in a thread, what is not on disk; the first update waits for the rest."""
+    """Build, in a thread, the float32 libraries that are not on disk.
+
+    The first update waits for the libraries that are not built by then.
+    """
 
     def build() -> None:
-        for part in (dense, gru, mixer):
-            missing(part.library, torch.float32)
+        for kernel in (dense, gru, mixer):
+            missing(kernel.library, torch.float32)
 
     threading.Thread(target=build).start()

@@ -1,7 +1,6 @@
-"""Linear layers with ReLUs between them on the CPU, forward and back, as one call each.
+"""Linear layers with ReLUs between them on the CPU: one call of C++ forward, one backward.
 
-A block of rows goes through all layers while it is in the cache, with its gradients on the way
-back.
+A block of samples goes through all layers while it is in the cache, and so do its gradients.
 """
 
 import ctypes
@@ -11,46 +10,51 @@ import torch
 from torch import Tensor
 
 from qmix_trl.native.large_pages import empty
-from qmix_trl.native.networks.library import Layer, Layers, both_ways, pointers
-
-_POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
+from qmix_trl.native.networks.layers import INT, READ, WRITTEN, Layer, Layers, pointers
+from qmix_trl.native.networks.library import loader
 
 
 class Dense(ctypes.Structure):
-    """``Dense`` of ``dense.h``."""
+    """The arguments of ``dense.h``."""
 
     _fields_ = [
-        *((name, _INT) for name in ("n_rows", "n_groups", "n_layers", "threads")),
-        ("layers", ctypes.POINTER(Layer)),
-        ("inputs", ctypes.POINTER(_POINTER)),
-        ("outputs", ctypes.POINTER(_POINTER)),
-        ("grad_output", _POINTER),
-        ("grad_input", _POINTER),
+        ("n_samples", INT),
+        ("n_groups", INT),  # sample s has the weights of group s % n_groups
+        ("n_layers", INT),
+        ("threads", INT),
+        ("layers", ctypes.POINTER(Layer)),  # [n_layers]
+        ("inputs", ctypes.POINTER(READ)),  # [n_layers] of [n_samples, inputs], of each layer
+        ("outputs", ctypes.POINTER(WRITTEN)),  # [n_layers] of [n_samples, outputs]; null: not kept
+        ("grad_output", READ),  # [n_samples, outputs of the last layer]
+        ("grad_input", WRITTEN),  # [n_samples, inputs of the first layer]; null: not wanted
     ]
 
 
-library = both_ways("dense", Dense)
+library = loader("dense", Dense)
 
 
 def forward(x: Tensor, parameters: Sequence[Tensor], *, keep: bool) -> list[Tensor]:
-    """Return the outputs of all layers, with ``keep``; else of the last one alone.
+    """Return the outputs of all layers with ``keep``, else only of the last one.
 
     Args:
-        x: float [R, D], contiguous; rows of N agents in turn where each has its own weights.
-        parameters: weight and bias of each layer in turn, [H, D] and [H], or [N, H, D] and [N, H].
-        keep: hidden layers' outputs, behind their ReLUs, are kept for the way back.
+        x: float [samples, D], contiguous. Where each agent has its own weights, sample s is of
+            agent s % N.
+        parameters: weight and bias of the first layer, then of the next: [H, D] and [H], or
+            [N, H, D] and [N, H].
+        keep: outputs of the hidden layers, after their ReLUs, are kept for ``backward``.
 
     Returns:
-        float [R, H] each.
+        float [samples, H] for each layer.
     """
     weights = parameters[::2]
-    made = [empty(len(x), weight.shape[-2], dtype=x.dtype) for weight in weights[not keep and -1 :]]
-    outputs = [None] * (len(weights) - len(made)) + made
-    layers = Layers(parameters, back=False)
+    wanted = weights if keep else weights[-1:]
+    outputs = [empty(len(x), weight.shape[-2], dtype=x.dtype) for weight in wanted]
+    not_kept = [None] * (len(weights) - len(wanted))
+    layers = Layers(parameters, with_gradients=False)
     call = _call([x], layers)
-    call.outputs = pointers(outputs)
+    call.outputs = pointers([*not_kept, *outputs], WRITTEN)
     library(x.dtype).forward(ctypes.byref(call))
-    return made
+    return outputs
 
 
 def backward(
@@ -60,15 +64,15 @@ def backward(
     *,
     of_input: bool,
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Return the gradients of the input, if wanted, and of the parameters.
+    """Return the gradients of the input, or None, and of the parameters.
 
     Args:
-        inputs: what each layer read, float [R, D], contiguous.
+        inputs: of each layer, float [samples, D], contiguous.
         parameters: as in ``forward``.
-        grad_output: float [R, H] of the last layer, contiguous.
-        of_input: the input's gradient is wanted.
+        grad_output: float [samples, H] of the last layer, contiguous.
+        of_input: the gradient of the input is wanted.
     """
-    layers = Layers(parameters, back=True)
+    layers = Layers(parameters, with_gradients=True)
     call = _call(inputs, layers)
     grad_input = empty(*inputs[0].shape, dtype=grad_output.dtype) if of_input else None
     call.grad_output = grad_output.data_ptr()
@@ -78,12 +82,12 @@ def backward(
 
 
 def _call(inputs: Sequence[Tensor], layers: Layers) -> Dense:
-    """Return the arguments that both ways have in common; what they point at is kept elsewhere."""
+    """Return the arguments that both functions read; the caller keeps the tensors."""
     return Dense(
-        n_rows=len(inputs[0]),
+        n_samples=len(inputs[0]),
         n_groups=layers.n_groups,
-        n_layers=len(layers.pointer),
+        n_layers=len(layers.array),
         threads=torch.get_num_threads(),
-        layers=layers.pointer,
-        inputs=pointers(inputs),
+        layers=layers.array,
+        inputs=pointers(inputs, READ),
     )

@@ -1,30 +1,16 @@
-// A GRU over sequences, forward and back in time: blocks of rows, each row one agent in one
-// sequence, that do not depend on each other. networks.h stands in front.
+// A GRU over sequences, forward and backward through time. A sample is one agent in one sequence;
+// blocks of samples do not depend on each other. networks.h and the structure Sequences, printed
+// from gru.py, stand in front of this file.
 
-struct Sequences {
-  int64_t n_sequences, n_steps, n_agents, width;  // B, T, N, H
-  int64_t n_groups;                               // 1 where agents share their weights, else N
-  int64_t threads;
-  const Layer *recurrent;   // from H to 3H
-  const bool *is_init;      // [B, T]
-  const Real *first;        // [B, N, H]; null for zeros
-  const Real *gates;        // [B, T, N, 3H], the input's share
-  Real *hidden;             // [B, T, N, H]
-  // What the way back needs, [B, T, N, H] each; null if there is none. In the order of the
-  // equations: r, u, n, and the recurrent share of n before r has multiplied it.
-  Real *before, *reset, *update, *fresh, *share;
-  const Real *grad_hidden;  // [B, T, N, H]
-  Real *grad_gates;         // [B, T, N, 3H]
-  Real *grad_first;         // [B, N, H]
-};
-
-// A block of rows: hidden states, or on the way back their gradients, and products with weights.
-struct Rows {
+// A block of samples: hidden states, or their gradients in backward, and products with weights.
+struct Block {
   const Sequences *s;
-  Linear recurrent;  // each gate filled up; transposed on the way back
+  Linear recurrent;  // each gate padded; transposed for backward
   Sums *sums;
-  int64_t thread, group, begin, n, filled, stride;
-  Real *state, *products, *other;  // [rows, stride]
+  int64_t thread, group, begin, n;
+  int64_t padded;  // H, padded to whole vectors
+  int64_t stride;
+  Real *state, *products, *other;  // [n, stride]
 
   int64_t sequence(int64_t i) const {
     return s->n_groups == 1 ? (begin + i) / s->n_agents : begin + i;
@@ -43,18 +29,18 @@ struct Rows {
     const Real *gates = s->gates + 3 * at, *recurrent = products + i * stride;
     for (int64_t j = 0; j < width; j += W) {
       const int64_t left = width - j;
-      const vr h = load(state + i * stride + j), share = load(recurrent + 2 * filled + j);
+      const vr h = load(state + i * stride + j), share = load(recurrent + 2 * padded + j);
       const vr r = sigmoid(load_part(gates + j, left) + load(recurrent + j));
-      const vr u = sigmoid(load_part(gates + width + j, left) + load(recurrent + filled + j));
+      const vr u = sigmoid(load_part(gates + width + j, left) + load(recurrent + padded + j));
       const vr n = hyperbolic_tangent(load_part(gates + 2 * width + j, left) + r * share);
       const vr next = n + u * (h - n);
       store(state + i * stride + j, next);
       store_part(s->hidden + at + j, next, left);
-      if (!s->before) continue;
-      store_part(s->before + at + j, h, left);
+      if (!s->previous) continue;
+      store_part(s->previous + at + j, h, left);
       store_part(s->reset + at + j, r, left);
       store_part(s->update + at + j, u, left);
-      store_part(s->fresh + at + j, n, left);
+      store_part(s->candidate + at + j, n, left);
       store_part(s->share + at + j, share, left);
     }
   }
@@ -64,7 +50,7 @@ struct Rows {
     Real *grad_gates = s->grad_gates + 3 * at, *grad_recurrent = products + i * stride;
     for (int64_t j = 0; j < width; j += W) {
       const int64_t left = width - j;
-      const vr h = load_part(s->before + at + j, left), n = load_part(s->fresh + at + j, left);
+      const vr h = load_part(s->previous + at + j, left), n = load_part(s->candidate + at + j, left);
       const vr r = load_part(s->reset + at + j, left), u = load_part(s->update + at + j, left);
       const vr share = load_part(s->share + at + j, left);
       const vr d = load(state + i * stride + j) + load_part(s->grad_hidden + at + j, left);
@@ -75,12 +61,12 @@ struct Rows {
       store_part(grad_gates + width + j, d_u, left);
       store_part(grad_gates + 2 * width + j, d_n, left);
       store(grad_recurrent + j, d_r);
-      store(grad_recurrent + filled + j, d_u);
-      store(grad_recurrent + 2 * filled + j, d_share);
+      store(grad_recurrent + padded + j, d_u);
+      store(grad_recurrent + 2 * padded + j, d_share);
       store(state + i * stride + j, d * u);
       store(other + i * stride + j, h);
     }
-    other[i * stride + width] = 1;  // the bias's
+    other[i * stride + width] = 1;  // for the bias's gradient
   }
 
   void clear(int64_t i) const { memset(state + i * stride, 0, stride * sizeof(Real)); }
@@ -88,16 +74,16 @@ struct Rows {
   void forward(int64_t t) const {
     for (int64_t i = 0; i < n; i++)
       if (begins(i, t)) clear(i);
-    linear(&recurrent, group, state, products, stride, whole(n, TILE), false);
+    linear(&recurrent, group, state, products, stride, round_up(n, TILE), false);
     for (int64_t i = 0; i < n; i++) step(i, t);
   }
 
   void backward(int64_t t) const {
     for (int64_t i = 0; i < n; i++) step_back(i, t);
     sums->add(thread, group, other, products, stride, n);
-    linear(&recurrent, group, products, other, stride, whole(n, TILE), false);
+    linear(&recurrent, group, products, other, stride, round_up(n, TILE), false);
     for (int64_t i = 0; i < n; i++) {
-      for (int64_t j = 0; j < filled; j += W) {
+      for (int64_t j = 0; j < padded; j += W) {
         const int64_t at = i * stride + j;
         store(state + at, load(state + at) + load(other + at));
       }
@@ -106,8 +92,9 @@ struct Rows {
   }
 
   void all_forward() const {
-    for (int64_t i = 0; s->first && i < n; i++)
-      memcpy(state + i * stride, s->first + first_place(i), s->width * sizeof(Real));
+    if (s->first)
+      for (int64_t i = 0; i < n; i++)
+        memcpy(state + i * stride, s->first + first_place(i), s->width * sizeof(Real));
     for (int64_t t = 0; t < s->n_steps; t++) forward(t);
   }
 
@@ -118,33 +105,36 @@ struct Rows {
   }
 };
 
-// The recurrent layer, each gate filled up to whole vectors.
-static Panels panels_of(const Sequences *s, bool back) {
-  const int64_t width = s->width, filled = whole(width, W);
-  Panels p = back ? Panels(s->n_groups, 3 * filled, width) : Panels(s->n_groups, width, 3 * filled);
+// The recurrent layer, each gate padded to whole vectors.
+static Panels padded_gates(const Sequences *s, bool is_backward) {
+  const int64_t width = s->width, padded = round_up(width, W);
+  Panels p = is_backward ? Panels(s->n_groups, 3 * padded, width)
+                         : Panels(s->n_groups, width, 3 * padded);
   for (int64_t g = 0; g < s->n_groups; g++)
     for (int64_t gate = 0; gate < 3; gate++) {
       const int64_t at = (g * 3 + gate) * width;
       const Real *weight = s->recurrent->weight + at * width;
-      if (back) {
-        p.put(g, 0, gate * filled, weight, width, width, 1, width);
+      if (is_backward) {
+        p.put(g, 0, gate * padded, weight, width, width, 1, width);
       } else {
-        p.put(g, gate * filled, 0, weight, width, width, width, 1);
-        memcpy(p.bias.data() + g * p.outputs + gate * filled, s->recurrent->bias + at,
+        p.put(g, gate * padded, 0, weight, width, width, width, 1);
+        memcpy(p.bias.data() + g * p.outputs + gate * padded, s->recurrent->bias + at,
                width * sizeof(Real));
       }
     }
   return p;
 }
 
-// Take all blocks through time, forward or back.
-static void run(const Sequences *s, bool back) {
+// Compute all blocks through time, forward or backward.
+static void run(const Sequences *s, bool is_backward) {
   const int64_t per_group = s->n_sequences * s->n_agents / s->n_groups;
-  const int64_t block = block_of(per_group, s->threads), n_blocks = whole(per_group, block) / block;
-  const int64_t filled = whole(s->width, W), stride = std::max(3 * filled, room(s->width));
-  const Panels panels = panels_of(s, back);
-  Sums sums(s->n_groups, back ? s->threads : 0, s->width, 3 * filled);
-  // A thread's share is the same at each call: sums over rows have one order.
+  const int64_t block = block_size(per_group, s->threads);
+  const int64_t n_blocks = round_up(per_group, block) / block;
+  const int64_t padded = round_up(s->width, W);
+  const int64_t stride = std::max(3 * padded, padded_size(s->width));
+  const Panels panels = padded_gates(s, is_backward);
+  Sums sums(s->n_groups, is_backward ? s->threads : 0, s->width, 3 * padded);
+  // Each thread has the same samples at each call, so that sums over samples round alike.
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static, 1) num_threads((int)s->threads) if (s->threads > 1)
 #endif
@@ -152,17 +142,21 @@ static void run(const Sequences *s, bool back) {
     const int64_t size = block * stride;
     std::vector<Real> scratch(3 * size);
     for (int64_t b = thread; b < s->n_groups * n_blocks; b += s->threads) {
-      // Zero, so that rows of no agent and what fills rows up stay numbers.
+      // Padding must hold finite numbers, as it is multiplied by zero weights.
       std::fill(scratch.begin(), scratch.end(), (Real)0);
       const int64_t group = b / n_blocks, begin = b % n_blocks * block;
-      const Rows rows = {s, panels.linear(), &sums, thread, group, begin,
-                         std::min(block, per_group - begin), filled, stride, scratch.data(),
-                         scratch.data() + size, scratch.data() + 2 * size};
-      back ? rows.all_backward() : rows.all_forward();
+      const Block samples = {s, panels.linear(), &sums, thread, group, begin,
+                             std::min(block, per_group - begin), padded, stride, scratch.data(),
+                             scratch.data() + size, scratch.data() + 2 * size};
+      if (is_backward)
+        samples.all_backward();
+      else
+        samples.all_forward();
     }
   }
-  for (int64_t gate = 0; back && gate < 3; gate++)
-    sums.write(*s->recurrent, gate * filled, s->width, gate * s->width);
+  if (!is_backward) return;
+  for (int64_t gate = 0; gate < 3; gate++)
+    sums.write(*s->recurrent, gate * padded, s->width, gate * s->width);
 }
 
 extern "C" void forward(const Sequences *s) { run(s, false); }

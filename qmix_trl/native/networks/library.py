@@ -1,35 +1,51 @@
-"""Libraries that compute networks, and what they are called with."""
+"""Libraries of network kernels: their source, their loading, and when they serve."""
 
 import ctypes
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from qmix_trl.native import store
 from qmix_trl.native.build import BuildFailed, NoCompiler
-from qmix_trl.native.store import header, library
+from qmix_trl.native.networks.layers import Layer, Linear
+from qmix_trl.native.structures import c_struct
 
-DTYPES = (torch.float32, torch.float64)
-# Wider than in a step, whose many values have to stay in registers.
+REALS = {
+    torch.float32: "typedef float Real;",
+    torch.float64: "typedef double Real;\n#define DOUBLE",
+}
+# Wider than in a compiled step, whose many values have to stay in registers.
 WIDE = "#ifdef __AVX512F__\n#define W 16\n#endif"
 
-
-_BUILDING = threading.Lock()
 Library = Callable[[torch.dtype], ctypes.CDLL]
+_BUILDING = threading.Lock()
+
+
+@runtime_checkable
+class RunsInCpp(Protocol):
+    """An agent or a mixer whose layers run in C++ on the CPU.
+
+    Attributes:
+        libraries: loaders of the libraries that its layers call.
+    """
+
+    libraries: tuple[Library, ...]
 
 
 def serves(library: Library, *tensors: Tensor) -> bool:
-    """Say whether a library takes these tensors; else torch's operations have to.
+    """Return whether a library computes with these tensors; if not, torch's operations do.
 
-    They do for other devices and types, for what torch traces, maps or casts by itself, and where
-    the library cannot be built (``missing``).
+    They do on other devices and for other dtypes, where torch compiles, maps (``vmap``) or casts
+    (``autocast``), and where the library cannot be built.
     """
     dtype = tensors[0].dtype
     return (
-        dtype in DTYPES
+        dtype in REALS
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and all(x.dtype == dtype and x.device.type == "cpu" and _is_plain(x) for x in tensors)
@@ -38,14 +54,46 @@ def serves(library: Library, *tensors: Tensor) -> bool:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Say whether a tensor's numbers lie where it says."""
+    """Return whether a tensor's numbers lie at its address."""
     return type(x).__torch_dispatch__ is Tensor.__torch_dispatch__ and not (
         torch._C._functorch.is_functorch_wrapped_tensor(x)
     )
 
 
+def why_not(parameters: Sequence[Tensor], *modules: nn.Module | None) -> str | None:
+    """Return the reason why the layers of modules do not run in C++; None if they do.
+
+    It builds the libraries that are not on disk. It does not look at ``torch.compile`` and
+    ``autocast``, under which torch's operations compute.
+
+    Args:
+        parameters: of the modules, wherever they are held; float.
+        *modules: agent and mixer, None for no mixer. Modules in them that are ``RunsInCpp`` need
+            their libraries; all others run by torch's operations and need none.
+    """
+    for x in parameters:
+        if x.device.type != "cpu":
+            return f"the parameters are on {x.device}"
+        if x.dtype not in REALS:
+            return f"the parameters are {x.dtype}, not float32 or float64"
+    parts = [part for module in modules if module is not None for part in module.modules()]
+    needed = [x for part in parts if isinstance(part, RunsInCpp) for x in part.libraries]
+    if not needed:
+        return "no agent or mixer has layers in C++"
+    for dtype in {x.dtype for x in parameters}:
+        for library in needed:
+            reason = missing(library, dtype)
+            if reason is not None:
+                return reason
+    return None
+
+
 def missing(library: Library, dtype: torch.dtype) -> str | None:
-    """Return why a library cannot be had, None if it can; one is built at a time."""
+    """Return the reason why a library cannot be had; None if it can.
+
+    A library that is not on disk is built, one at a time in all threads. A failed build is warned
+    of once.
+    """
     with _BUILDING:
         return _missing(library, dtype)
 
@@ -62,92 +110,62 @@ def _missing(library: Library, dtype: torch.dtype) -> str | None:
     return None
 
 
-def why_not(parameters) -> str | None:
-    for p in parameters:
-        if p.dtype not in DTYPES or p.device.type != "cpu":
-            return f"the parameters are {p.dtype} on {p.device}"
-    return None
-
-
-def network_library(name: str, source: str, dtype: torch.dtype = torch.float32) -> ctypes.CDLL:
-    """Return the library of a source that goes on from ``networks.h``.
+def network_library(
+    package: str, name: str, arguments: type[ctypes.Structure], dtype: torch.dtype = torch.float32
+) -> ctypes.CDLL:
+    """Return the library of ``NAME.h``, from disk or newly built.
 
     Args:
-        name: what its folder's name begins with.
-        source: C++.
+        package: that holds the header.
+        name: of the header, and of the library's folder.
+        arguments: the structure that the header's functions read.
         dtype: float32 or float64, of ``Real``.
 
     Raises:
         NoCompiler: if there is no compiler.
         BuildFailed: if it refuses the source.
     """
-    real = "#define DOUBLE" if dtype == torch.float64 else ""
-    texts = [
-        real,
-        WIDE,
-        header("qmix_trl.native", "simd.h"),
-        header(__package__, "networks.h"),
-        source,
-    ]
-    return library(name, "\n".join(texts))
+    return store.library(name, network_source(package, name, arguments, dtype))
 
 
-def both_ways(name: str, arguments: type[ctypes.Structure]) -> Library:
-    """Return what gives the library of ``NAME.h``, from disk or newly built, by type of numbers.
+def network_source(
+    package: str, name: str, arguments: type[ctypes.Structure], dtype: torch.dtype
+) -> str:
+    """Return the source of ``network_library``: structures are printed, functions are headers.
 
     Args:
-        name: of the header in this package; it defines ``forward`` and ``backward``.
-        arguments: what both point at.
+        package: as in ``network_library``.
+        name: as in ``network_library``.
+        arguments: as in ``network_library``.
+        dtype: as in ``network_library``.
+    """
+    return "\n".join(
+        [
+            WIDE,
+            store.header("qmix_trl.native", "simd.h"),
+            REALS[dtype],
+            c_struct(Linear),
+            c_struct(Layer),
+            store.header(__package__, "networks.h"),
+            c_struct(arguments),
+            store.header(package, f"{name}.h"),
+        ]
+    )
+
+
+def loader(name: str, arguments: type[ctypes.Structure]) -> Library:
+    """Return a cached loader: dtype -> library of ``NAME.h`` with ``forward`` and ``backward``.
+
+    Args:
+        name: of a header of this package, which defines both functions.
+        arguments: the structure that both functions read.
     """
 
     @cache
-    def library(dtype: torch.dtype) -> ctypes.CDLL:
-        loaded = network_library(name, header(__package__, f"{name}.h"), dtype)
+    def load(dtype: torch.dtype) -> ctypes.CDLL:
+        loaded = network_library(__package__, name, arguments, dtype)
         for function in (loaded.forward, loaded.backward):
             function.argtypes, function.restype = [ctypes.POINTER(arguments)], None
         return loaded
 
-    return library
-
-
-class Layer(ctypes.Structure):
-    """``Layer`` of ``networks.h``."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("weight", "bias")),
-        *((name, ctypes.c_int64) for name in ("inputs", "outputs")),
-        *((name, ctypes.c_void_p) for name in ("grad_weight", "grad_bias")),
-    ]
-
-
-class Layers:
-    """Layers for a library, with what they hold kept beside.
-
-    Args:
-        parameters: weight [H, D] or [N, H, D] and bias [H] or [N, H] of each layer in turn.
-        back: whether there will be gradients.
-
-    Attributes:
-        pointer: to the layers.
-        n_groups: how many sets of weights there are: 1, shared, or N.
-        dtype: of all numbers.
-        gradients: of the parameters, to be written by the library; empty without ``back``.
-    """
-
-    def __init__(self, parameters: Sequence[Tensor], *, back: bool) -> None:
-        self._held = [x.detach().contiguous() for x in parameters]
-        self.gradients = [torch.empty_like(x) for x in self._held] if back else []
-        layers = []
-        for i in range(0, len(self._held), 2):
-            weight, bias = self._held[i : i + 2]
-            grads = (x.data_ptr() for x in self.gradients[i : i + 2])
-            outputs, inputs = weight.shape[-2:]
-            layers.append(Layer(weight.data_ptr(), bias.data_ptr(), inputs, outputs, *grads))
-        first = self._held[0]
-        self.n_groups, self.dtype = 1 if first.dim() == 2 else len(first), first.dtype
-        self.pointer = (Layer * len(layers))(*layers)
-
-
-def pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array:
-    """Return where tensors lie; they have to be kept beside."""
-    return (ctypes.c_void_p * len(tensors))(*(None if x is None else x.data_ptr() for x in tensors))
+    return load

@@ -1,4 +1,4 @@
-"""QMIX's mixing network on the CPU, forward and back, as one call each."""
+"""QMIX's mixing network on the CPU: one call of C++ forward, one backward."""
 
 import ctypes
 from collections.abc import Sequence
@@ -7,26 +7,32 @@ import torch
 from torch import Tensor
 
 from qmix_trl.native.large_pages import empty
-from qmix_trl.native.networks.library import Layer, Layers, both_ways, pointers
-
-_POINTER, _INT = ctypes.c_void_p, ctypes.c_int64
+from qmix_trl.native.networks.layers import INT, READ, WRITTEN, Layer, Layers, pointers
+from qmix_trl.native.networks.library import loader
 
 
 class Mixer(ctypes.Structure):
-    """``Mixer`` of ``mixer.h``."""
+    """The arguments of ``mixer.h``."""
 
     _fields_ = [
-        *((name, _INT) for name in ("n_rows", "n_agents", "n_embed", "n_state")),
-        *((name, _INT) for name in ("n_layers", "threads")),
-        ("layers", ctypes.POINTER(Layer)),
-        ("layers_of", ctypes.POINTER(_INT)),
-        *((name, _POINTER) for name in ("chosen", "state")),
-        ("kept", ctypes.POINTER(_POINTER)),
-        *((name, _POINTER) for name in ("total", "grad_total", "grad_chosen")),
+        ("n_samples", INT),
+        ("n_agents", INT),  # N
+        ("n_embed", INT),  # E, the width of the mixing network
+        ("n_state", INT),  # S
+        ("n_layers", INT),  # of all hypernetworks together
+        ("threads", INT),
+        ("layers", ctypes.POINTER(Layer)),  # [n_layers], of w1, b1, w2 and V, one or two each
+        ("net_layers", ctypes.POINTER(INT)),  # [4], the number of layers of each hypernetwork
+        ("chosen", READ),  # [n_samples, N]
+        ("state", READ),  # [n_samples, S]
+        ("kept", ctypes.POINTER(WRITTEN)),  # [n_layers] of [n_samples, outputs]; null: not kept
+        ("total", WRITTEN),  # [n_samples]
+        ("grad_total", READ),  # [n_samples]
+        ("grad_chosen", WRITTEN),  # [n_samples, N]
     ]
 
 
-library = both_ways("mixer", Mixer)
+library = loader("mixer", Mixer)
 
 
 def forward(
@@ -37,23 +43,24 @@ def forward(
     *,
     keep: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return joint values, and with ``keep`` what the way back needs.
+    """Return joint values and, with ``keep``, the outputs of all layers for ``backward``.
 
     Args:
-        chosen: float [R, N], contiguous.
-        state: float [R, S], contiguous.
-        n_layers: of the hypernetworks of w1 [N E], b1 [E], w2 [E] and V [1]: one, or two with
-            ReLUs between them.
-        parameters: weight and bias of all their layers in turn.
+        chosen: float [samples, N], contiguous.
+        state: float [samples, S], contiguous.
+        n_layers: of the hypernetworks of w1 [N E], b1 [E], w2 [E] and V [1]: 1, or 2 with a ReLU
+            between them.
+        parameters: weight and bias of the first layer, then of the next, of all hypernetworks.
+        keep: there will be a ``backward``.
 
     Returns:
-        float [R, 1], and of each layer its outputs, float [R, H].
+        float [samples, 1]; and float [samples, H] for each layer, or an empty list.
     """
     total = chosen.new_empty(len(chosen), 1)
     kept = []
     if keep:
         kept = [empty(len(chosen), len(bias), dtype=chosen.dtype) for bias in parameters[1::2]]
-    layers = Layers(parameters, back=False)
+    layers = Layers(parameters, with_gradients=False)
     call = _call(chosen, state, n_layers, layers, kept)
     call.total = total.data_ptr()
     library(chosen.dtype).forward(ctypes.byref(call))
@@ -71,12 +78,15 @@ def backward(
     """Return the gradients of ``chosen`` and of the parameters.
 
     Args:
-        chosen, state, n_layers, parameters: as in ``forward``.
+        chosen: as in ``forward``.
+        state: as in ``forward``.
+        n_layers: as in ``forward``.
+        parameters: as in ``forward``.
         kept: of ``forward``.
-        grad_total: float [R, 1], contiguous.
+        grad_total: float [samples, 1], contiguous.
     """
     grad_chosen = torch.empty_like(chosen)
-    layers = Layers(parameters, back=True)
+    layers = Layers(parameters, with_gradients=True)
     call = _call(chosen, state, n_layers, layers, kept)
     call.grad_total, call.grad_chosen = grad_total.data_ptr(), grad_chosen.data_ptr()
     library(chosen.dtype).backward(ctypes.byref(call))
@@ -90,17 +100,18 @@ def _call(
     layers: Layers,
     kept: Sequence[Tensor],
 ) -> Mixer:
-    """Return the arguments that both ways have in common; what they point at is kept elsewhere."""
+    """Return the arguments that both functions read; the caller keeps the tensors."""
+    last_of_b1 = sum(n_layers[:2]) - 1
     return Mixer(
-        n_rows=len(chosen),
+        n_samples=len(chosen),
         n_agents=chosen.shape[1],
-        n_embed=layers.pointer[sum(n_layers[:2]) - 1].outputs,  # of b1
+        n_embed=layers.array[last_of_b1].outputs,
         n_state=state.shape[1],
-        n_layers=len(layers.pointer),
+        n_layers=len(layers.array),
         threads=torch.get_num_threads(),
-        layers=layers.pointer,
-        layers_of=(_INT * len(n_layers))(*n_layers),
+        layers=layers.array,
+        net_layers=(INT * len(n_layers))(*n_layers),
         chosen=chosen.data_ptr(),
         state=state.data_ptr(),
-        kept=pointers(kept) if kept else None,
+        kept=pointers(kept, WRITTEN) if kept else None,
     )

@@ -1,39 +1,25 @@
-// Layers of networks, on rows that stand at equal distances. simd.h stands in front; a row's end is
-// filled up to whole vectors.
+// Layers of networks, computed for many samples at a time. A sample is what one agent reads in one
+// environment, or one state. Samples stand `stride` numbers apart, each padded to whole vectors.
+// In front of this file stand simd.h, the type Real (float or double) and the structures Linear
+// and Layer, printed from layers.py.
 
 #include <algorithm>
 #include <vector>
 
+// vr: a vector of Real.
 #ifdef DOUBLE
-typedef double Real;
 typedef double vr __attribute__((vector_size(8 * W)));
 #else
-typedef float Real;
 typedef vf vr;
 #endif
 
 #ifdef __AVX512F__
-#define TILE 24  // rows whose sums stay in registers
+#define TILE 24  // samples whose sums stay in registers
 #else
 #define TILE 12
 #endif
-#define ROWS_TOGETHER 96  // a multiple of TILE
-#define SUM_TILE 12       // and numbers of a row, where sums are over rows
-
-// A layer in panels of W outputs.
-struct Linear {
-  const Real *weight;  // [groups, outputs / W, inputs, W]
-  const Real *bias;    // [groups, outputs], filled up
-  int64_t inputs, outputs;
-};
-
-// A layer as torch has it.
-struct Layer {
-  const Real *weight;             // [groups, outputs, inputs]
-  const Real *bias;               // [groups, outputs]
-  int64_t inputs, outputs;
-  Real *grad_weight, *grad_bias;  // to be written on the way back
-};
+#define SAMPLES_TOGETHER 96  // a multiple of TILE
+#define SUM_TILE 12          // numbers of a sample whose sums over samples stay in registers
 
 INLINE vr load(const Real *from) {
   vr x;
@@ -41,6 +27,7 @@ INLINE vr load(const Real *from) {
   return x;
 }
 INLINE void store(Real *to, vr x) { memcpy(to, &x, sizeof(vr)); }
+// The first n numbers; zeros follow.
 INLINE vr load_part(const Real *from, int64_t n) {
   if (n >= W) return load(from);
   vr x = {};
@@ -51,8 +38,8 @@ INLINE void store_part(Real *to, vr x, int64_t n) {
   if (n >= W) return store(to, x);
   memcpy(to, &x, n * sizeof(Real));
 }
-// Roomy: up to W - 1 numbers more may be read and written.
-INLINE void copy_row(Real *to, const Real *from, int64_t n, bool roomy) {
+// roomy: up to W - 1 numbers past the n may be read and overwritten.
+INLINE void copy_numbers(Real *to, const Real *from, int64_t n, bool roomy) {
   if (!roomy) {
     memcpy(to, from, n * sizeof(Real));
     return;
@@ -79,52 +66,63 @@ INLINE vr hyperbolic_tangent(vr x) { return vtanh(x); }
 INLINE vr exp_minus_1(vr x) { return vexp(x) - 1.0f; }
 #endif
 
-static int64_t whole(int64_t n, int64_t of) { return (n + of - 1) / of * of; }
-// What a row takes of n numbers, and of a 1 behind them where sums are over rows.
-static int64_t room(int64_t n) { return std::max(whole(n + 1, SUM_TILE), whole(n, W)); }
-// How many rows a thread computes together: enough for the weights, few for the cache.
-static int64_t block_of(int64_t n_rows, int64_t threads) {
-  const int64_t share = whole(whole(n_rows, threads) / threads, TILE);
-  return std::max<int64_t>(TILE, std::min<int64_t>(share, ROWS_TOGETHER));
+static int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+// The stride that a sample of n numbers needs, with a 1 after them for the bias's gradient.
+static int64_t padded_size(int64_t n) {
+  return std::max(round_up(n + 1, SUM_TILE), round_up(n, W));
+}
+// The number of samples that a thread computes together: weights are read once for all of them,
+// and their numbers fit the cache.
+static int64_t block_size(int64_t n_samples, int64_t threads) {
+  const int64_t share = round_up(round_up(n_samples, threads) / threads, TILE);
+  return std::max<int64_t>(TILE, std::min<int64_t>(share, SAMPLES_TOGETHER));
 }
 
-// y = x weight + bias, a panel of W outputs after the other: its weights stay in the nearest cache
-// while all rows pass by, TILE at a time. Rows are width apart, their number a multiple of TILE.
-static void linear(const Linear *l, int64_t group, const Real *x, Real *y, int64_t width,
-                   int64_t n_rows, bool relu) {
+// y = x weight + bias, one panel of W outputs after another: the panel's weights stay in the nearest
+// cache while all samples are computed, TILE at a time. n_samples is a multiple of TILE.
+static void linear(const Linear *l, int64_t group, const Real *x, Real *y, int64_t stride,
+                   int64_t n_samples, bool relu) {
   for (int64_t p = 0; p < l->outputs; p += W) {
     const Real *panel = l->weight + (group * l->outputs + p) * l->inputs;
     const vr bias = load(l->bias + group * l->outputs + p);
-    for (int64_t i = 0; i < n_rows; i += TILE) {
+    for (int64_t i = 0; i < n_samples; i += TILE) {
       vr sum[TILE];
 #pragma GCC unroll 32
       for (int m = 0; m < TILE; m++) sum[m] = bias;
       for (int64_t k = 0; k < l->inputs; k++) {
         const vr w = load(panel + k * W);
 #pragma GCC unroll 32
-        for (int m = 0; m < TILE; m++) sum[m] += x[(i + m) * width + k] * w;
+        for (int m = 0; m < TILE; m++) sum[m] += x[(i + m) * stride + k] * w;
       }
 #pragma GCC unroll 32
       for (int m = 0; m < TILE; m++) {
         if (relu) sum[m] = sum[m] > 0 ? sum[m] : vr{};
-        store(y + (i + m) * width + p, sum[m]);
+        store(y + (i + m) * stride + p, sum[m]);
       }
     }
   }
 }
 
-// sums += x^T y over rows, a tile of SUM_TILE numbers of x by W of y at a time: sums of these rows
-// stay in registers while they pass by, and are short, so that little is rounded away.
-// sums: [whole(n_x, SUM_TILE), n_y]; x may be read up to whole(n_x, SUM_TILE).
-static void outer(const Real *x, const Real *y, Real *sums, int64_t width, int64_t n_rows,
-                  int64_t n_x, int64_t n_y) {
+// The gradient of a ReLU: zero where its output, activated, is zero. Numbers of one sample.
+INLINE void mask_by_relu(Real *grad, const Real *activated, int64_t n) {
+  for (int64_t j = 0; j < n; j += W)
+    store(grad + j, load(activated + j) > 0 ? load(grad + j) : vr{});
+}
+
+// sums += x^T y over samples, a tile of SUM_TILE numbers of x by W numbers of y at a time. A tile's
+// sums over these few samples stay in registers; short sums round little.
+// sums: [round_up(n_x, SUM_TILE), n_y]; x is read up to round_up(n_x, SUM_TILE).
+static void add_outer_products(const Real *x, const Real *y, Real *sums, int64_t stride,
+                               int64_t n_samples, int64_t n_x, int64_t n_y) {
   for (int64_t p = 0; p < n_y; p += W)
     for (int64_t i = 0; i < n_x; i += SUM_TILE) {
       vr sum[SUM_TILE] = {};
-      for (int64_t r = 0; r < n_rows; r++) {
-        const vr of_y = load(y + r * width + p);
+      for (int64_t s = 0; s < n_samples; s++) {
+        const vr y_part = load(y + s * stride + p);
 #pragma GCC unroll 16
-        for (int m = 0; m < SUM_TILE; m++) sum[m] += x[r * width + i + m] * of_y;
+        for (int m = 0; m < SUM_TILE; m++) sum[m] += x[s * stride + i + m] * y_part;
       }
 #pragma GCC unroll 16
       for (int m = 0; m < SUM_TILE; m++) {
@@ -134,17 +132,24 @@ static void outer(const Real *x, const Real *y, Real *sums, int64_t width, int64
     }
 }
 
-// A layer's panels, of zeros until they are put.
+// A layer copied into panels; zeros where nothing is put.
 struct Panels {
   int64_t n_groups, inputs, outputs;
   std::vector<Real> weight, bias;
 
   Panels(int64_t n_groups, int64_t inputs, int64_t n_outputs)
-      : n_groups(n_groups), inputs(inputs), outputs(whole(n_outputs, W)),
+      : n_groups(n_groups), inputs(inputs), outputs(round_up(n_outputs, W)),
         weight(n_groups * inputs * outputs), bias(n_groups * outputs) {}
-  Linear linear() const { return {weight.data(), bias.data(), inputs, outputs}; }
+  Linear linear() const {
+    Linear l = {};
+    l.weight = weight.data();
+    l.bias = bias.data();
+    l.inputs = inputs;
+    l.outputs = outputs;
+    return l;
+  }
 
-  // Part of a weight: output o of input i stands at from[o * output_step + i * input_step].
+  // Put part of a weight: output o of input i stands at from[o * output_step + i * input_step].
   void put(int64_t group, int64_t first_output, int64_t first_input, const Real *from,
            int64_t n_outputs, int64_t n_inputs, int64_t output_step, int64_t input_step) {
     for (int64_t o = 0; o < n_outputs; o++) {
@@ -162,7 +167,7 @@ struct Panels {
     }
     return p;
   }
-  // Through which gradients go back.
+  // The transposed weight without a bias: it takes gradients of outputs to gradients of inputs.
   static Panels transposed(const Layer &l, int64_t n_groups) {
     Panels p(n_groups, l.outputs, l.inputs);
     for (int64_t g = 0; g < n_groups; g++)
@@ -171,20 +176,21 @@ struct Panels {
   }
 };
 
-// The gradients of a layer's weight and bias, summed by each thread for itself: transposed, the
-// bias below the weight.
+// The gradients of a layer's weight and bias, one sum for each thread: [inputs + 1, outputs], the
+// bias's last.
 struct Sums {
   int64_t n_groups, n_threads, n_x, n_y, size;
   std::vector<Real> values;
 
   Sums(int64_t n_groups, int64_t n_threads, int64_t inputs, int64_t outputs)
-      : n_groups(n_groups), n_threads(n_threads), n_x(inputs + 1), n_y(whole(outputs, W)),
-        size(whole(n_x, SUM_TILE) * n_y), values(n_threads * n_groups * size) {}
+      : n_groups(n_groups), n_threads(n_threads), n_x(inputs + 1), n_y(round_up(outputs, W)),
+        size(round_up(n_x, SUM_TILE) * n_y), values(n_threads * n_groups * size) {}
 
-  // One row more of each x is the bias's: its place behind the inputs holds a 1.
-  void add(int64_t thread, int64_t group, const Real *x, const Real *y, int64_t width,
-           int64_t n_rows) {
-    outer(x, y, values.data() + (thread * n_groups + group) * size, width, n_rows, n_x, n_y);
+  // x: inputs, and a 1 after each sample's, by which the bias's gradient is summed.
+  void add(int64_t thread, int64_t group, const Real *x, const Real *y, int64_t stride,
+           int64_t n_samples) {
+    Real *sums = values.data() + (thread * n_groups + group) * size;
+    add_outer_products(x, y, sums, stride, n_samples, n_x, n_y);
   }
   Real total(int64_t group, int64_t i, int64_t o) const {
     Real sum = 0;
@@ -192,7 +198,7 @@ struct Sums {
       sum += values[(t * n_groups + group) * size + i * n_y + o];
     return sum;
   }
-  // Part of the outputs, from first on.
+  // Write sums from output `first` on to the layer's outputs from `to` on.
   void write(const Layer &l, int64_t first, int64_t n_outputs, int64_t to) const {
     for (int64_t g = 0; g < n_groups; g++)
       for (int64_t o = 0; o < n_outputs; o++) {
