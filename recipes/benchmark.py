@@ -22,8 +22,8 @@ from pathlib import Path
 from threading import Event
 
 from support.benchmark_report import COLORS, Curve, draw, print_table, read_curve, write_csv
-from support.components import CONFIG_FILE
-from train_benchmarl import make_environment
+from support.benchmarl_process import make_virtualenv
+from support.run_folder import CONFIG_FILE, SUMMARY_FILE
 
 from qmix_trl import load_config
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
@@ -108,7 +108,7 @@ class Cell:
                 f"{folder} is a run of another configuration than {self.config} is now; "
                 "delete it, or choose another folder by --runs"
             )
-        return (folder / "summary.json").exists()
+        return (folder / SUMMARY_FILE).exists()
 
 
 def cells_of(
@@ -136,7 +136,7 @@ def run_cells(cells: Sequence[Cell], runs: Path, jobs: int) -> list[Cell]:
     due = [cell for cell in cells if not cell.is_done(runs)]
     print(f"{len(cells)} runs, {len(cells) - len(due)} of them done, in {runs}", flush=True)
     if any(cell.algorithm == BENCHMARL for cell in due):
-        make_environment()  # once, before several cells need it
+        make_virtualenv()  # once, before several cells need it
     failed, start, stop = [], time.perf_counter(), Event()
     with ThreadPoolExecutor(jobs) as pool, stopping(stop, pool):
         futures = {pool.submit(run_cell, cell, runs, stop): cell for cell in due}
