@@ -11,8 +11,9 @@ from pathlib import Path
 
 from support.game_settings import GAMES
 from support.run_folder import CONFIG_FILE
+from support.throughput.report import COLORS, TITLES
 
-from qmix_trl.config import MAX_SEED, RunConfig, load_config
+from qmix_trl.config import MAX_SEED, RunConfig, load_config, vmas_scenarios
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
 from qmix_trl.logs import AUTO
 
@@ -107,3 +108,29 @@ def games_arguments(description: str | None) -> argparse.Namespace:
         if arguments.seeds < 1:
             raise ConfigError(f"expected --seeds of at least 1, got {arguments.seeds}")
     return arguments
+
+
+def throughput_arguments(description: str | None) -> argparse.Namespace:
+    """Return the arguments of ``throughput.py``, under the names of its options.
+
+    Raises:
+        SystemExit: if the command line has a mistake.
+    """
+    scenarios = ["balance", "navigation", "simple_spread", "dispersion", "transport", "discovery"]
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--what", nargs="+", choices=TITLES, default=list(TITLES))
+    parser.add_argument(
+        "--scenarios",
+        nargs="+",
+        choices=vmas_scenarios(),
+        default=scenarios,
+        metavar="NAME",
+        help=f"of VMAS; {' '.join(scenarios)}",
+    )
+    parser.add_argument("--envs", nargs="+", type=int, default=(32, 600, 4096))
+    parser.add_argument("--engines", nargs="+", choices=COLORS, default=("kernel", "eager"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="a file for the lines of the table")
+    parser.add_argument("--picture", type=Path, default=Path("throughput.png"))
+    return parser.parse_args()
