@@ -1,24 +1,32 @@
-"""Value decomposition for multi-agent reinforcement learning in TorchRL: VDN, QMIX, their parts."""
+"""Value decomposition for multi-agent reinforcement learning in TorchRL: VDN, QMIX, their parts.
 
-from qmix_trl.agents import AGENTS, FeedforwardAgent, RecurrentAgent
-from qmix_trl.checkpoint import load_weights, save_weights
-from qmix_trl.collect import make_collector
-from qmix_trl.config import RunConfig, load_config, save_config
-from qmix_trl.envs import ENVS, EnvDims, env_dims, make_env
-from qmix_trl.errors import ConfigError, DivergedError, MachineError
-from qmix_trl.evaluate import episode_returns
-from qmix_trl.loss import QMixLoss
-from qmix_trl.mixers import MIXERS, QMixer, VDNMixer
-from qmix_trl.policy import (
-    EpsilonGreedyAction,
-    GreedyAction,
-    NoOpPolicy,
-    RandomPolicy,
-    make_policy,
-    with_memory,
-)
-from qmix_trl.replay import SequenceRows, make_replay
-from qmix_trl.update import Update, make_hard_updater, make_soft_updater
+A name is imported from its module when it is first used, so that a configuration is read and
+checked without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qmix_trl.agents import AGENTS, FeedforwardAgent, RecurrentAgent
+    from qmix_trl.checkpoint import load_weights, save_weights
+    from qmix_trl.collect import make_collector
+    from qmix_trl.config import RunConfig, load_config, save_config
+    from qmix_trl.envs import ENVS, EnvDims, env_dims, make_env
+    from qmix_trl.errors import ConfigError, DivergedError, MachineError
+    from qmix_trl.evaluate import episode_returns
+    from qmix_trl.loss import QMixLoss
+    from qmix_trl.mixers import MIXERS, QMixer, VDNMixer
+    from qmix_trl.policy import (
+        EpsilonGreedyAction,
+        GreedyAction,
+        NoOpPolicy,
+        RandomPolicy,
+        make_policy,
+        with_memory,
+    )
+    from qmix_trl.replay import SequenceRows, make_replay
+    from qmix_trl.update import Update, make_hard_updater, make_soft_updater
 
 __version__ = "0.1.0"
 
@@ -56,3 +64,56 @@ __all__ = [
     "save_weights",
     "with_memory",
 ]
+
+_MODULES = {
+    "AGENTS": "qmix_trl.agents",
+    "ENVS": "qmix_trl.envs",
+    "MIXERS": "qmix_trl.mixers",
+    "ConfigError": "qmix_trl.errors",
+    "DivergedError": "qmix_trl.errors",
+    "EnvDims": "qmix_trl.envs",
+    "EpsilonGreedyAction": "qmix_trl.policy",
+    "FeedforwardAgent": "qmix_trl.agents",
+    "GreedyAction": "qmix_trl.policy",
+    "MachineError": "qmix_trl.errors",
+    "NoOpPolicy": "qmix_trl.policy",
+    "QMixLoss": "qmix_trl.loss",
+    "QMixer": "qmix_trl.mixers",
+    "RandomPolicy": "qmix_trl.policy",
+    "RecurrentAgent": "qmix_trl.agents",
+    "RunConfig": "qmix_trl.config",
+    "SequenceRows": "qmix_trl.replay",
+    "Update": "qmix_trl.update",
+    "VDNMixer": "qmix_trl.mixers",
+    "env_dims": "qmix_trl.envs",
+    "episode_returns": "qmix_trl.evaluate",
+    "load_config": "qmix_trl.config",
+    "load_weights": "qmix_trl.checkpoint",
+    "make_collector": "qmix_trl.collect",
+    "make_env": "qmix_trl.envs",
+    "make_hard_updater": "qmix_trl.update",
+    "make_policy": "qmix_trl.policy",
+    "make_replay": "qmix_trl.replay",
+    "make_soft_updater": "qmix_trl.update",
+    "save_config": "qmix_trl.config",
+    "save_weights": "qmix_trl.checkpoint",
+    "with_memory": "qmix_trl.policy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name from its module.
+
+    Raises:
+        AttributeError: if there is no such name.
+    """
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value  # the next use finds it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the names of the module, the public ones included."""
+    return sorted({*globals(), *__all__})

@@ -1,21 +1,24 @@
-"""Configurations of runs: what a file holds, and which fields go together.
+"""Configurations of runs: the fields of a file, their bounds, and which of them go together.
 
-A file is complete: every field stands in it, and nothing else (``strict_yaml.py`` reads it). What
-changes results has no hidden default.
+A file is complete: it has every field and no others (``strict_yaml.py`` reads it). No setting that
+changes results has a hidden default. Neither torch nor VMAS is imported here, so that a mistake is
+told at once.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from qmix_trl.errors import ConfigError
+from qmix_trl.errors import ConfigError, nearest
 from qmix_trl.strict_yaml import build, dump, number, overridden, read
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_SEED = 2**32 - 1  # NumPy's
 MAX_THREADS = 1024
+GAMES = ("matrix", "memory", "random_matrix", "two_step")  # of ``envs.game_tables``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,7 @@ class NoMixerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ExplorationConfig:
-    """``EpsilonGreedyAction``: by each agent, linear in frames."""
+    """``EpsilonGreedyAction``: each agent explores; epsilon falls linearly with the frames."""
 
     epsilon_start: float = number(least=0, most=1)
     epsilon_end: float = number(least=0, most=1)
@@ -103,7 +106,7 @@ class ExplorationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CollectionConfig:
-    """How many frames, in rows of which kind and of how many steps."""
+    """The number of frames, the kind of rows and their number of steps, and the collector."""
 
     total_frames: int = number(least=1)
     rows: Literal["episodes", "slices"]
@@ -113,7 +116,7 @@ class CollectionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """The buffer, in rows."""
+    """The replay buffer; its sizes are in rows, ``burn_in`` is in steps."""
 
     capacity_rows: int = number(least=1)
     batch_rows: int = number(least=1)
@@ -141,7 +144,7 @@ class AdamConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RMSpropConfig:
-    """``torch.optim.RMSprop``, which the authors used."""
+    """``torch.optim.RMSprop``, the optimiser of the paper."""
 
     name: Literal["rmsprop"]
     lr: float = number(above=0, most=1)
@@ -151,7 +154,7 @@ class RMSpropConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HardTargetConfig:
-    """Targets are copied every so many gradient steps."""
+    """Target networks are copied every ``period_updates`` gradient steps."""
 
     name: Literal["hard"]
     period_updates: int = number(least=1)
@@ -159,7 +162,7 @@ class HardTargetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SoftTargetConfig:
-    """Targets follow at each gradient step."""
+    """Target networks move by ``tau`` of the way at each gradient step."""
 
     name: Literal["soft"]
     tau: float = number(above=0, most=1)
@@ -167,7 +170,7 @@ class SoftTargetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig:
-    """The gradient steps after each batch of collection."""
+    """The gradient steps after each collected batch."""
 
     per_batch: int = number(least=1)
     max_grad_norm: float = number(above=0)
@@ -177,7 +180,7 @@ class UpdateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Greedy episodes, in an environment and with a seed of their own."""
+    """Greedy episodes, in an environment of their own with a seed of its own."""
 
     every_frames: int = number(least=1)
     episodes: int = number(least=2)
@@ -186,15 +189,15 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """Where a run runs, and how its updates do (``update.py``).
+    """The device of a run, its threads, and the way its updates run (``Update``).
 
-    ``threads``: of the CPU; null leaves it to torch. Sums, and so curves, depend on their number in
-    the last digits.
+    ``threads`` counts the CPU's threads; null leaves the choice to torch. The last digits of sums,
+    and so curves, depend on it.
     """
 
     device: Literal["auto", "cpu", "cuda"]
     threads: int | None = number(least=1, most=MAX_THREADS)
-    compile: Literal["auto", True, False]
+    compile: bool
     cuda_graph: Literal["auto", True, False]
 
 
@@ -217,7 +220,7 @@ class RunConfig:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the run that a file and overrides describe.
+    """Return the configuration of a run, from a file and overrides.
 
     Args:
         path: a YAML file.
@@ -231,14 +234,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         root = overridden(root, override)
     config = build(RunConfig, root)
     try:
-        _check(config)
+        _check_name(config.name)
+        _check_scenario(config.env)
+        _check_sizes(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return config
 
 
 def save_config(config: RunConfig, path: Path) -> None:
-    """Write a configuration as a file that ``load_config`` reads as the same."""
+    """Write a configuration to a file; ``load_config`` reads an equal one from it."""
     path.write_text(dump(asdict(config)), encoding="utf-8")
 
 
@@ -247,14 +252,36 @@ def settings(section: Any) -> dict[str, Any]:
     return {f.name: getattr(section, f.name) for f in fields(section) if f.name != "name"}
 
 
-def _check(config: RunConfig) -> None:
-    """Refuse fields that do not go together."""
-    c, r, e = config.collection, config.replay, config.env
-    if not RUN_NAME.fullmatch(config.name):
+def vmas_scenarios() -> list[str]:
+    """Return the names of VMAS's scenarios, listed from its files without importing it."""
+    package = find_spec("vmas")
+    folders = package.submodule_search_locations if package else None
+    files = (path for folder in folders or () for path in Path(folder, "scenarios").rglob("*.py"))
+    return sorted(path.stem for path in files if path.stem != "__init__")
+
+
+def _check_name(name: str) -> None:
+    if not RUN_NAME.fullmatch(name):
         raise ConfigError(
             "name: expected at most 100 letters, digits and . _ -, the first a letter or digit, "
-            f"or auto; got {config.name!r}"
+            f"or auto; got {name!r}"
         )
+
+
+def _check_scenario(env: VmasConfig | GamesConfig) -> None:
+    if env.family == "games":
+        kind, known, hint = "game", GAMES, f"known: {', '.join(GAMES)}"
+    else:
+        kind, known = "VMAS scenario", vmas_scenarios()
+        hint = "`python recipes/names.py scenarios` lists them"
+    if known and env.scenario not in known:  # none are known where VMAS is not installed
+        near = nearest(env.scenario, known)
+        raise ConfigError(f"env.scenario: unknown {kind} {env.scenario!r}{near}; {hint}")
+
+
+def _check_sizes(config: RunConfig) -> None:
+    """Refuse sizes that do not go together."""
+    c, r, e = config.collection, config.replay, config.env
     if r.batch_rows > r.capacity_rows:
         raise ConfigError(
             f"replay.batch_rows ({r.batch_rows}) is larger than replay.capacity_rows "

@@ -118,7 +118,7 @@ class Update:
             if self._no_graph is None:
                 return Chosen("CUDA graph")
             return Chosen(name, {"CUDA graph": self._no_graph})
-        reason = networks.why_not(self._parameters)
+        reason = networks.why_not(self._parameters, self.loss.agent, self.loss.mixer)
         if self._is_compiled:
             reason = "torch.compile traces torch's operations"
         return (

@@ -1,9 +1,9 @@
 """Train tasks x algorithms x seeds and compare: python recipes/benchmark.py [--tasks balance ..]
 
-A cell of the table is one command, `train.py configs/TASK_ALGORITHM.yaml seed=N`. What has ended is
-not trained again, so that the recipe goes on where it was interrupted. It leaves
-runs/benchmark/{TASK_ALGORITHM-N/, benchmark.csv, benchmark.png}; the last two, and what is printed,
-are of the cells that the command names.
+A cell of the table is one command, `train.py configs/TASK_ALGORITHM.yaml seed=N`. Finished cells
+are not trained again: the same command continues an interrupted table. It leaves
+runs/benchmark/{TASK_ALGORITHM-N/, benchmark.csv, benchmark.png}; the last two, and the printed
+table, show the cells that the command names.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from pathlib import Path
 from threading import Event
 
 from support.benchmark_report import COLORS, Curve, draw, print_table, read_curve, write_csv
-from support.components import CONFIG_FILE
-from train_benchmarl import make_environment
+from support.benchmarl_process import make_virtualenv
+from support.run_folder import CONFIG_FILE, SUMMARY_FILE
 
 from qmix_trl import load_config
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
@@ -42,7 +42,7 @@ TASKS = (
 )
 BENCHMARL = "benchmarl_qmix"
 ALGORITHMS = tuple(COLORS)
-COMPARED = ("qmix", "vdn", "iql")  # if none are named
+COMPARED = ("qmix", "vdn", "iql")  # the default
 POLL_S = 0.2
 
 
@@ -54,7 +54,7 @@ class Cell:
         task: one of ``TASKS``.
         algorithm: one of ``ALGORITHMS``.
         seed: of the run.
-        overrides: further ``key.sub=value``.
+        overrides: ``key.sub=value`` of all cells.
     """
 
     task: str
@@ -64,22 +64,22 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What its run is called."""
+        """The name of its run."""
         return f"{self.task}_{self.algorithm}-{self.seed}"
 
     @property
     def config(self) -> Path:
-        """Its configuration; BenchMARL takes the environment from that of QMIX."""
+        """The file of its configuration; BenchMARL shares that of QMIX."""
         algorithm = "qmix" if self.algorithm == BENCHMARL else self.algorithm
         return CONFIGS / f"{self.task}_{algorithm}.yaml"
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """All overrides."""
+        """All overrides, the seed and the name included."""
         return (*self.overrides, f"seed={self.seed}", f"name={self.name}")
 
     def command(self, runs: Path) -> list[str]:
-        """Return the command that trains it."""
+        """Return the command that trains the cell."""
         recipe = "train_benchmarl.py" if self.algorithm == BENCHMARL else "train.py"
         return [
             *(sys.executable, str(HERE / recipe), str(self.config)),
@@ -89,16 +89,16 @@ class Cell:
 
     @property
     def exists(self) -> bool:
-        """Say whether there is such a cell: BenchMARL has the tasks that are VMAS's."""
+        """Whether the cell has a configuration; BenchMARL has the tasks of VMAS alone."""
         if not self.config.exists():
             return False
         return self.algorithm != BENCHMARL or load_config(self.config).env.family == "vmas"
 
     def is_done(self, runs: Path) -> bool:
-        """Say whether its run has ended.
+        """Return whether its run has finished.
 
         Raises:
-            ConfigError: if its folder is of another configuration, or this one has a mistake.
+            ConfigError: if its folder has another configuration, or this one has a mistake.
         """
         config, folder = load_config(self.config, self.settings), runs / self.name
         if not (folder / CONFIG_FILE).exists():
@@ -108,7 +108,7 @@ class Cell:
                 f"{folder} is a run of another configuration than {self.config} is now; "
                 "delete it, or choose another folder by --runs"
             )
-        return (folder / "summary.json").exists()
+        return (folder / SUMMARY_FILE).exists()
 
 
 def cells_of(
@@ -116,8 +116,14 @@ def cells_of(
 ) -> list[Cell]:
     """Return the cells that have a configuration, seed by seed.
 
+    Args:
+        tasks: some of ``TASKS``.
+        algorithms: some of ``ALGORITHMS``.
+        seeds: their number; they begin at 0.
+        overrides: of all cells.
+
     Raises:
-        ConfigError: if none has.
+        ConfigError: if no cell has a configuration.
     """
     cells = [
         Cell(task, algorithm, seed, tuple(overrides))
@@ -132,11 +138,11 @@ def cells_of(
 
 
 def run_cells(cells: Sequence[Cell], runs: Path, jobs: int) -> list[Cell]:
-    """Train what has not ended, so many at a time; return the cells that failed."""
+    """Train the unfinished cells, ``jobs`` at a time; return the cells that failed."""
     due = [cell for cell in cells if not cell.is_done(runs)]
     print(f"{len(cells)} runs, {len(cells) - len(due)} of them done, in {runs}", flush=True)
     if any(cell.algorithm == BENCHMARL for cell in due):
-        make_environment()  # once, before several cells need it
+        make_virtualenv()  # once, before several cells need it
     failed, start, stop = [], time.perf_counter(), Event()
     with ThreadPoolExecutor(jobs) as pool, stopping(stop, pool):
         futures = {pool.submit(run_cell, cell, runs, stop): cell for cell in due}
@@ -151,7 +157,10 @@ def run_cells(cells: Sequence[Cell], runs: Path, jobs: int) -> list[Cell]:
 
 
 def run_cell(cell: Cell, runs: Path, stop: Event) -> str:
-    """Train a cell from its beginning; return what went wrong, or an empty string."""
+    """Train a cell from the start; return the error, or an empty string.
+
+    It is terminated when ``stop`` is set.
+    """
     shutil.rmtree(runs / cell.name, ignore_errors=True)  # an interrupted run
     command = cell.command(runs)
     with subprocess.Popen(
@@ -159,7 +168,7 @@ def run_cell(cell: Cell, runs: Path, stop: Event) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # a group with the processes that it starts
+        start_new_session=True,  # one process group with the processes that it starts
     ) as process:
         while True:
             try:
@@ -176,7 +185,7 @@ def run_cell(cell: Cell, runs: Path, stop: Event) -> str:
 
 @contextmanager
 def stopping(stop: Event, pool: ThreadPoolExecutor) -> Iterator[None]:
-    """End what is under way, and begin nothing more, if anything goes wrong within."""
+    """If the block fails, stop the running cells and start no others."""
     try:
         yield
     except BaseException:
@@ -186,7 +195,7 @@ def stopping(stop: Event, pool: ThreadPoolExecutor) -> Iterator[None]:
 
 
 def shown(curve: Curve) -> str:
-    """Return a run's last greedy return and its time."""
+    """Return the last greedy return of a run, and its seconds, as text."""
     return f"{curve.returns[-1]:9.2f} in {curve.seconds[-1]:.0f} s"
 
 
@@ -198,10 +207,18 @@ def benchmark(
     runs: Path,
     overrides: Sequence[str],
 ) -> None:
-    """Train what is not trained, and compare what is.
+    """Train the unfinished cells and compare all.
+
+    Args:
+        tasks: some of ``TASKS``.
+        algorithms: some of ``ALGORITHMS``.
+        seeds: their number; they begin at 0.
+        jobs: the number of cells that are trained at a time.
+        runs: the folder of the table.
+        overrides: of all cells.
 
     Raises:
-        ConfigError: if a name is unknown, or a run has ended by another configuration.
+        ConfigError: if a name is unknown, or a folder has a run of another configuration.
         SystemExit: with 1, if a run failed.
     """
     for names, known in ((tasks, TASKS), (algorithms, ALGORITHMS)):
@@ -217,8 +234,8 @@ def benchmark(
     cells = cells_of(dict.fromkeys(tasks), dict.fromkeys(algorithms), seeds, overrides)
     runs.mkdir(parents=True, exist_ok=True)
     failed = run_cells(cells, runs, jobs)
-    ended = [cell for cell in cells if cell not in failed]
-    curves = [read_curve(runs / cell.name, cell.task, cell.algorithm) for cell in ended]
+    finished = [cell for cell in cells if cell not in failed]
+    curves = [read_curve(runs / cell.name, cell.task, cell.algorithm) for cell in finished]
     write_csv(curves, runs / "benchmark.csv")
     if curves:
         print_table(curves)
@@ -230,16 +247,18 @@ def benchmark(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("overrides", nargs="*", help="of all runs", metavar="key.sub=value")
+    parser.add_argument("overrides", nargs="*", help="of all cells", metavar="key.sub=value")
     parser.add_argument("--tasks", nargs="+", default=TASKS, help=", ".join(TASKS))
     parser.add_argument(
         "--algorithms",
         nargs="+",
         default=COMPARED,
-        help=f"{', '.join(ALGORITHMS)}; if none are named, {', '.join(COMPARED)}",
+        help=f"{', '.join(ALGORITHMS)}; by default {', '.join(COMPARED)}",
     )
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each in one thread")
+    parser.add_argument("--seeds", type=int, default=5, help="the number of seeds, from 0")
+    parser.add_argument(
+        "--jobs", type=int, default=2, help="the number of runs at a time, each in one thread"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
     with exit_on_mistake():
         benchmark(**vars(parser.parse_intermixed_args()))

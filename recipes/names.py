@@ -1,31 +1,35 @@
-"""List what a configuration can name: python recipes/names.py [KIND]
+"""List the names that a configuration can use: python recipes/names.py [KIND]
 
-A kind is one of scenarios (of VMAS), games, agents, mixers, and engines: which one steps each
-scenario, and why not one before it. Engines are listed only when asked for: this compiles all
-scenarios, the first time in a quarter of an hour.
+A kind is one of scenarios (of VMAS), games, agents, mixers and engines. The last lists the engine
+of every scenario, with the reason why no faster one runs it; it is listed only when asked for, as
+it compiles all scenarios, the first time in a quarter of an hour.
 """
 
 import argparse
 import time
+from typing import get_args, get_type_hints
 
-from qmix_trl import AGENTS, MIXERS, make_env
-from qmix_trl.envs.game_tables import GAMES
+from qmix_trl.config import GAMES, RunConfig, vmas_scenarios
+
+KINDS = ("scenarios", "games", "agents", "mixers")
 
 
-def names(what: str) -> list[str]:
-    """Return the names of one kind."""
-    if what == "scenarios":
-        from qmix_trl.envs.vmas_scenarios import SCENARIOS
-
-        return SCENARIOS
-    return sorted({"games": GAMES, "agents": AGENTS, "mixers": {**MIXERS, "none": None}}[what])
+def names(kind: str) -> list[str]:
+    """Return the names of a kind, one of ``KINDS``."""
+    if kind == "scenarios":
+        return vmas_scenarios()
+    if kind == "games":
+        return sorted(GAMES)
+    sections = get_args(get_type_hints(RunConfig)[kind.removesuffix("s")])
+    return sorted(get_args(get_type_hints(section)["name"])[0] for section in sections)
 
 
 def list_engines() -> None:
     """Print the engine of every scenario, for 600 environments."""
-    from qmix_trl.envs.vmas_scenarios import SCENARIOS, first_group
+    from qmix_trl import make_env
+    from qmix_trl.envs.vmas_scenarios import first_group
 
-    for scenario in SCENARIOS:
+    for scenario in vmas_scenarios():
         start = time.perf_counter()
         env = make_env(
             "vmas",
@@ -42,14 +46,16 @@ def list_engines() -> None:
 
 
 if __name__ == "__main__":
-    kinds = ("scenarios", "games", "agents", "mixers")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=(*kinds, "engines"), help="one kind; without it, all but engines"
+        "kind",
+        nargs="?",
+        choices=(*KINDS, "engines"),
+        help="one kind; without it, all but engines",
     )
-    what = parser.parse_args().what
-    if what == "engines":
+    asked = parser.parse_args().kind
+    if asked == "engines":
         list_engines()
     else:
-        for kind in [what] if what else kinds:
+        for kind in [asked] if asked else KINDS:
             print(f"{kind}: {' '.join(names(kind))}")

@@ -1,13 +1,13 @@
-"""Reuse the parts in other TorchRL code, and TorchRL's in ours: python recipes/reuse_qmixer.py
+"""Combine our components with TorchRL's: python recipes/reuse_qmixer.py
 
 1. Our QMixer in TorchRL's ``QMixerLoss``, with TorchRL's collector, environment and replay.
 2. Our QMixer as the factored critic of TorchRL's ``DDPGLoss``, with continuous actions (FACMAC,
-   Peng et al. 2021, arXiv 2003.06709, section 3): every agent's critic values its own action, the
-   mixer their sum of parts.
+   Peng et al. 2021, arXiv 2003.06709, section 3): every agent's critic values its own action, and
+   the mixer combines these values.
 3. TorchRL's own mixers in our ``QMixLoss``.
 
-Each trains on a fixed set of random experience and prints how its loss falls. The targets stand
-still, so that a falling loss means a better fit and nothing else.
+Each trains on a fixed set of random experience and prints its loss before and after. The targets
+are not updated, so a falling loss means a better fit.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from qmix_trl.keys import (
 )
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
-# Targets stand still here on purpose.
+# The targets are not updated, on purpose.
 warnings.filterwarnings("ignore", message="No target network updater")
 
 N_ENVS, N_STEPS, HIDDEN = 32, 50, 64
@@ -65,7 +65,16 @@ def fit(
     batch_size: int,
     trained: tuple[str, ...] = ("loss",),
 ) -> tuple[float, float]:
-    """Train a sum of losses; print and return the first one, of all data, before and after."""
+    """Train on the sum of some losses; print and return the first of them, before and after.
+
+    Args:
+        name: printed with the losses.
+        loss: of TorchRL or ours.
+        batch: all experience; both losses returned are of it.
+        n_updates: the number of gradient steps.
+        batch_size: of a step.
+        trained: the names of the losses that are summed.
+    """
     replay = TensorDictReplayBuffer(storage=LazyTensorStorage(len(batch)), batch_size=batch_size)
     replay.extend(batch)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
@@ -118,7 +127,7 @@ def ours_in_qmixer_loss(n_updates: int) -> tuple[float, float]:
 
 
 class FactoredCritic(nn.Module):
-    """Q_tot of continuous actions: the mixer over each agent's value of its own action (FACMAC)."""
+    """Q_tot of continuous actions: the mixer over the agents' values of their own actions."""
 
     def __init__(self, n_agents: int, input_dim: int, state_dim: int) -> None:
         super().__init__()
@@ -131,7 +140,7 @@ class FactoredCritic(nn.Module):
 
 
 def ours_as_ddpg_critic(n_updates: int) -> tuple[float, float]:
-    """Fit a critic factored by our QMixer in TorchRL's DDPGLoss; the actor learns from it."""
+    """Fit a critic factored by our QMixer, and an actor, in TorchRL's DDPGLoss."""
     _, batch = experience(continuous=True)
     n_agents, observation_dim = batch[OBSERVATION].shape[-2:]
     action_dim = batch[ACTION].shape[-1]
@@ -184,7 +193,7 @@ def theirs_in_qmix_loss(n_updates: int, mixer_name: str) -> tuple[float, float]:
 
 
 def main(n_updates: int) -> dict[str, tuple[float, float]]:
-    """Run all; return the loss of the whole batch before and after each."""
+    """Run all; return by name the losses of the whole batch before and after training."""
     torch.manual_seed(0)
     return {
         "qmixer_loss": ours_in_qmixer_loss(n_updates),
@@ -196,5 +205,7 @@ def main(n_updates: int) -> dict[str, tuple[float, float]]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--updates", type=int, default=300, help="gradient steps of each")
+    parser.add_argument(
+        "--updates", type=int, default=300, help="the number of gradient steps of each"
+    )
     main(parser.parse_args().updates)

@@ -1,9 +1,10 @@
-"""How fast it is: python recipes/throughput.py [--what env collect ..] [--scenarios NAME ..]
+"""Measure throughput: python recipes/throughput.py [--what env collect ..] [--scenarios NAME ..]
 
-Every engine and collector runs in turn beside TorchRL's ``VmasEnv`` and ``Collector``, updates
-beside a loop of GRU cells and TorchRL's ``QMixerLoss``, whole training beside both, in one process
-and, unless told otherwise, one thread; what counts is the ratio within a round. A round of an
-environment is whole episodes, with their resets. It prints a table and leaves throughput.png.
+Engines and collectors are compared with TorchRL's ``VmasEnv`` and ``Collector``, updates with a
+loop of GRU cells and with TorchRL's ``QMixerLoss``, whole training with both. All run in one
+process and, by default, in one thread; each round runs both sides, and the ratio within a round
+counts. A round of an environment is whole episodes, with their resets. It prints a table and
+leaves throughput.png.
 """
 
 import argparse
@@ -13,7 +14,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
+
+from support.command_line import throughput_arguments
+
+if __name__ == "__main__":
+    arguments = throughput_arguments(__doc__)  # before torch is imported: mistakes are told at once
 
 import torch
 from support.throughput.collection import (
@@ -24,19 +29,16 @@ from support.throughput.collection import (
     their_batches,
     vmas_env_steps,
 )
-from support.throughput.report import TITLES, draw, print_table
+from support.throughput.report import draw, print_table
 from support.throughput.timing import NOTHING, Case, measured
 from support.throughput.training import training
 from support.throughput.updates import updates
 
 from qmix_trl.errors import ConfigError
 
-SCENARIOS = ("balance", "navigation", "simple_spread", "dispersion", "transport", "discovery")
-ENGINES = ("kernel", "inductor", "eager")
-
 
 def start_seconds(scenario: str, n_envs: int, engine: str) -> tuple[float, float]:
-    """Return how long an environment takes to make, without and with what is kept on disk."""
+    """Return the seconds to make an environment, with an empty and with a full cache on disk."""
     kept, seconds = os.environ.get("QMIX_TRL_CACHE"), []
     with tempfile.TemporaryDirectory() as empty:
         os.environ["QMIX_TRL_CACHE"] = empty
@@ -52,7 +54,14 @@ def start_seconds(scenario: str, n_envs: int, engine: str) -> tuple[float, float
 
 
 def collection(scenario: str, n_envs: int, engines: list[str], whats: list[str]) -> Iterator[Case]:
-    """Give the cases of one scenario and number of environments."""
+    """Yield the cases of one scenario and number of environments.
+
+    Args:
+        scenario: of VMAS.
+        n_envs: the number of environments.
+        engines: to compare; one that does not run the scenario is left out, with its reason.
+        whats: the parts that are timed; "env" and "collect" count here.
+    """
     seconds = {}
     for engine in engines:
         try:
@@ -72,13 +81,13 @@ def collection(scenario: str, n_envs: int, engines: list[str], whats: list[str])
                 theirs=theirs(scenario, n_envs)[0],
                 ours={engine: ours(scenario, n_envs, engine) for engine in seconds},
                 products=products(scenario, n_envs) if what == "collect" else NOTHING,
-                of_a_step=n_envs,
+                per_step=n_envs,
                 seconds=seconds,
             )
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[Case]:
-    """Give what the command line asks for."""
+    """Yield the cases that the command line asks for."""
     whats = arguments.what
     for scenario in arguments.scenarios:
         for n_envs in arguments.envs if {"env", "collect"} & set(whats) else ():
@@ -89,29 +98,19 @@ def cases(arguments: argparse.Namespace) -> Iterator[Case]:
             yield training(scenario, int(what[-1]))
 
 
-def main() -> None:
-    """Measure what the command line asks for."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--what", nargs="+", choices=TITLES, default=list(TITLES))
-    parser.add_argument("--scenarios", nargs="+", default=SCENARIOS)
-    parser.add_argument("--envs", nargs="+", type=int, default=(32, 600, 4096))
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=("kernel", "eager"))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="a file for the rows")
-    parser.add_argument("--picture", type=Path, default=Path("throughput.png"))
-    arguments = parser.parse_args()
+def main(arguments: argparse.Namespace) -> None:
+    """Measure the cases that the command line asks for."""
     torch.set_num_threads(arguments.threads)
-    rows = []
+    timings = []
     for case in cases(arguments):
         new = list(measured(case, arguments.rounds))
-        print_table(new, header=not rows)
-        rows.extend(new)
+        print_table(new, header=not timings)
+        timings.extend(new)
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    draw(rows, arguments.picture)
+        arguments.json.write_text(json.dumps([asdict(timing) for timing in timings], indent=1))
+    draw(timings, arguments.picture)
     print(f"picture: {arguments.picture}")
 
 
 if __name__ == "__main__":
-    main()
+    main(arguments)

@@ -2,130 +2,41 @@
 
 python recipes/train_benchmarl.py recipes/configs/balance_qmix.yaml [seed=0 ..]
 
-Of the configuration count the scenario with its keywords, n_envs, max_steps,
-collection.total_frames, evaluation, seed and name; all else is as BenchMARL has it by default. It
-wants a TorchRL of its own and gets a virtual environment, made at the first call, which shares
-torch and VMAS with ours. Its clock begins when its experiment is set up and stands still while we
-evaluate. The run's folder has config.yaml, metrics.csv and summary.json, so that benchmark.py
-shows it beside ours.
+These settings of the configuration count: the scenario with its keywords, n_envs, max_steps,
+collection.total_frames, evaluation, seed and name; all others are BenchMARL's defaults. BenchMARL
+needs another version of TorchRL and gets a virtual environment, made at the first call, which
+shares torch and VMAS with ours. Its clock starts when its experiment is set up and stands still
+while we evaluate. The run's folder has config.yaml, metrics.csv and summary.json, so that
+benchmark.py shows it next to ours.
 """
 
-import argparse
-import hashlib
-import json
-import subprocess
-import sys
-import sysconfig
-import venv
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from support.benchmarl_process import PACKAGES, load_vmas_config, make_virtualenv, trained
+from support.command_line import training_arguments
+
+if __name__ == "__main__":
+    # Before torch is imported: mistakes are told at once.
+    arguments = training_arguments(__doc__, load=load_vmas_config)
 
 import torch
-from support.components import (
-    CONFIG_FILE,
-    build_env,
-    choose_device,
-    run_stem,
-    set_threads,
-    stream_seed,
-    summarize,
-)
+from support.components import choose_device, set_threads
+from support.evaluation import Evaluation
+from support.run_folder import CONFIG_FILE, SUMMARY_FILE, run_stem
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 
-from qmix_trl import (
-    GreedyAction,
-    NoOpPolicy,
-    RandomPolicy,
-    env_dims,
-    episode_returns,
-    load_config,
-    save_config,
-)
-from qmix_trl.config import RunConfig
-from qmix_trl.errors import ConfigError, MachineError, exit_on_mistake
+from qmix_trl import GreedyAction, save_config
+from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import ACTION_VALUE, OBSERVATION
 from qmix_trl.logs import Column, RunLog, make_run_folder, write_json
-from qmix_trl.native import store
 
-PACKAGES = (  # without what they depend on: the rest is ours
-    "benchmarl==1.5.2",
-    "torchrl==0.11.1",
-    "tensordict==0.11.0",
-    "hydra-core==1.3.2",
-    "omegaconf==2.3.0",
-    "antlr4-python3-runtime==4.9.3",
-    "tqdm>=4.66,<5",
-)
 COLUMNS = (
     Column("frames", "frames", ",d"),
     Column("frames_per_second", "frames/s", ",.0f"),
     Column("greedy_return", "greedy", ".2f"),
 )
-
-
-def make_environment() -> Path:
-    """Return the Python of BenchMARL's virtual environment, made if it is not there.
-
-    Raises:
-        MachineError: if a package cannot be installed.
-    """
-    ours = sysconfig.get_path("purelib")
-    key = hashlib.sha256(repr((PACKAGES, ours, sys.version)).encode()).hexdigest()[:12]
-    root = store.folder() / f"benchmarl-{key}"
-    python = root / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    ready = root / "ready"
-    if ready.exists():
-        return python
-    print(f"making BenchMARL's virtual environment, {root}", flush=True)
-    venv.create(root, clear=True, with_pip=True)
-    pip = (str(python), "-m", "pip", "--disable-pip-version-check", "install")
-    install = [*pip, "--quiet", "--no-deps", *PACKAGES]
-    done = subprocess.run(install, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
-        raise MachineError(f"pip cannot install BenchMARL: {said}")
-    ask = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    theirs = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    # Behind their own packages, so that these come first.
-    (Path(theirs) / "ours.pth").write_text(f"{ours}\n")
-    ready.touch()
-    return python
-
-
-def trained(python: Path, config: RunConfig, folder: Path) -> Iterator[dict[str, Any]]:
-    """Train, and yield {frames, seconds, path} of the weights at each evaluation; wait for it.
-
-    Raises:
-        MachineError: if BenchMARL's process fails.
-    """
-    settings = {
-        "scenario": config.env.scenario,
-        "scenario_kwargs": config.env.scenario_kwargs,
-        "max_steps": config.env.max_steps,
-        "n_envs": config.env.n_envs,
-        "seed": config.seed,
-        "total_frames": config.collection.total_frames,
-        "every_frames": config.evaluation.every_frames,
-        "folder": str(folder.resolve()),
-    }
-    script = Path(__file__).with_name("support") / "benchmarl_training.py"
-    command = [str(python), "-I", str(script), json.dumps(settings)]  # -I: without our recipes
-    with (
-        (folder / "benchmarl.log").open("w+") as log,
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
-        ) as process,
-    ):
-        for line in process.stdout or ():
-            if line.startswith("{"):
-                yield json.loads(line)
-                print(file=process.stdin, flush=True)
-        if process.wait():
-            log.seek(0)
-            last = (log.read().strip().splitlines() or ["nothing said"])[-1]
-            raise MachineError(f"BenchMARL ended with {process.returncode}: {last}")
 
 
 def greedy_policy(path: Path) -> TensorDictSequential:
@@ -142,24 +53,17 @@ def greedy_policy(path: Path) -> TensorDictSequential:
 
 
 def main(config_path: str, overrides: Sequence[str], runs: str) -> Path:
-    """Train as BenchMARL does, evaluate as train.py does; return the run's folder."""
-    config = load_config(config_path, overrides)
-    if config.env.family != "vmas":
-        raise ConfigError(f"env.family: BenchMARL has VMAS's tasks, not {config.env.family!r}")
-    python = make_environment()
+    """Train as BenchMARL does, evaluate as train.py does; return the run's folder.
+
+    Raises:
+        ConfigError: if the configuration has a mistake, or its task is none of VMAS's.
+        MachineError: if BenchMARL cannot be installed, or its process fails.
+    """
+    config = load_vmas_config(config_path, overrides)
+    python = make_virtualenv()
     set_threads(config.runtime.threads)
-    device = choose_device("cpu")
-    e = config.evaluation
-    seed = stream_seed(e.seed, "test_env")
-    env = build_env(config, device, n_envs=e.episodes, seed=seed, reset_when_done=False)
-    n_actions = env_dims(env).n_actions
-
-    def evaluate(policy: nn.Module) -> dict[str, float]:
-        returns = episode_returns(env, policy, max_steps=config.env.max_steps, seed=seed)
-        return summarize(returns)
-
-    random = RandomPolicy(n_actions, seed=stream_seed(e.seed, "random_policy"))
-    returns = {"no_op": evaluate(NoOpPolicy(n_actions)), "random": evaluate(random)}
+    evaluation = Evaluation(config, choose_device("cpu"))
+    returns = evaluation.baselines()
     stem = f"benchmarl_{run_stem(Path(config_path))}"
     folder = make_run_folder(Path(runs), config.name, stem=stem)
     save_config(config, folder / CONFIG_FILE)
@@ -167,7 +71,7 @@ def main(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     point = {}
     with RunLog(folder, COLUMNS, caption=caption) as log:
         for point in trained(python, config, folder):
-            returns["greedy"] = evaluate(greedy_policy(point["path"]))
+            returns["greedy"] = evaluation.returns(greedy_policy(point["path"]))
             speed = point["frames"] / point["seconds"]
             greedy = returns["greedy"]["mean"]
             row = {"frames": point["frames"], "frames_per_second": speed, "greedy_return": greedy}
@@ -179,15 +83,10 @@ def main(config_path: str, overrides: Sequence[str], runs: str) -> Path:
         "packages": PACKAGES,
         "return": returns,
     }
-    write_json(folder / "summary.json", summary)
+    write_json(folder / SUMMARY_FILE, summary)
     return folder
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="a file such as recipes/configs/balance_qmix.yaml")
-    parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
-    parser.add_argument("--runs", default="runs", help="where run folders are made")
-    arguments = parser.parse_intermixed_args()
     with exit_on_mistake():
         main(arguments.config, arguments.overrides, arguments.runs)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import train
 import train_benchmarl
+from recipe_tools import TINY, game, metrics, summary
 from support.benchmark_report import (
     Curve,
     draw,
@@ -22,7 +23,6 @@ from support.benchmark_report import (
     write_csv,
 )
 from tensordict import TensorDict
-from test_recipes import TINY, game, metrics, summary
 
 from qmix_trl import MachineError, load_config
 from qmix_trl.errors import ConfigError
@@ -177,7 +177,11 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tiny_table, capsy
     runs = tiny_table / "runs"
     with pytest.raises(ConfigError, match=r"update.optimizer.lr"):  # before anything is trained
         run_table(runs)
-    path.write_text(path.read_text().replace("lr: -1", "lr: 0.001").replace("two_step", "to_step"))
+    path.write_text(
+        path.read_text()
+        .replace("lr: -1", "lr: 0.001")
+        .replace("scenario_kwargs: {}", "scenario_kwargs: {delay: 3}")
+    )
     with pytest.raises(SystemExit) as stopped:
         run_table(runs)
     assert stopped.value.code == 1
@@ -255,7 +259,7 @@ def test_the_same_seed_gives_the_same_curve(name, tmp_path):
 
 
 @pytest.mark.parametrize("task", benchmark.TASKS)
-def test_the_files_of_a_task_tell_algorithms_apart_and_nothing_else(task):
+def test_vdn_and_iql_differ_from_qmix_in_the_mixer_alone(task):
     configs = {
         algorithm: load_config(path)
         for algorithm in benchmark.ALGORITHMS
@@ -310,7 +314,7 @@ def test_a_run_of_benchmarl_is_read_like_ours(tmp_path, monkeypatch):
         {"frames": frames, "seconds": frames / 50, "path": tmp_path / "agents.pt"}
         for frames in (100, 200)
     ]
-    monkeypatch.setattr(train_benchmarl, "make_environment", lambda: None)
+    monkeypatch.setattr(train_benchmarl, "make_virtualenv", lambda: None)
     monkeypatch.setattr(train_benchmarl, "trained", lambda *_: iter(points))
     folder = train_benchmarl.main(
         str(benchmark.CONFIGS / "navigation_qmix.yaml"),

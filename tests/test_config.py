@@ -17,7 +17,7 @@ seed: 0
 runtime:
   device: auto
   threads: 2
-  compile: auto
+  compile: false
   cuda_graph: auto
 env:
   family: vmas

@@ -1,12 +1,10 @@
-"""The benchmark: what stands beside us computes the same, and the recipe runs."""
+"""The throughput recipe: its baseline updates compute the same loss, and it runs."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from recipe_tools import call
 from support.throughput.timing import Operations
 from support.throughput.updates import (
     HIDDEN_DIM,
@@ -21,14 +19,12 @@ from qmix_trl import RecurrentAgent
 from qmix_trl.native.networks import dense
 from qmix_trl.native.networks import library as networks
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "throughput.py"
-
 
 @pytest.mark.parametrize("resets", [False, True])
 def test_the_loop_of_cells_learns_what_we_learn(resets):
     torch.manual_seed(0)
     agent = RecurrentAgent(*SIMPLE_SPREAD[:3], hidden_dim=HIDDEN_DIM)
-    ours = our_update(agent, SIMPLE_SPREAD, interior_truncations=4 if resets else 0)
+    ours = our_update(agent, SIMPLE_SPREAD)
     plain = PlainUpdate(SIMPLE_SPREAD)
     for networks_of in (plain.networks, plain.targets):
         agents, mixer = networks_of
@@ -52,7 +48,7 @@ def test_torchrls_update_learns():
 
 def test_an_update_is_few_operations(monkeypatch):
     agent = RecurrentAgent(*SIMPLE_SPREAD[:3], hidden_dim=HIDDEN_DIM)
-    ours = our_update(agent, SIMPLE_SPREAD, interior_truncations=0)
+    ours = our_update(agent, SIMPLE_SPREAD)
     batch = random_batch(resets=False)
     ours(batch)
     counts = []
@@ -65,17 +61,14 @@ def test_an_update_is_few_operations(monkeypatch):
         assert counts[0] < 400 < counts[1]
 
 
-def test_the_recipe_runs(tmp_path):
+def test_the_recipe_runs(tmp_path, capsys):
     asked = "--what env collect update-mlp train-1 --scenarios simple_spread --envs 2"
-    files = ["--json", str(tmp_path / "rows.json"), "--picture", str(tmp_path / "a.png")]
-    words = [*asked.split(), "--engines", "eager", "--rounds", "1", *files]
-    command = [sys.executable, str(RECIPE), *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["what"] for row in rows] == ["env", "collect", "update-mlp", "train-1"]
-    for row in rows:
-        assert 0 < row["ratio"]["min"] <= row["ratio"]["median"] <= row["ratio"]["max"]
-        assert row["ms"] > 0
-    assert len(done.stdout.splitlines()) == 1 + len(rows) + 1
+    files = ["--json", str(tmp_path / "timings.json"), "--picture", str(tmp_path / "a.png")]
+    call("throughput.py", *asked.split(), "--engines", "eager", "--rounds", "1", *files)
+    timings = json.loads((tmp_path / "timings.json").read_text())
+    assert [timing["what"] for timing in timings] == ["env", "collect", "update-mlp", "train-1"]
+    for timing in timings:
+        assert 0 < timing["ratio"]["min"] <= timing["ratio"]["median"] <= timing["ratio"]["max"]
+        assert timing["ms"] > 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(timings) + 1
     assert (tmp_path / "a.png").exists()

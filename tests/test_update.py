@@ -178,7 +178,7 @@ def test_how_names_the_layers_in_cpp():
 
 
 def test_how_names_torch_where_the_layers_are_not_built(monkeypatch):
-    monkeypatch.setattr(networks, "why_not", lambda parameters: "no C++ compiler was found")
+    monkeypatch.setattr(networks, "why_not", lambda *_: "no C++ compiler was found")
     how = updates_of(*SETTINGS[0]).how
     assert how == Chosen("torch's operations", {"layers in C++": "no C++ compiler was found"})
 

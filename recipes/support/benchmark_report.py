@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
+from support.run_folder import SUMMARY_FILE
 
 RESAMPLES = 2000
 BASELINES = ("no_op", "random")
@@ -25,7 +26,7 @@ COLORS = {
     "benchmarl_qmix": "C3",
 }
 STYLES = {"no_op": ("black", ":"), "random": ("grey", "--")}
-COLUMNS = 4  # of tasks in the figure
+COLUMNS = 4  # of the figure, one for each task
 WIDTH, HEIGHT, DPI = 3.0, 2.3, 80  # of a panel, in inches
 
 
@@ -34,11 +35,11 @@ class Curve:
     """The greedy returns of one run.
 
     Attributes:
-        task, algorithm, seed: which run.
-        frames: float [K], at each evaluation.
-        seconds: float [K], since training began; evaluations included, but for BenchMARL's.
+        task, algorithm, seed: of the run.
+        frames: float [K], at each of K evaluations.
+        seconds: float [K], since training began; with evaluations, except BenchMARL's.
         returns: float [K], means over the greedy episodes.
-        baselines: the mean returns of doing nothing and of chance.
+        baselines: the mean returns of doing nothing and of random actions.
     """
 
     task: str
@@ -54,7 +55,7 @@ def read_curve(folder: Path, task: str, algorithm: str) -> Curve:
     """Return the curve of a run's folder."""
     with (folder / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["greedy_return"]]
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / SUMMARY_FILE).read_text())
     frames, speeds, returns = (
         np.array([float(row[name]) for row in rows])
         for name in ("frames", "frames_per_second", "greedy_return")
@@ -64,7 +65,7 @@ def read_curve(folder: Path, task: str, algorithm: str) -> Curve:
 
 
 def write_csv(curves: Sequence[Curve], path: Path) -> None:
-    """Write a row for each evaluation of each run, and behind them each task's baselines."""
+    """Write a line for each evaluation of each run, then the baselines of each task."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("task", "algorithm", "seed", "frames", "seconds", "greedy_return"))
@@ -77,7 +78,7 @@ def write_csv(curves: Sequence[Curve], path: Path) -> None:
 
 
 def interquartile_mean(returns: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Return the mean of the middle half; of five seeds, of the middle three."""
+    """Return the mean of the middle half of the seeds; of five, it is that of the middle three."""
     return stats.trim_mean(returns, 0.25, axis=axis)
 
 
@@ -86,7 +87,7 @@ def interval(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the 95 % percentile bootstrap interval of a statistic over seeds.
 
-    Each sample is resampled by itself: the stratified bootstrap of Agarwal et al. 2021 (arXiv
+    Each sample is resampled on its own: the stratified bootstrap of Agarwal et al. 2021 (arXiv
     2108.13264, section 4.1).
 
     Args:
@@ -94,7 +95,7 @@ def interval(
         samples: float [seeds, ..].
 
     Returns:
-        low and high, float [..]; where there is one seed, the statistic itself.
+        low and high, float [..]; both are the statistic itself where there is one seed.
     """
     if min(len(sample) for sample in samples) == 1:
         value = statistic(*samples, axis=0)
@@ -137,10 +138,10 @@ def print_table(curves: Sequence[Curve]) -> None:
 
 
 def normalized(curves: Sequence[Curve]) -> dict[str, list[np.ndarray]]:
-    """Return what each algorithm that learned every task earned at the end: float [seeds], by task.
+    """Return the normalized final returns by algorithm: for each task, float [seeds].
 
-    0 is the better one of doing nothing and of chance, 1 the best interquartile mean of the task;
-    tasks in which no algorithm is better than 0 are left out.
+    0 is the better baseline of the task, 1 its best interquartile mean. Tasks in which no algorithm
+    exceeds 0 are left out, and so are algorithms that did not run on all other tasks.
     """
     tasks, algorithms = _names(curves)
     scores: dict[str, list[np.ndarray]] = {algorithm: [] for algorithm in algorithms}
@@ -166,7 +167,7 @@ def _mean_over_tasks(*samples: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def draw(curves: Sequence[Curve], path: Path) -> Figure:
-    """Save and return each task's curves against frames, and below them against seconds."""
+    """Save and return the figure: each task's curves over frames, and below them over seconds."""
     tasks = _names(curves)[0]
     columns, rows = min(COLUMNS, len(tasks)), -(-len(tasks) // COLUMNS)
     figure = Figure(figsize=(WIDTH * columns, HEIGHT * 2 * rows + 0.4), layout="constrained")
@@ -191,7 +192,7 @@ def draw(curves: Sequence[Curve], path: Path) -> Figure:
 
 
 def _draw_panel(axis: Axes, curves: Sequence[Curve], unit: str) -> None:
-    """Draw the curves of one task, and what doing nothing and chance earn."""
+    """Draw the curves and the baselines of one task."""
     (task,), algorithms = _names(curves)
     for algorithm in algorithms:
         _draw_curve(axis, _runs(curves, task, algorithm), unit)
@@ -206,7 +207,7 @@ def _draw_panel(axis: Axes, curves: Sequence[Curve], unit: str) -> None:
 
 
 def _draw_curve(axis: Axes, runs: Sequence[Curve], unit: str) -> None:
-    """Draw the interquartile mean over runs and its interval."""
+    """Draw the interquartile mean over runs, and its interval."""
     returns = np.array([run.returns for run in runs])
     x = np.median([getattr(run, unit) for run in runs], axis=0)
     color = COLORS[runs[0].algorithm]
@@ -228,7 +229,7 @@ def _runs(curves: Sequence[Curve], task: str, algorithm: str) -> list[Curve]:
 
 
 def _baselines(curves: Sequence[Curve]) -> dict[tuple[str, str], float]:
-    """Return what doing nothing and chance earn in each task, in episodes that all runs share."""
+    """Return each task's baselines, the same for all of its runs: mean return by (task, name)."""
     return {
         (curve.task, name): value for curve in curves for name, value in curve.baselines.items()
     }

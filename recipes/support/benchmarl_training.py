@@ -1,7 +1,7 @@
 """BenchMARL's part of ``train_benchmarl.py``, which runs it in BenchMARL's own virtual environment.
 
-It imports nothing of ours. A JSON object on the command line says what to train; each line that
-it prints is a JSON object on the weights that it has just saved; when a line comes in, it goes on.
+It imports nothing of ours. Its argument is a JSON object of settings. Each line that it prints is a
+JSON object about the weights just saved; it then waits for a line on its standard input.
 """
 
 import json
@@ -17,12 +17,12 @@ from benchmarl.models.mlp import MlpConfig
 
 
 class SaveAgents(Callback):
-    """Saves the agents' layers, and says so, at every so many frames.
+    """Saves the agents' layers at regular intervals, and prints where.
 
     Args:
-        folder: where to.
-        every_frames: how often.
-        last_frame: at which training ends.
+        folder: to save in.
+        every_frames: the interval in frames.
+        last_frame: the number of frames at which training ends.
     """
 
     def __init__(self, folder: Path, every_frames: int, last_frame: int) -> None:
@@ -34,11 +34,11 @@ class SaveAgents(Callback):
         self.start = 0.0
 
     def on_setup(self) -> None:
-        """Begin to count seconds."""
+        """Start the clock."""
         self.start = time.perf_counter()
 
     def on_train_end(self, training_td, group: str) -> None:
-        """Save [weight, bias, weight, ..] as the updates of a batch end."""
+        """Save [weight, bias, weight, ..] after the updates of a batch."""
         frames = self.experiment.total_frames
         if frames < self.next and frames < self.last_frame:
             return
@@ -54,7 +54,7 @@ class SaveAgents(Callback):
         seconds = time.perf_counter() - self.start
         print(json.dumps({"frames": frames, "seconds": seconds, "path": str(path)}), flush=True)
         if not sys.stdin.readline():
-            raise SystemExit("nobody waits for the weights any more")
+            raise SystemExit("the process that evaluates the weights has ended")
         self.start = time.perf_counter() - seconds  # without the wait
 
 
@@ -68,7 +68,18 @@ def train(
     every_frames: int,
     folder: str,
 ) -> None:
-    """Train QMIX as BenchMARL does by default, but for the number of environments."""
+    """Train QMIX with BenchMARL's defaults, except for the number of environments.
+
+    Args:
+        scenario: of VMAS.
+        scenario_kwargs: its keywords.
+        max_steps: the time limit in steps.
+        n_envs: the number of environments.
+        seed: of the run.
+        total_frames: at which training ends, rounded up to whole batches.
+        every_frames: the frames between two evaluations.
+        folder: of the run.
+    """
     torch.set_num_threads(1)
     config = ExperimentConfig.get_from_yaml()
     config.off_policy_n_envs_per_worker = n_envs

@@ -1,7 +1,8 @@
-"""From a configuration to components: what the recipes have in common."""
+"""The components of a training, built from its configuration."""
 
 import logging
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,10 +10,10 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor, nn
+from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import TensorDictReplayBuffer
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase
 
 from qmix_trl import (
     AGENTS,
@@ -32,18 +33,17 @@ from qmix_trl import (
 from qmix_trl.config import RunConfig, settings
 from qmix_trl.errors import DivergedError
 from qmix_trl.fused import FusedCollector
-from qmix_trl.native.build import NoCompiler, compiler
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
 
 OPTIMIZERS = {"adam": partial(torch.optim.Adam, fused=True), "rmsprop": torch.optim.RMSprop}
 STREAMS = ("weights", "env", "exploration", "replay", "test_env", "random_policy")
-CONFIG_FILE = "config.yaml"  # of a run's folder
+LEARNING = ("loss", "td_error", "total_value", "grad_norm")  # outputs of an update to show
 UPDATERS = {"hard": make_hard_updater, "soft": make_soft_updater}
 
 
 def choose_device(wanted: str) -> torch.device:
-    """Return the device: "auto" is CUDA where there is one.
+    """Return a device; "auto" is CUDA where there is one, else the CPU.
 
     Raises:
         MachineError: if CUDA is asked for and absent.
@@ -60,27 +60,24 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def stream_seed(seed: int, stream: str) -> int:
-    """Return the seed of one of a run's random streams, unlike those of all others."""
+    """Return the seed of one of a run's random streams; no two streams share one."""
     return int(np.random.SeedSequence([seed, STREAMS.index(stream)]).generate_state(1)[0])
 
 
 def build_env(
     config: RunConfig, device: torch.device, *, n_envs: int, seed: int, reset_when_done: bool
 ) -> EnvBase:
-    """Return the configured environment, with another number of copies and another seed."""
+    """Return the configured environment.
+
+    Args:
+        config: its section ``env`` counts, but for ``n_envs``.
+        device: of the environment.
+        n_envs: the number of environments that are stepped together.
+        seed: of the environment.
+        reset_when_done: whether each environment is reset by itself when it is done.
+    """
     arguments = {**settings(config.env), "n_envs": n_envs, "seed": seed}
     return make_env(**arguments, device=device, reset_when_done=reset_when_done)
-
-
-def engine_line(env: EnvBase, collector: Collector | FusedCollector) -> str:
-    """Say what steps and collects, and why nothing faster does."""
-    base = env.base_env if isinstance(env, TransformedEnv) else env
-    steps = f"stepped by {getattr(base, 'how', type(base).__name__)}"
-    if not isinstance(collector, FusedCollector):
-        return f"{steps}; collected by TorchRL's Collector"
-    if collector.called_because is None:
-        return f"{steps}; collected in one call for many steps"
-    return f"{steps}; collected step by step: {collector.called_because}"
 
 
 def build_agent(config: RunConfig, dims: EnvDims, device: torch.device) -> TensorDictModuleBase:
@@ -105,15 +102,34 @@ def build_mixer(config: RunConfig, dims: EnvDims, device: torch.device) -> nn.Mo
 
 
 def build_exploration(config: RunConfig, device: torch.device) -> EpsilonGreedyAction:
-    """Return the configured exploration, with the run's random stream for it."""
+    """Return the configured exploration, with a random stream of its own."""
     seed = stream_seed(config.seed, "exploration")
     return EpsilonGreedyAction(**settings(config.exploration), seed=seed, device=device)
 
 
 def n_batches(config: RunConfig) -> int:
-    """Return how many batches a run collects: its frames, rounded up to whole batches."""
-    frames_per_batch = config.env.n_envs * config.collection.steps
-    return math.ceil(config.collection.total_frames / frames_per_batch)
+    """Return the number of batches of a run: its frames, rounded up to whole batches."""
+    return math.ceil(config.collection.total_frames / frames_per_batch(config))
+
+
+def frames_per_batch(config: RunConfig) -> int:
+    """Return the number of frames of a collected batch [E, T]."""
+    return config.env.n_envs * config.collection.steps
+
+
+def last_frame(config: RunConfig) -> int:
+    """Return the number of frames that a run collects."""
+    return n_batches(config) * frames_per_batch(config)
+
+
+def evaluation_is_due(config: RunConfig, frames: int) -> bool:
+    """Return whether a run is evaluated after its last batch, with which it has so many frames.
+
+    It is at the first batch that reaches a multiple of ``every_frames``, and at the end.
+    """
+    every = config.evaluation.every_frames
+    reached = frames // every > (frames - frames_per_batch(config)) // every
+    return reached or frames == last_frame(config)
 
 
 def build_collector(
@@ -132,23 +148,16 @@ def build_collector(
 
 
 def build_replay(config: RunConfig, device: torch.device) -> TensorDictReplayBuffer:
-    """Return the configured buffer, with the run's random stream for it."""
+    """Return the configured replay buffer, with a random stream of its own."""
     section = config.replay
+    max_steps = None if config.collection.rows == "episodes" else config.env.max_steps
     return make_replay(
-        SequenceRows(interior_truncations=interior_truncations(config), burn_in=section.burn_in),
+        SequenceRows(max_steps=max_steps, burn_in=section.burn_in),
         capacity_rows=section.capacity_rows,
         batch_rows=section.batch_rows,
         seed=stream_seed(config.seed, "replay"),
         device=device,
     )
-
-
-def interior_truncations(config: RunConfig) -> int:
-    """Return how many truncations with a reset behind them a row of replay may hold."""
-    if config.collection.rows == "episodes":
-        return 0
-    buffer_steps = config.collection.steps + config.replay.burn_in
-    return math.ceil(buffer_steps / config.env.max_steps)
 
 
 def build_loss(config: RunConfig, agent: TensorDictModuleBase, mixer: nn.Module | None) -> QMixLoss:
@@ -158,12 +167,11 @@ def build_loss(config: RunConfig, agent: TensorDictModuleBase, mixer: nn.Module 
         mixer,
         **settings(config.loss),
         burn_in=config.replay.burn_in,
-        interior_truncations=interior_truncations(config),
     )
 
 
 def build_update(config: RunConfig, loss: QMixLoss) -> Update:
-    """Return the configured gradient step of agent and mixer, and of their targets."""
+    """Return the configured gradient step of agent and mixer, with the update of their targets."""
     optimizer, target = config.update.optimizer, config.update.target
     make_optimizer, runtime = OPTIMIZERS[optimizer.name], config.runtime
     on_gpu = next(loss.parameters()).is_cuda
@@ -177,58 +185,32 @@ def build_update(config: RunConfig, loss: QMixLoss) -> Update:
     )
 
 
-def update_line(update: Update) -> str:
-    """Say what computes updates, and why nothing faster does."""
-    if update.no_graph is None:
-        return "updated by one CUDA graph"
-    if next(update.loss.parameters()).is_cuda:
-        return f"updated operation by operation; no CUDA graph: {update.no_graph}"
-    try:
-        compiler()
-    except NoCompiler as error:
-        return f"updated by torch's operations: {error}"
-    return "updated by layers in C++"
-
-
 def set_threads(threads: int | None) -> None:
-    """Set how many threads of the CPU there are; None leaves it to torch."""
+    """Set the number of threads on the CPU; None leaves it to torch."""
     if threads is not None:
         torch.set_num_threads(threads)
 
 
-def run_stem(config_path: Path) -> str:
-    """Return what runs of a file are called: its name, or for the file of a run that run's."""
-    return (
-        config_path.stem if config_path.name != CONFIG_FILE else config_path.resolve().parent.name
-    )
+def mean_outputs(steps: Sequence[TensorDictBase]) -> TensorDictBase:
+    """Return the means of the updates' outputs that ``LEARNING`` names."""
+    return torch.stack([step.select(*LEARNING) for step in steps]).mean(0)
 
 
-def check_finite(means: TensorDictBase, gradient_steps: int, folder: Path) -> None:
-    """Stop a training that has left the numbers.
+def check_finite(means: TensorDictBase, n_updates: int, folder: Path) -> None:
+    """Stop a training that diverges.
+
+    Args:
+        means: as ``mean_outputs`` returns them.
+        n_updates: the number of updates until now.
+        folder: of the run.
 
     Raises:
         DivergedError: if the mean loss or gradient norm of a batch's updates is not finite.
     """
     if not (means["loss"].isfinite() and means["grad_norm"].isfinite()):
         raise DivergedError(
-            f"the loss is {means['loss']:.3g} by update {gradient_steps} (gradient norm "
+            f"the loss is {means['loss']:.3g} by update {n_updates} (gradient norm "
             f"{means['grad_norm']:.3g}, mean Q_tot {means['total_value']:.3g}); the last weights "
             f"evaluated, if any, are in {folder}; try a lower update.optimizer.lr or "
             "loss.reward_scale"
         )
-
-
-def compare(learned: dict[str, float], other: dict[str, float]) -> str:
-    """Say whether a mean return is above another by more than two standard errors."""
-    variances = [r["std"] ** 2 / r["episodes"] for r in (learned, other)]
-    margin = 2 * math.sqrt(sum(variances))
-    difference = learned["mean"] - other["mean"]
-    if abs(difference) <= margin:
-        return "no different from"
-    return "above" if difference > 0 else "below"
-
-
-def summarize(returns: Tensor) -> dict[str, float]:
-    """Return mean, standard deviation and number of episode returns [episodes]."""
-    std = returns.std().item()
-    return {"mean": returns.mean().item(), "std": std, "episodes": len(returns)}

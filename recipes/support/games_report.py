@@ -1,4 +1,4 @@
-"""What ``games.py`` prints and draws: learned tables beside exact ones."""
+"""The report of ``games.py``, printed and drawn: learned tables next to exact ones."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,22 +21,29 @@ from support.projections import (
 
 from qmix_trl.envs.game_tables import Game
 
-MOST_SHOWN = 4  # states whose tables are shown; of a game with more, means
+MOST_SHOWN = 4  # states; of a game with more, means are shown instead of tables
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an algorithm learned in a game, with each of the seeds."""
+    """The result of an algorithm in a game, for every seed.
 
-    tables: Sequence[Table]  # [S, A, A], Q_tot; or [S, N, A], every agent's Q_a
+    Attributes:
+        tables: of each seed: Q_tot [S, A, A], or every agent's Q_a [S, N, A].
+        greedy_return: of each seed, the mean greedy return.
+        exact: the table that training should reach, of the same shape.
+        seconds: of all seeds together.
+    """
+
+    tables: Sequence[Table]
     greedy_return: Sequence[float]
-    exact: Table  # as one of the tables
+    exact: Table
     seconds: float
 
 
 @dataclass(frozen=True)
 class GameReport:
-    """A game of two agents, and what each algorithm learned in it."""
+    """A game of two agents, and the outcome of each algorithm."""
 
     name: str
     game: Game
@@ -45,7 +52,7 @@ class GameReport:
 
     @property
     def deciding(self) -> np.ndarray:
-        """The states that an episode goes on from."""
+        """The states in which the agents act: those that do not end an episode."""
         return np.flatnonzero(~self.game.ends.numpy())
 
     @property
@@ -58,7 +65,7 @@ class GameReport:
         return joint_fixed_point(self.game, gamma, lambda table: table)
 
     def squared_errors(self, tables: Iterable[Table]) -> list[float]:
-        """Return the squared error of each Q_tot [S, A, A], the mean over the states."""
+        """Return the squared error of each Q_tot [S, A, A], a mean over the states."""
         optimal, places = self.optimal(self.gamma), self.deciding
         return [squared_error(table[places], optimal[places]) / len(places) for table in tables]
 
@@ -78,7 +85,7 @@ class GameReport:
 
 
 def show(report: GameReport) -> None:
-    """Print a game's outcome."""
+    """Print the outcomes of a game."""
     most = report.optimal(1.0)[report.game.starts.numpy()].max((1, 2)).mean()
     seconds = sum(outcome.seconds for outcome in report.outcomes.values())
     print(f"\n{report.name}: a return of {most:.2f} is possible; {seconds:.0f} s")
@@ -99,26 +106,26 @@ def show(report: GameReport) -> None:
 
 
 def show_measures(name: str, **measures: Sequence[float]) -> None:
-    """Print what a table earns and how far it is from the optimal one, a number for each seed."""
+    """Print the measures of a table, each a number for every seed."""
     for i, (measure, values) in enumerate(measures.items()):
         if len(values):
             print(f"  {'' if i else name:<22}{measure.replace('_', ' '):<14}{numbers(values)}")
 
 
 def numbers(values: Iterable[float]) -> str:
-    """Return numbers side by side."""
+    """Return numbers in one line, aligned."""
     return " ".join(f"{value:7.2f}" for value in values)
 
 
 def show_tables(kind: str, tables: Table) -> None:
-    """Print tables [S, R, C] side by side."""
+    """Print tables [S, I, J] side by side."""
     for i in range(tables.shape[1]):
-        rows = "   |".join(numbers(table[i]) for table in tables)
-        print(f"    {kind if i == 0 else '':<10}{rows}")
+        line = "   |".join(numbers(table[i]) for table in tables)
+        print(f"    {kind if i == 0 else '':<10}{line}")
 
 
 def show_orders(report: GameReport) -> None:
-    """Print the errors of the monotone tables next to the payoffs, in every order of actions."""
+    """Print the errors of the monotone tables closest to the payoffs, by order of the actions."""
     payoff = report.optimal(report.gamma)[report.deciding[0]]
     errors = {round(squared_error(table, payoff), 2) for table in monotone_projections(payoff)}
     listed = " ".join(f"{error:.2f}" for error in sorted(errors))
@@ -126,7 +133,7 @@ def show_orders(report: GameReport) -> None:
 
 
 def show_projections(report: GameReport) -> None:
-    """Print what one earns by tables projected exactly, and how far they are from the payoffs."""
+    """Print the greedy returns and the errors of the exact projections of the payoffs."""
     payoffs = report.optimal(report.gamma)[report.deciding]
     projections: dict[str, Callable[[Table], Table]] = {
         "best sum": additive_projection,
@@ -144,28 +151,28 @@ def show_projections(report: GameReport) -> None:
 
 
 def draw(reports: Sequence[GameReport], path: Path) -> None:
-    """Draw the tables of the games whose tables are shown, learned beside exact."""
-    rows = [(report, state) for report in reports if report.is_shown for state in report.deciding]
-    if not rows:
+    """Draw the learned and the exact tables of the games whose tables are shown."""
+    shown = [(report, state) for report in reports if report.is_shown for state in report.deciding]
+    if not shown:
         return
-    algorithms = rows[0][0].outcomes
+    algorithms = shown[0][0].outcomes
     titles = ["optimal", *(f"{a}, {kind}" for a in algorithms for kind in ("learned", "exact"))]
-    figure = Figure(figsize=(1.4 * len(titles), 0.6 + 1.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1.4 * len(titles), 0.6 + 1.4 * len(shown)), layout="constrained")
     figure.suptitle(
-        "Q_tot: a row for each action of the first agent, a column for each of the second; "
-        "iql: Q_a, a row for each agent",
+        "Q_tot: a line for each action of the first agent, a column for each of the second; "
+        "iql: Q_a, a line for each agent",
         fontsize=9,
     )
-    axes = figure.subplots(len(rows), len(titles), squeeze=False)
-    for row, (report, state) in zip(axes, rows, strict=True):
+    axes = figure.subplots(len(shown), len(titles), squeeze=False)
+    for line, (report, state) in zip(axes, shown, strict=True):
         optimal = report.optimal(report.gamma)
         tables = [optimal[state]]
         for outcome in report.outcomes.values():
             tables += [outcome.tables[0][state], outcome.exact[state]]
         colours = Normalize(optimal[report.deciding].min(), optimal[report.deciding].max())
-        for ax, table in zip(row, tables, strict=True):
+        for ax, table in zip(line, tables, strict=True):
             draw_table(ax, table, colours)
-        row[0].set_ylabel(f"{report.name}\nstate {state}", fontsize=8)
+        line[0].set_ylabel(f"{report.name}\nstate {state}", fontsize=8)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=9)
     figure.savefig(path, dpi=120)

@@ -1,8 +1,8 @@
-"""What VDN, QMIX and IQL converge to on a game, all joint actions being played equally often.
+"""The tables that VDN, QMIX and IQL converge to on a game whose joint actions are equally frequent.
 
-In every state each of them regresses a table of targets over joint actions on the tables that it
-can represent: VDN on sums of the agents' values; QMIX on tables that are monotone in an order of
-each agent's actions; IQL on each agent's means over the others' actions.
+In every state each algorithm fits, by least squares, a table of targets over joint actions by one
+that it can represent: VDN by a sum of the agents' values; QMIX by a table that is monotone in an
+order of each agent's actions; IQL by each agent's means over the others' actions.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,15 @@ Table = NDArray[np.float64]
 
 
 def squared_error(fitted: Table, table: Table) -> float:
-    """Return the sum over the entries."""
+    """Return the squared error summed over the entries."""
     return float(np.square(fitted - table).sum())
 
 
 def additive_projection(table: Table) -> Table:
-    """Return the sum of the agents' values next to a table [A, .., A], in squares: VDN's.
+    """Return the sum of agents' values closest to a table [A, .., A] in squared error: VDN's fit.
 
-    As all joint actions weigh the same, it is the table's main effects (analysis of variance).
+    As all joint actions have the same weight, it is the table's main effects (analysis of
+    variance).
     """
     agents = range(table.ndim)
     fitted = np.full(table.shape, table.mean())
@@ -36,76 +37,80 @@ def additive_projection(table: Table) -> Table:
 
 
 def monotone_projections(table: Table) -> list[Table]:
-    """Return the monotone table next to a table [A, A] for every order of both agents' actions.
+    """Return the monotone table closest to a table [A, A], for every order of both agents' actions.
 
-    That of least error comes first: no monotone mixer does better. At the others training may
-    stop, for a small change of the agents' values leaves their orders as they are.
+    The first has the least error: no monotone mixer does better. Training may stop at any other,
+    because a small change of the agents' values does not change their orders.
     """
     return _in_orders(table, isotonic)
 
 
 def monotone_projection(table: Table) -> Table:
-    """Return the monotone table next to a table [A, A], whatever the order of the actions."""
+    """Return the monotone table closest to a table [A, A], in the best order of the actions."""
     return monotone_projections(table)[0]
 
 
 def isotonic(table: Table) -> Table:
-    """Return the table next to another [R, C] that falls neither along rows nor along columns.
+    """Return the table closest to a table [I, J] that decreases along neither axis.
 
     By the max-min formula of isotonic regression (Robertson, Wright and Dykstra 1988, theorem
-    1.4.4): an entry is the largest over the upper sets that hold it of the least over the lower
-    sets that hold it of the mean of what both hold.
+    1.4.4): ``fit[i, j] = max over U containing (i, j) of min over L containing (i, j) of
+    mean(table[U & L])``, with U the upper sets of places and L their complements.
     """
-    upper = upper_sets(*table.shape)  # [K, R, C]
+    upper = upper_sets(*table.shape)  # [K, I, J]
     lower = ~upper
-    both = upper[:, None] & lower  # [K, K, R, C]
+    both = upper[:, None] & lower  # [K, K, I, J]
     means = (both * table).sum((-1, -2)) / np.maximum(both.sum((-1, -2)), 1)  # [K, K]
     fitted = np.empty(table.shape)
-    for row, column in np.ndindex(*table.shape):
-        means_here = means[upper[:, row, column]][:, lower[:, row, column]]
-        fitted[row, column] = means_here.min(1).max()
+    for i, j in np.ndindex(*table.shape):
+        fitted[i, j] = means[upper[:, i, j]][:, lower[:, i, j]].min(1).max()
     return fitted
 
 
-def upper_sets(n_rows: int, n_columns: int) -> NDArray[np.bool_]:
-    """Return all sets of places that hold with a place all right of and below it: [K, R, C]."""
+def upper_sets(n_lines: int, n_columns: int) -> NDArray[np.bool_]:
+    """Return all upper sets of places: with a place, they have all places right of and below it.
+
+    Returns:
+        bool [K, n_lines, n_columns].
+    """
     columns = np.arange(n_columns)
-    counts = combinations_with_replacement(range(n_columns + 1), n_rows)  # a row never has fewer
-    return np.array([[columns >= n_columns - n for n in of_rows] for of_rows in counts])
+    # A line has at least as many places of the set as the line above it.
+    counts = combinations_with_replacement(range(n_columns + 1), n_lines)
+    return np.array([[columns >= n_columns - n for n in of_lines] for of_lines in counts])
 
 
 def supermodular_projection(table: Table) -> Table:
-    """Return the monotone table with increasing differences next to a table [A, A].
+    """Return the monotone table with increasing differences closest to a table [A, A].
 
-    That is the least error that ``QMixer`` itself can reach: its ELU is convex and its weights
-    are not negative, so that a step up of one agent is worth no less where the other is higher.
+    ``QMixer`` itself can do no better: its ELU is convex and its weights are not negative, so an
+    increase of one agent's value is worth no less where the other's value is higher.
     """
     return _in_orders(table, _isotonic_supermodular)[0]
 
 
 def _isotonic_supermodular(table: Table) -> Table:
-    """As ``isotonic``, with increasing differences.
+    """Return the table closest to a table [I, J] that is isotonic with increasing differences.
 
-    Such tables are the sums of indicators of "from this row and this column on", none of which
-    but the first, a constant, is taken a negative number of times.
+    Such tables are sums of indicators of "from this line and this column on", with coefficients
+    that are not negative, except that of the first indicator, which is constant.
     """
-    rows, columns = (np.arange(n) for n in table.shape)
+    lines, columns = (np.arange(n) for n in table.shape)
     indicators = [
-        np.outer(rows >= row, columns >= column).ravel().astype(float)
-        for row, column in np.ndindex(*table.shape)
+        np.outer(lines >= i, columns >= j).ravel().astype(float)
+        for i, j in np.ndindex(*table.shape)
     ]
     spanning = np.stack(indicators, 1)
     least = np.r_[-np.inf, np.zeros(table.size - 1)]
     # An exact active-set method; scipy's nnls stops short of the optimum on some tables with ties.
-    taken = lsq_linear(spanning, table.ravel(), (least, np.inf), method="bvls").x
-    return (spanning @ taken).reshape(table.shape)
+    coefficients = lsq_linear(spanning, table.ravel(), (least, np.inf), method="bvls").x
+    return (spanning @ coefficients).reshape(table.shape)
 
 
 def _in_orders(table: Table, project: Callable[[Table], Table]) -> list[Table]:
-    """Return a projection of the table [A, A] for every order of its rows and columns."""
+    """Return a projection of the table [A, A] for every order of lines and columns, best first."""
     found = []
-    for rows, columns in product(*(permutations(range(n)) for n in table.shape)):
-        places = np.ix_(rows, columns)
+    for lines, columns in product(*(permutations(range(n)) for n in table.shape)):
+        places = np.ix_(lines, columns)
         fitted = np.empty(table.shape)
         fitted[places] = project(table[places])
         found.append(fitted)
@@ -115,16 +120,16 @@ def _in_orders(table: Table, project: Callable[[Table], Table]) -> list[Table]:
 def joint_fixed_point(game: Game, gamma: float, project: Callable[[Table], Table]) -> Table:
     """Return Q_tot of every joint action [S, A, .., A].
 
-    In each state it is the projection of the targets, which bootstrap from the largest entry of
-    the next state's.
+    In each state it is the projection of the targets; these bootstrap from the largest entry of
+    the next state's table.
 
     Args:
-        game: that never comes back to a state, and whose actions are all available.
+        game: never returns to a state; all its actions are available.
         gamma: the discount per step.
-        project: a table onto what the mixer can represent.
+        project: projects a table onto those that the mixer can represent.
 
     Raises:
-        ValueError: if the game comes back to a state.
+        ValueError: if the game returns to a state.
     """
     reward, next_state = game.reward.double().numpy(), game.next_state.numpy()
     value = np.zeros(game.n_states)
@@ -138,14 +143,14 @@ def joint_fixed_point(game: Game, gamma: float, project: Callable[[Table], Table
 
 
 def independent_fixed_point(game: Game, gamma: float) -> Table:
-    """Return Q_a of every agent's actions [S, N, A], each agent learning by itself.
+    """Return Q_a of every agent's actions [S, N, A] under independent learning.
 
     Args:
         game: as in ``joint_fixed_point``.
         gamma: the discount per step.
 
     Raises:
-        ValueError: if the game comes back to a state.
+        ValueError: if the game returns to a state.
     """
     reward, next_state = game.reward.double().numpy(), game.next_state.numpy()
     agents = range(game.n_agents)

@@ -1,4 +1,4 @@
-"""Environments and their collection, for ``throughput.py``: beside TorchRL's."""
+"""Environments and their collection, ours and TorchRL's, for ``throughput.py``."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,10 +24,10 @@ from qmix_trl.keys import ACTION
 
 MAX_STEPS = 100
 WARM_UP_STEPS = 100  # until environments are at different steps of their episodes
-ROUND_STEPS = MAX_STEPS  # all resets are in them
-KERNEL_STEPS = 16 * MAX_STEPS  # and a renewal of the pool that its resets take from
+ROUND_STEPS = MAX_STEPS  # so that a round has the resets of every environment
+KERNEL_STEPS = 16 * MAX_STEPS  # so that a round also refills the pool of initial states
 BATCH_STEPS = 25  # of a batch, on both sides
-ROLLOUT_STEPS = {"kernel": 20, "inductor": 10, "eager": 10}  # in one call; rows stay in the cache
+ROLLOUT_STEPS = {"kernel": 20, "inductor": 10, "eager": 10}  # of a call; these fit the CPU's cache
 HIDDEN_DIM = 64
 
 
@@ -51,7 +51,7 @@ def their_env(scenario: str, n_envs: int) -> VmasEnv:
 
 
 def vmas_env_steps(scenario: str, n_envs: int) -> tuple[Timed, int]:
-    """Return what times random steps and resets of ``VmasEnv``, and its operations a step."""
+    """Return a timer of random steps and resets of ``VmasEnv``, and its operations in a step."""
     env = their_env(scenario, n_envs)
     data = env.reset()
 
@@ -65,30 +65,30 @@ def vmas_env_steps(scenario: str, n_envs: int) -> tuple[Timed, int]:
 
 
 def engine_steps(scenario: str, n_envs: int, engine: str) -> tuple[Timed, int]:
-    """Return what times an engine's rollouts of random actions, and its operations a step."""
+    """Return a timer of an engine's rollouts of random actions, and its operations in a step."""
     env = our_env(scenario, n_envs, engine)
     n_steps = ROLLOUT_STEPS[engine]
-    rows = Buffers.empty(n_envs, n_steps, env.engine.layout, env.device)
-    rows.action.random_(env_dims(env).n_actions)
+    buffers = Buffers.empty(n_envs, n_steps, env.engine.layout, env.device)
+    buffers.action.random_(env_dims(env).n_actions)
     env.reset()
 
     def rollouts(n: int) -> None:
         for _ in range(n):
-            env.engine.advance(rows, 0, n_steps, reset_when_done=True)
+            env.engine.advance(buffers, 0, n_steps, reset_when_done=True)
 
     rollouts(1)
-    one_step = operations(lambda: env.engine.advance(rows, 0, 1, reset_when_done=True))
+    one_step = operations(lambda: env.engine.advance(buffers, 0, 1, reset_when_done=True))
     n = steps_of_a_round(engine)
     return timed(lambda: rollouts(n // n_steps), n), max(1, one_step)
 
 
 def steps_of_a_round(engine: str) -> int:
-    """Return how many steps of an engine are timed together."""
+    """Return the number of steps of an engine in a round."""
     return KERNEL_STEPS if engine == "kernel" else ROUND_STEPS
 
 
 def our_batches(scenario: str, n_envs: int, engine: str) -> tuple[Timed, int]:
-    """Return what times fused collection, and its operations a step."""
+    """Return a timer of fused collection, and its operations in a step."""
     env = our_env(scenario, n_envs, engine)
     dims = env_dims(env)
     env, policy = with_policy(env, (dims.n_agents, dims.observation_dim, dims.n_actions))
@@ -99,7 +99,7 @@ def our_batches(scenario: str, n_envs: int, engine: str) -> tuple[Timed, int]:
 
 
 def their_batches(scenario: str, n_envs: int) -> tuple[Timed, int]:
-    """Return what times TorchRL's ``Collector`` over ``VmasEnv``, and its operations a step."""
+    """Return a timer of TorchRL's ``Collector`` over ``VmasEnv``, and its operations in a step."""
     env = their_env(scenario, n_envs)
     env, policy = with_policy(env, sizes_of(env))
     env = env.append_transform(InitTracker())
@@ -115,7 +115,7 @@ def their_batches(scenario: str, n_envs: int) -> tuple[Timed, int]:
 
 
 def sizes_of(env: EnvBase) -> tuple[int, int, int]:
-    """Return N, O and A of TorchRL's environment."""
+    """Return N, O and A of TorchRL's environment: agents, size of an observation, actions."""
     n_agents, observation_dim = env.observation_spec["agents", "observation"].shape[1:]
     return n_agents, observation_dim, env.full_action_spec[ACTION].space.n
 
@@ -129,7 +129,7 @@ def with_policy(env: EnvBase, sizes: tuple[int, int, int]) -> tuple[EnvBase, Any
 
 
 def collecting(batches: Iterator[TensorDictBase], n_steps: int) -> tuple[Timed, int]:
-    """Return what times batches of so many steps together, and the operations of one step."""
+    """Return a timer of batches with ``n_steps`` steps together, and the operations in a step."""
 
     def collect(n: int) -> None:
         for _ in range(n // BATCH_STEPS):
@@ -141,7 +141,7 @@ def collecting(batches: Iterator[TensorDictBase], n_steps: int) -> tuple[Timed, 
 
 
 def products(scenario: str, n_envs: int) -> Timed:
-    """Return what times the network's matrix products of one step, by torch."""
+    """Return a timer of the network's matrix products in one step, by torch."""
     n_agents, observation_dim, n_actions = sizes_of(their_env(scenario, 1))
     agent = RecurrentAgent(n_agents, observation_dim, n_actions, hidden_dim=HIDDEN_DIM)
     weights = (agent.fc1.weight, agent.rnn.weight_ih, agent.rnn.weight_hh, agent.fc2.weight)

@@ -31,11 +31,11 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One engine beside the baseline.
+class Timing:
+    """A line of the table: one engine compared with the baseline.
 
-    Milliseconds are of one step of all environments, or of one update; ``per_second`` are frames,
-    or updates.
+    Milliseconds are of one step of all environments, or of one update; ``per_second`` counts
+    frames, or updates.
     """
 
     what: str
@@ -48,32 +48,32 @@ class Row:
     baseline_ms: float
     per_second: float
     operations: int  # of torch, in one step
-    products_ms: float  # of collection: the matrix products of its network alone, by torch
+    products_ms: float  # the matrix products of the network alone, by torch; of collection
     build_s: float
     cached_s: float
 
 
-def print_table(rows: Sequence[Row], *, header: bool) -> None:
-    """Print one line a row."""
+def print_table(timings: Sequence[Timing], *, header: bool) -> None:
+    """Print the lines, after the headings if asked."""
     if header:
         print(_line(HEADER))
-    for row in rows:
-        ratio = row.ratio
+    for timing in timings:
+        ratio = timing.ratio
         print(
             _line(
                 (
-                    row.what,
-                    row.scenario,
-                    str(row.n_envs),
-                    row.engine,
-                    f"{row.ms:.3f}",
-                    f"{row.baseline_ms:.1f}",
-                    f"{row.per_second:,.0f}",
+                    timing.what,
+                    timing.scenario,
+                    str(timing.n_envs),
+                    timing.engine,
+                    f"{timing.ms:.3f}",
+                    f"{timing.baseline_ms:.1f}",
+                    f"{timing.per_second:,.0f}",
                     f"{ratio['median']:.1f} ({ratio['min']:.1f}-{ratio['max']:.1f})",
-                    f"{row.products_ms:.3f}" if row.products_ms else "",
-                    str(row.operations),
-                    f"{row.build_s:.1f} s" if row.build_s else "",
-                    f"{row.cached_s:.1f} s" if row.cached_s else "",
+                    f"{timing.products_ms:.3f}" if timing.products_ms else "",
+                    str(timing.operations),
+                    f"{timing.build_s:.1f} s" if timing.build_s else "",
+                    f"{timing.cached_s:.1f} s" if timing.cached_s else "",
                 )
             ),
             flush=True,
@@ -84,32 +84,32 @@ def _line(cells: Sequence[str]) -> str:
     return " ".join(f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw how many times faster each engine is, with the range over the rounds."""
+def draw(timings: Sequence[Timing], path: Path) -> None:
+    """Draw the median speed-up of each engine, with the range over the rounds."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch
 
-    titles = {name: title for name, title in TITLES.items() if any(r.what == name for r in rows)}
-    engines = [engine for engine in COLORS if any(row.engine == engine for row in rows)]
+    titles = {name: title for name, title in TITLES.items() if any(r.what == name for r in timings)}
+    engines = [engine for engine in COLORS if any(timing.engine == engine for timing in timings)]
     width = 0.8 / len(engines)
     size = (3 + 4 * len(titles), 4.5)
     figure, axes = plt.subplots(
         1, len(titles), figsize=size, sharey=True, layout="constrained", squeeze=False
     )
     for axis, (what, title) in zip(axes[0], titles.items(), strict=True):
-        chosen = [row for row in rows if row.what == what]
-        cases = list(dict.fromkeys((row.scenario, row.n_envs) for row in chosen))
-        for row in chosen:
-            shift = (engines.index(row.engine) - (len(engines) - 1) / 2) * width
-            median, least, most = (row.ratio[name] for name in ("median", "min", "max"))
+        chosen = [timing for timing in timings if timing.what == what]
+        cases = list(dict.fromkeys((timing.scenario, timing.n_envs) for timing in chosen))
+        for timing in chosen:
+            shift = (engines.index(timing.engine) - (len(engines) - 1) / 2) * width
+            median, least, most = (timing.ratio[name] for name in ("median", "min", "max"))
             axis.bar(
-                cases.index((row.scenario, row.n_envs)) + shift,
+                cases.index((timing.scenario, timing.n_envs)) + shift,
                 median,
                 width,
-                color=COLORS[row.engine],
+                color=COLORS[timing.engine],
                 yerr=[[median - least], [most - median]],
                 capsize=2,
             )

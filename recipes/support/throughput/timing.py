@@ -1,4 +1,4 @@
-"""How ``throughput.py`` times: everything in turn, in rounds."""
+"""The timing of ``throughput.py``: in rounds, each of which runs both sides one after the other."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from support.throughput.report import Row
+from support.throughput.report import Timing
 
 Timed = Callable[[], float]  # runs for a while and returns milliseconds a step
 NOTHING: Timed = lambda: 0.0  # noqa: E731
@@ -14,21 +14,33 @@ NOTHING: Timed = lambda: 0.0  # noqa: E731
 
 @dataclass
 class Case:
-    """What is timed together: a baseline, and by engine what stands beside it."""
+    """A comparison of our engines with a baseline.
+
+    Attributes:
+        what: the part that is timed, a key of ``report.TITLES``.
+        scenario: of VMAS; of updates, the kind of rows.
+        n_envs: the number of environments; of updates, of rows in a batch.
+        baseline: its name.
+        theirs: times the baseline.
+        ours: by engine, a function that times it, and its operations of torch in a step.
+        products: times the matrix products of a step alone.
+        per_step: the frames, or updates, of one step.
+        seconds: by engine, the seconds of a first start and of a later one.
+    """
 
     what: str
     scenario: str
     n_envs: int
     baseline: str
     theirs: Timed
-    ours: dict[str, tuple[Timed, int]]  # with operations a step
+    ours: dict[str, tuple[Timed, int]]
     products: Timed = NOTHING
-    of_a_step: int = 1  # frames, or updates
-    seconds: dict[str, tuple[float, float]] = field(default_factory=dict)  # of starts, by engine
+    per_step: int = 1
+    seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Operations(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts operations of torch."""
+    """Counts the operations of torch that run while it is active."""
 
     count = 0
 
@@ -49,14 +61,14 @@ def timed(run: Callable[[], object], n_steps: int) -> Timed:
 
 
 def operations(run: Callable[[], object]) -> int:
-    """Return how many operations of torch a run takes."""
+    """Return the number of torch's operations in a run."""
     with Operations() as mode:
         run()
     return mode.count
 
 
-def measured(case: Case, rounds: int) -> Iterator[Row]:
-    """Give the rows of a case."""
+def measured(case: Case, rounds: int) -> Iterator[Timing]:
+    """Yield a line of the table for each engine of a case, timed in ``rounds`` rounds."""
     times = [
         (case.theirs(), case.products(), {name: ms() for name, (ms, _) in case.ours.items()})
         for _ in range(rounds)
@@ -65,7 +77,7 @@ def measured(case: Case, rounds: int) -> Iterator[Row]:
         ratios = [theirs / mine[engine] for theirs, _, mine in times]
         ms = statistics.median(mine[engine] for _, _, mine in times)
         build_s, cached_s = case.seconds.get(engine, (0.0, 0.0))
-        yield Row(
+        yield Timing(
             what=case.what,
             scenario=case.scenario,
             n_envs=case.n_envs,
@@ -78,7 +90,7 @@ def measured(case: Case, rounds: int) -> Iterator[Row]:
             },
             ms=round(ms, 4),
             baseline_ms=round(statistics.median(theirs for theirs, _, _ in times), 2),
-            per_second=round(case.of_a_step / ms * 1e3, 1),
+            per_second=round(case.per_step / ms * 1e3, 1),
             operations=count,
             products_ms=round(statistics.median(least for _, least, _ in times), 3),
             build_s=round(build_s, 2),

@@ -1,7 +1,7 @@
 """Whole training, for ``throughput.py``: collection, replay and updates together.
 
-Beside ours, TorchRL's ``Collector`` over ``VmasEnv``, its replay buffer, and the loop of GRU cells
-of ``throughput_updates.py``. Both train a GRU of 64 on whole episodes, with the same numbers of
+The baseline is TorchRL's ``Collector`` over ``VmasEnv``, its replay buffer, and the loop of GRU
+cells of ``updates.py``. Both sides train a GRU of 64 on whole episodes, with the same numbers of
 frames and updates.
 """
 
@@ -33,20 +33,19 @@ CAPACITY_ROWS = 2048
 
 
 def ours(scenario: str, n_updates: int) -> Callable[[], None]:
-    """Return what collects our next batch and takes so many updates."""
+    """Return a function that collects our next batch and takes ``n_updates`` updates."""
     env = our_env(scenario, N_ENVS, "auto")
     dims = env_dims(env)
     sizes = Sizes(dims.n_agents, dims.observation_dim, dims.n_actions, dims.state_shape[0])
     env, policy = with_policy(env, sizes[:3])
     batches = make_collector(env, policy, rows="episodes", steps=MAX_STEPS, n_batches=10**9)
-    rows = SequenceRows(interior_truncations=0)
-    replay = make_replay(rows, capacity_rows=CAPACITY_ROWS, batch_rows=N_ROWS, seed=0)
-    update = our_update(policy.module[0], sizes, interior_truncations=0)
+    replay = make_replay(SequenceRows(), capacity_rows=CAPACITY_ROWS, batch_rows=N_ROWS, seed=0)
+    update = our_update(policy.module[0], sizes)
     return learning(iter(batches), replay, update, n_updates)
 
 
 def theirs(scenario: str, n_updates: int) -> Callable[[], None]:
-    """Return what collects TorchRL's next batch and takes so many plain updates."""
+    """Return a function that collects TorchRL's next batch and takes plain updates."""
     env = their_env(scenario, N_ENVS)
     n_agents, observation_dim, n_actions = sizes_of(env)
     env, policy = with_policy(env, (n_agents, observation_dim, n_actions))
@@ -67,7 +66,7 @@ def theirs(scenario: str, n_updates: int) -> Callable[[], None]:
 
 
 def with_state_and_team_reward(batch: TensorDictBase) -> TensorDictBase:
-    """Add what ``VmasEnv`` has not: all observations as the state, the agents' mean reward."""
+    """Add a state, which is all observations, and the team's reward, the agents' mean."""
     for part in (batch, batch["next"]):
         part[STATE] = part[OBSERVATION].flatten(-2)
     batch[next_key(REWARD)] = batch["next", "agents", "reward"].mean(-2)
@@ -80,7 +79,16 @@ def learning(
     update: Callable[[TensorDictBase], object],
     n_updates: int,
 ) -> Callable[[], None]:
-    """Return what collects a batch and learns, after it did so twice."""
+    """Return a function that collects a batch and learns from the replay buffer.
+
+    It runs twice before it is returned, so that nothing is timed that happens only at first.
+
+    Args:
+        batches: of a collector.
+        replay: the buffer of the batches.
+        update: takes one step on a sampled batch.
+        n_updates: the number of steps after each batch.
+    """
 
     def step() -> None:
         replay.extend(next(batches))
@@ -93,7 +101,7 @@ def learning(
 
 
 def training(scenario: str, ratio: int) -> Case:
-    """Return the case of a scenario where each frame is trained on ``ratio`` times."""
+    """Return the case of a scenario in which each frame is trained on ``ratio`` times."""
     n_updates = ratio * N_ENVS // N_ROWS
     return Case(
         what=f"train-{ratio}",
@@ -102,5 +110,5 @@ def training(scenario: str, ratio: int) -> Case:
         baseline="Collector over VmasEnv, GRUCell loop",
         theirs=timed(theirs(scenario, n_updates), MAX_STEPS),
         ours={"kernel": (timed(ours(scenario, n_updates), MAX_STEPS), 0)},
-        of_a_step=N_ENVS,
+        per_step=N_ENVS,
     )

@@ -1,8 +1,9 @@
-"""Updates, for ``throughput.py``: beside plain PyTorch and TorchRL's loss.
+"""Updates, for ``throughput.py``; the baselines are plain PyTorch and TorchRL's loss.
 
-The plain update is written as PyMARL's: a GRUCell's call for each step of the online and of the
-target agent, one mixer's call each over all steps, TD(0) with double Q. TorchRL's is its
-``QMixerLoss`` with the networks of its own recipe. All train the same sizes on the same batch.
+The plain update is written as in PyMARL: the online and the target agent call a GRUCell at each
+step, their mixers are called once over all steps, and the targets are TD(0) with double Q.
+TorchRL's update is its ``QMixerLoss`` with the networks of its own recipe. All train the same sizes
+on the same batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ RESETS = 0.02  # of a step, where there are any inside rows
 
 
 class Sizes(NamedTuple):
-    """What networks and batches are made for."""
+    """The sizes that networks and batches are made for."""
 
     n_agents: int
     observation_dim: int
@@ -201,15 +202,12 @@ class TorchRLUpdate:
         self.updater.step()
 
 
-def our_update(
-    agent: RecurrentAgent | FeedforwardAgent, sizes: Sizes, *, interior_truncations: int
-) -> Update:
-    """Return our update of an agent."""
+def our_update(agent: RecurrentAgent | FeedforwardAgent, sizes: Sizes) -> Update:
+    """Return our update of an agent and a mixer."""
     loss = QMixLoss(
         agent,
         QMixer(sizes.n_agents, sizes.state_dim, EMBED_DIM, hypernet_layers=2),
         gamma=GAMMA,
-        interior_truncations=interior_truncations,
     )
     return Update(
         loss,
@@ -220,16 +218,16 @@ def our_update(
 
 
 def updates() -> Iterator[Case]:
-    """Give the cases: perceptrons on whole episodes; the GRU on these, and on rows with resets."""
+    """Yield the cases: perceptrons on whole episodes, the GRU on these and on rows with resets."""
     sizes = SIMPLE_SPREAD
     hidden = (HIDDEN_DIM, HIDDEN_DIM)
     perceptrons = FeedforwardAgent(*sizes[:3], hidden_dims=hidden, use_agent_id=False)
-    ours = our_update(perceptrons, sizes, interior_truncations=0)
+    ours = our_update(perceptrons, sizes)
     batch = random_batch(resets=False)
     yield _case("update-mlp", "episodes", "QMixerLoss", batch, TorchRLUpdate(sizes), ours)
     for rows, resets in (("episodes", False), ("slices", True)):
         agent = RecurrentAgent(*sizes[:3], hidden_dim=HIDDEN_DIM)
-        ours = our_update(agent, sizes, interior_truncations=4 if resets else 0)
+        ours = our_update(agent, sizes)
         batch = random_batch(resets=resets)
         yield _case("update-gru", rows, "GRUCell loop", batch, PlainUpdate(sizes), ours)
 

@@ -1,0 +1,136 @@
+"""The command lines of the recipes.
+
+They are read before torch is imported, and so is the configuration that they name: a mistake is
+told at once.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from support.game_settings import GAMES
+from support.run_folder import CONFIG_FILE
+from support.throughput.report import COLORS, TITLES
+
+from qmix_trl.config import MAX_SEED, RunConfig, load_config, vmas_scenarios
+from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
+from qmix_trl.logs import AUTO
+
+
+def training_arguments(
+    description: str | None, load: Callable[[str, Sequence[str]], RunConfig] = load_config
+) -> argparse.Namespace:
+    """Return the arguments of a command that trains: ``config``, ``overrides`` and ``runs``.
+
+    Args:
+        description: the help text of the command.
+        load: reads the configuration that the command can train.
+
+    Raises:
+        SystemExit: if the command line or the configuration has a mistake.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config", help="a file such as recipes/configs/balance_qmix.yaml")
+    parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
+    parser.add_argument("--runs", default="runs", help="the folder of all runs; runs")
+    arguments = parser.parse_intermixed_args()
+    with exit_on_mistake():
+        config = load(arguments.config, arguments.overrides)
+        folder = Path(arguments.runs, config.name)
+        if config.name != AUTO and folder.exists():
+            raise ConfigError(
+                f"name: {folder} exists and is not overwritten; "
+                "choose another, name=..., or name=auto"
+            )
+    return arguments
+
+
+def evaluation_arguments(description: str | None) -> argparse.Namespace:
+    """Return the arguments of ``evaluate.py``: ``folder``, ``episodes``, ``seed`` and ``device``.
+
+    Raises:
+        SystemExit: if the command line or the run's configuration has a mistake.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folder", type=Path, help="a run's folder, such as runs/balance_quick-1")
+    parser.add_argument(
+        "--episodes", type=int, help="the number of episodes; that of the run's configuration"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="the seed of the episodes; that of the run's configuration"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    arguments = parser.parse_args()
+    with exit_on_mistake():
+        evaluation_config(arguments.folder, arguments.episodes, arguments.seed)
+    return arguments
+
+
+def evaluation_config(folder: Path, episodes: int | None, seed: int | None) -> RunConfig:
+    """Return a run's configuration with another number of test episodes and another seed of them.
+
+    Args:
+        folder: of the run.
+        episodes: their number; None leaves the run's.
+        seed: of the episodes; None leaves the run's.
+
+    Raises:
+        ConfigError: if the folder has no configuration, or a number is out of bounds.
+    """
+    config = load_config(folder / CONFIG_FILE)
+    episodes = config.evaluation.episodes if episodes is None else episodes
+    seed = config.evaluation.seed if seed is None else seed
+    if episodes < 2 or not 0 <= seed <= MAX_SEED:
+        raise ConfigError(
+            f"expected --episodes of at least 2 and --seed in [0, {MAX_SEED}], got {episodes} "
+            f"and {seed}"
+        )
+    return replace(config, evaluation=replace(config.evaluation, episodes=episodes, seed=seed))
+
+
+def games_arguments(description: str | None) -> argparse.Namespace:
+    """Return the arguments of ``games.py``: ``games``, ``seeds`` and ``runs``.
+
+    Raises:
+        SystemExit: if a game is unknown, or there is no seed.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("games", nargs="*", help=f"of {', '.join(GAMES)}; all")
+    parser.add_argument("--seeds", type=int, default=2, help="the number of seeds, from 0; 2")
+    parser.add_argument("--runs", default="runs", help="the folder of all runs; runs")
+    arguments = parser.parse_args()
+    with exit_on_mistake():
+        for name in arguments.games:
+            if name not in GAMES:
+                near = nearest(name, GAMES)
+                raise ConfigError(f"unknown game {name!r}{near}; known: {', '.join(GAMES)}")
+        if arguments.seeds < 1:
+            raise ConfigError(f"expected --seeds of at least 1, got {arguments.seeds}")
+    return arguments
+
+
+def throughput_arguments(description: str | None) -> argparse.Namespace:
+    """Return the arguments of ``throughput.py``, under the names of its options.
+
+    Raises:
+        SystemExit: if the command line has a mistake.
+    """
+    scenarios = ["balance", "navigation", "simple_spread", "dispersion", "transport", "discovery"]
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--what", nargs="+", choices=TITLES, default=list(TITLES))
+    parser.add_argument(
+        "--scenarios",
+        nargs="+",
+        choices=vmas_scenarios(),
+        default=scenarios,
+        metavar="NAME",
+        help=f"of VMAS; {' '.join(scenarios)}",
+    )
+    parser.add_argument("--envs", nargs="+", type=int, default=(32, 600, 4096))
+    parser.add_argument("--engines", nargs="+", choices=COLORS, default=("kernel", "eager"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="a file for the lines of the table")
+    parser.add_argument("--picture", type=Path, default=Path("throughput.png"))
+    return parser.parse_args()

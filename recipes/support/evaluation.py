@@ -1,0 +1,79 @@
+"""The evaluation of policies: the same test episodes for all of them."""
+
+import math
+
+import torch
+from support.components import build_env, stream_seed
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
+from torchrl.envs import EnvBase
+
+from qmix_trl import (
+    GreedyAction,
+    NoOpPolicy,
+    RandomPolicy,
+    env_dims,
+    episode_returns,
+    make_policy,
+    with_memory,
+)
+from qmix_trl.config import RunConfig
+
+
+class Evaluation:
+    """The test episodes of a configuration, in an environment and with seeds of their own.
+
+    Args:
+        config: its sections ``env`` and ``evaluation`` count.
+        device: of the environment and of the policies.
+
+    Attributes:
+        dims: the sizes of the environment.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        section = config.evaluation
+        self._max_steps = config.env.max_steps
+        self._seed = stream_seed(section.seed, "test_env")
+        self._random_seed = stream_seed(section.seed, "random_policy")
+        self._device = device
+        self._env = build_env(
+            config, device, n_envs=section.episodes, seed=self._seed, reset_when_done=False
+        )
+        self.dims = env_dims(self._env)
+
+    def returns(self, policy: TensorDictModuleBase) -> dict[str, float]:
+        """Return mean, standard deviation and number of a memoryless policy's returns."""
+        return self._returns(self._env, policy)
+
+    def greedy(self, agent: TensorDictModuleBase) -> dict[str, float]:
+        """Return mean, standard deviation and number of the returns of an agent's best actions."""
+        return self._returns(with_memory(self._env, agent), make_policy(agent, GreedyAction()))
+
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Return the summaries of random actions ("random") and of doing nothing ("no_op")."""
+        n_actions = self.dims.n_actions
+        random = RandomPolicy(n_actions, seed=self._random_seed, device=self._device)
+        return {"random": self.returns(random), "no_op": self.returns(NoOpPolicy(n_actions))}
+
+    def _returns(self, env: EnvBase, policy: TensorDictModuleBase) -> dict[str, float]:
+        return summarize(episode_returns(env, policy, max_steps=self._max_steps, seed=self._seed))
+
+
+def summarize(returns: Tensor) -> dict[str, float]:
+    """Return mean, standard deviation and number of episode returns [episodes]."""
+    std = returns.std().item()
+    return {"mean": returns.mean().item(), "std": std, "episodes": len(returns)}
+
+
+def compare(learned: dict[str, float], other: dict[str, float]) -> str:
+    """Return "above", "below" or "no different from": one mean return against another.
+
+    Means differ if they are more than two standard errors of their difference apart.
+    """
+    variances = [r["std"] ** 2 / r["episodes"] for r in (learned, other)]
+    margin = 2 * math.sqrt(sum(variances))
+    difference = learned["mean"] - other["mean"]
+    if abs(difference) <= margin:
+        return "no different from"
+    return "above" if difference > 0 else "below"

@@ -1,0 +1,15 @@
+"""The files of a run's folder, and its name."""
+
+from pathlib import Path
+
+CONFIG_FILE = "config.yaml"
+SUMMARY_FILE = "summary.json"
+
+
+def run_stem(config_path: Path) -> str:
+    """Return the name that runs of a configuration get, before their number.
+
+    It is the file's name; for the configuration in a run's folder it is the folder's name.
+    """
+    is_of_a_run = config_path.name == CONFIG_FILE
+    return config_path.resolve().parent.name if is_of_a_run else config_path.stem

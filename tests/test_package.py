@@ -1,0 +1,48 @@
+"""The package: its public names, each imported from its module when it is first used."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qmix_trl
+
+
+def test_the_table_the_types_and_the_public_names_agree():
+    tree = ast.parse(Path(qmix_trl.__file__).read_text())
+    (typed,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imported = {name.name: node.module for node in typed.body for name in node.names}
+    assert imported == qmix_trl._MODULES
+    assert sorted(imported) == sorted(qmix_trl.__all__)
+
+
+@pytest.mark.parametrize("name", qmix_trl.__all__)
+def test_a_public_name_is_that_of_its_module(name):
+    module = importlib.import_module(qmix_trl._MODULES[name])
+    assert getattr(qmix_trl, name) is getattr(module, name)
+    assert name in dir(qmix_trl)
+
+
+def test_a_misspelt_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'qmix_trl' has no attribute 'QMixr'"):
+        qmix_trl.QMixr  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'QMixr'"):
+        from qmix_trl import QMixr  # noqa: F401
+
+
+def test_configurations_are_read_without_torch_or_vmas():
+    code = (
+        "import sys; from qmix_trl import ConfigError, load_config; import qmix_trl.strict_yaml; "
+        "print('vmas' in sys.modules, 'torch' in sys.modules, 'qmix_trl' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False", "True"], done.stderr
+
+
+def test_agents_mixers_and_games_are_imported_without_vmas():
+    code = "import sys; from qmix_trl import QMixLoss, make_env; print('vmas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False"], done.stderr
