@@ -21,11 +21,11 @@ from qmix_trl import (
 from qmix_trl.chosen import Chosen
 from qmix_trl.envs.compiled import choose as engines
 from qmix_trl.envs.compiled.codegen import cpp
-from qmix_trl.envs.compiled.engines.buffers import Buffers
+from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.engines.packed_state import read_packed_state
 from qmix_trl.envs.compiled.trace.pure import static_collisions
 from qmix_trl.envs.vmas_simulation import VmasSimulation
-from qmix_trl.errors import ConfigError
+from qmix_trl.errors import ConfigError, Refused
 from qmix_trl.keys import OBSERVATION
 from qmix_trl.native import build
 
@@ -381,6 +381,18 @@ def test_a_wrong_kernel_does_not_pass_the_gate(monkeypatch):
     assert "its step differs from VMAS's" in env.how.passed_over["kernel"]
 
 
+# ------------------------------------------------------------------- the choice of engines
+
+
+def refuses(reason):
+    """Return a function that refuses whatever it is called with."""
+
+    def refuse(*args):
+        raise Refused(reason)
+
+    return refuse
+
+
 def test_without_a_compiler_vmas_itself_steps_and_the_reason_says_what_to_install(monkeypatch):
     def none():
         raise build.NoCompiler("no C++ compiler was found; install one (apt install g++)")
@@ -388,10 +400,95 @@ def test_without_a_compiler_vmas_itself_steps_and_the_reason_says_what_to_instal
     monkeypatch.setattr(engines, "compiler", none)
     monkeypatch.setattr("qmix_trl.envs.compiled.backends.toolchain", none)
     env = env_of(engine="auto")
-    assert env.how.name == "eager"
-    assert all("apt install g++" in why for why in env.how.passed_over.values())
+    reason = "no C++ compiler was found; install one (apt install g++)"
+    assert env.how == Chosen("eager", {"kernel": reason, "inductor": reason})
     env.reset()
     rollout(env, 3)
+
+
+def test_a_failed_build_is_told_and_tried_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path))
+
+    def fails(source, path):
+        raise build.BuildFailed("g++: error: out of disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qmix_trl.envs.compiled.backends.build", fails)
+        patch.setitem(engines.MAKERS, "inductor", refuses("not today"))
+        env = env_of(OwnScenario(), engine="auto")
+    expected = {"kernel": "g++: error: out of disk", "inductor": "not today"}
+    assert env.how == Chosen("eager", expected)
+    assert env_of(OwnScenario(), engine="auto").how == Chosen("kernel")
+
+
+def test_on_another_device_each_compiled_engine_says_why_not(monkeypatch):
+    monkeypatch.setitem(engines.MAKERS, "eager", lambda settings: "VMAS")
+    monkeypatch.setitem(sys.modules, "triton", None)
+    task = simulation_of(env_of(), 1, 0).task
+    reasons = {}
+    for device in ("xpu", "cuda"):
+        settings = engines.Settings(task, SeenLayout(4, 16, None), 8, 5, 0, torch.device(device))
+        engine, how = engines.make_engine(settings, "auto")
+        assert (engine, how.name, list(how.passed_over)) == (
+            "VMAS",
+            "eager",
+            ["kernel", "inductor"],
+        )
+        assert how.passed_over["inductor"] == f"there is no inductor engine for {device}"
+        reasons[device] = how.passed_over["kernel"]
+    assert reasons["xpu"] == "there is no kernel for xpu"
+    assert "pip install triton" in reasons["cuda"]
+
+
+def test_an_engine_that_is_asked_for_passes_over_none():
+    assert env_of(engine="eager").how == Chosen("eager")
+
+
+def test_a_trace_that_failed_before_is_not_tried_again(monkeypatch):
+    settings = {"engine": "auto", "scenario_kwargs": {"branches": True}}
+    first = env_of(OwnScenario(), **settings).how
+    monkeypatch.setattr(engines, "InductorEngine", None)
+    again = env_of(OwnScenario(), **settings).how
+    assert first == again
+    assert again.passed_over["inductor"] == again.passed_over["kernel"]
+
+
+def test_inductor_refuses_graphs_that_are_too_large(monkeypatch):
+    monkeypatch.setattr(engines, "known_refusal", lambda *_: ("too large for C++", 8001))
+    with pytest.raises(ConfigError, match="its traced step has 8,001 operations, more than 8,000"):
+        env_of(OwnScenario(), engine="inductor")
+    monkeypatch.setattr(engines, "known_refusal", lambda *_: None)
+    monkeypatch.setattr("qmix_trl.envs.compiled.engines.inductor.MOST_NODES", 3)
+    with pytest.raises(ConfigError, match=r"its traced step has .* operations, more than 3"):
+        env_of(OwnScenario(), engine="inductor")
+
+
+def test_a_state_of_inductor_goes_on_in_the_kernel(monkeypatch):
+    ours = env_of(OwnScenario(), engine="kernel", max_steps=5, seed=1)
+    monkeypatch.setattr("qmix_trl.envs.compiled.backends.build", None)  # inductor needs no kernel
+    theirs = env_of(OwnScenario(), engine="inductor", max_steps=5, scenario_kwargs={"branches": ""})
+    theirs.reset()
+    rollout(theirs, 7)
+    state = theirs.simulation_state()
+    assert {k: v.dtype for k, v in state.items()} == {
+        k: v.dtype for k, v in ours.simulation_state().items()
+    }
+    # Inductor's packed state has all numbers of VMAS's state, the kernel's those that it reads.
+    numbers = [env.engine.fresh.step.numbers for env in (ours, theirs)]
+    read = [numbers[1].index(number) for number in numbers[0]]
+    seen = range(len(numbers[1]), state["pool"].shape[1])
+    with pytest.raises(ValueError, match="expected 'packed_state' of shape"):
+        ours.load_simulation_state(state)
+    mapped = {
+        "packed_state": state["packed_state"][:, read],
+        "pool": state["pool"][:, [*read, *seen]],
+    }
+    ours.load_simulation_state({**state, **mapped})
+    for name, tensor in ours.simulation_state().items():
+        assert torch.equal(tensor, mapped.get(name, state[name])), name
+    got, expected = (rollout(env, 12, seed=1) for env in (ours, theirs))
+    for part in ("seen", "next_seen", "reward", "done"):
+        torch.testing.assert_close(getattr(got, part), getattr(expected, part))
 
 
 # ------------------------------------------------------------------------------ memory
