@@ -1,4 +1,4 @@
-"""The kernel's own arithmetic in C++, its build, and the store that keeps it."""
+"""The arithmetic of C++ kernels, their build, the store on disk, and its keys."""
 
 import ast
 import ctypes
@@ -74,7 +74,7 @@ extern "C" int transposed(const vf *in, vf *out) { return 0; }
 
 @pytest.fixture(scope="module", params=[16, 8, 4], ids="{} lanes".format)
 def simd(request, tmp_path_factory):
-    """Return the functions of ``simd.h``: on x86's own vectors where there are, and without."""
+    """Return the functions of ``simd.h``, in vectors of 16, 8 and 4 lanes."""
     floats = [f"MAP({name}, float, vf, {name}(x))" for name in ONE]
     floats += [f"MAP({name}, float, vf, {name}(x, y))" for name in TWO]
     whole = [f"MAP({name}, int32_t, vi, {name}(x, y))" for name in WHOLE]
@@ -86,12 +86,12 @@ def simd(request, tmp_path_factory):
 
 
 def pointer(x):
-    """Return where an array stands, for C."""
+    """Return the address of an array, for C."""
     return x.ctypes.data_as(ctypes.c_void_p)
 
 
 def mapped(simd, name, *xs):
-    """Return a function of ``simd.h`` of NumPy arrays [n]."""
+    """Return the result [n] of a function of ``simd.h`` on NumPy arrays [n]."""
     dtype = np.int32 if name in WHOLE else np.float32
     padded = [np.resize(np.asarray(x, dtype), -(-len(x) // 16) * 16) for x in xs]
     out = np.empty_like(padded[0])
@@ -100,14 +100,14 @@ def mapped(simd, name, *xs):
 
 
 def ulps(got, expected, scale=None):
-    """Return by how many units in the last place float32 differs from float64."""
+    """Return the difference of float32 from float64, in units in the last place."""
     scale = np.abs(expected) if scale is None else np.maximum(np.abs(expected), scale)
     unit = np.spacing(np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32))
     return np.abs(got.astype(np.float64) - expected) / unit
 
 
 def spread(low, high, n=20000, *, signs=False):
-    """Return floats of all magnitudes between two, float32 [n]."""
+    """Return random floats of all magnitudes from low to high, float32 [n]."""
     rng = np.random.default_rng(0)
     x = np.exp(rng.uniform(np.log(low), np.log(high), n))
     return (x * rng.choice((-1, 1), n) if signs else x).astype(np.float32)
@@ -143,7 +143,7 @@ def test_atan2_is_good_to_4_units_in_the_last_place(simd):
 def test_logaddexp_is_good_to_4_units_in_the_last_place_of_its_terms(simd):
     a, b = spread(1e-3, 60, signs=True), spread(1e-3, 60, signs=True)[::-1].copy()
     exact = np.logaddexp(a.astype(np.float64), b.astype(np.float64))
-    # It is the greater one plus log(1 + exp(-distance)), which may cancel each other.
+    # It is the greater argument plus log(1 + exp(-distance)); the two may cancel.
     greater = np.maximum(a, b).astype(np.float64)
     terms = np.maximum(np.abs(greater), np.abs(exact - greater))
     assert ulps(mapped(simd, "vlogaddexp", a, b), exact, terms).max() <= 4
@@ -196,7 +196,7 @@ def test_exp_gives_zero_where_floats_are_denormal(simd):
 
 @pytest.mark.parametrize(("name", "exact"), [("vmin", np.minimum), ("vmax", np.maximum)])
 def test_min_and_max(simd, name, exact):
-    a, b = PAIRS.T.copy()  # either may be no number, and is given then
+    a, b = PAIRS.T.copy()  # where either is NaN, so is the result
     assert np.array_equal(mapped(simd, name, a, b), exact(a, b), equal_nan=True)
 
 
@@ -213,8 +213,8 @@ def whole_pairs(low, high, divisors):
         pytest.param(whole_pairs(-(2**22), -(2**22) + 9, (1, 2, 3, 7, 1000)), id="negative"),
         pytest.param(whole_pairs(-60, 60, range(-29, 0)), id="negative divisors"),
         pytest.param(whole_pairs(2**23, 2**23 + 9, (1, 2, 3)), id="24 bits"),
-        # Floats there are 8 apart, so that a quotient may be 1 too small or too great before it is
-        # put right; the quotients are below 2^22.
+        # Floats of this size are 8 apart, so a quotient may be 1 too small or too great before it
+        # is corrected; the quotients are below 2^22.
         pytest.param(whole_pairs(2**26, 2**26 + 200, range(17, 40)), id="27 bits"),
     ],
 )
@@ -234,7 +234,7 @@ def test_remainder_of_floats(simd):
     a, b = spread(1e-3, 10, signs=True), spread(0.5, 5, signs=True)[::-1].copy()
     got, exact = mapped(simd, "vremainder", a, b), np.mod(a.astype(np.float64), b)
     off = np.abs(got - exact)
-    off = np.minimum(off, np.abs(np.abs(b) - off))  # on the other side of a multiple
+    off = np.minimum(off, np.abs(np.abs(b) - off))  # a multiple may be rounded to either side
     assert (off <= 4 * np.spacing(np.abs(a) + np.abs(b))).all()
 
 
@@ -242,7 +242,7 @@ def test_remainder_of_floats(simd):
 def test_transpose(simd):
     rows = np.arange(64, dtype=np.float32).reshape(8, 8)
     aligned = (ctypes.c_float * (64 * 2 + 16))()
-    first = (-ctypes.addressof(aligned) % 64) // 4  # vectors stand at multiples of their size
+    first = (-ctypes.addressof(aligned) % 64) // 4  # vectors need addresses of their alignment
     memory_of = np.frombuffer(aligned, np.float32)[first:]
     before, after = memory_of[:64].reshape(8, 8), memory_of[64:128].reshape(8, 8)
     before[:] = rows
@@ -255,14 +255,14 @@ SEED, STEP, NUMBER = 0xDEADBEEF, 12, 5
 
 
 def drawn(simd, name, number=NUMBER, n=64):
-    """Return what ``simd.h`` draws for n environments, float32 [n]."""
+    """Return random numbers of ``simd.h`` for n environments, float32 [n]."""
     out = np.empty(n, np.float32)
     words = (ctypes.c_uint32(x) for x in (SEED, STEP, number))
     getattr(simd, f"draw_{name}")(*words, pointer(out), n)
     return out
 
 
-def test_draws_of_the_kernel_are_those_of_torch(simd):
+def test_draws_of_the_kernel_equal_torchs(simd):
     key = torch.tensor([SEED, STEP])
     words = draws.threefry(key, torch.arange(64), NUMBER)
     for i, word in enumerate(words):
@@ -273,7 +273,7 @@ def test_draws_of_the_kernel_are_those_of_torch(simd):
     np.testing.assert_allclose(drawn(simd, "normal"), normal, rtol=2e-6, atol=2e-6)
 
 
-def test_spawns_of_the_kernel_are_those_of_torch(simd):
+def test_spawns_of_the_kernel_equal_torchs(simd):
     occupied = occupied_by((0.0, 0.0), (0.5, 0.5), n_envs=64)
     expected = draws.spawn(occupied, torch.tensor([SEED, STEP]), 3, 0.6, *BOUNDS)[:, 0]
     ours = np.stack([drawn(simd, "spawn_x"), drawn(simd, "spawn_y")], -1)
@@ -288,7 +288,7 @@ def test_a_source_that_the_compiler_refuses_is_an_error_that_says_why(tmp_path):
         loaded('extern "C" int f() { return missing; }', tmp_path)
 
 
-def test_the_compiler_is_the_environments_and_none_is_an_error(tmp_path, monkeypatch):
+def test_cxx_names_the_compiler_and_none_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", "own_compiler")
     with pytest.raises(build.NoCompiler, match="install one"):
@@ -303,7 +303,7 @@ def test_the_compiler_is_the_environments_and_none_is_an_error(tmp_path, monkeyp
 
 @pytest.fixture
 def cache_folder(tmp_path, monkeypatch):
-    """Return an empty folder that compiled steps are kept in."""
+    """Return an empty folder for compiled steps."""
     monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path / "steps"))
     return tmp_path / "steps"
 
@@ -325,7 +325,7 @@ def test_a_second_call_makes_nothing(cache_folder):
     assert sorted(os.listdir(cache_folder)) == ["key", "other"]
 
 
-def test_what_raises_leaves_nothing(cache_folder):
+def test_a_build_that_raises_leaves_nothing(cache_folder):
     def make(place):
         (place / "half").write_text("a")
         raise ValueError("half way")
@@ -337,7 +337,7 @@ def test_what_raises_leaves_nothing(cache_folder):
 
 
 def race(barrier, answers):
-    """Make a compiled step while another process does."""
+    """Make a compiled step while another process makes the same."""
 
     def make(place):
         barrier.wait(20)  # both found nothing
@@ -350,7 +350,7 @@ def race(barrier, answers):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forks")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_of_two_processes_one_whole_folder_is_left(cache_folder):
+def test_two_processes_leave_one_complete_folder(cache_folder):
     context = multiprocessing.get_context("fork")
     barrier, answers = context.Barrier(2), context.Queue()
     racers = [context.Process(target=race, args=(barrier, answers)) for _ in range(2)]
@@ -380,7 +380,7 @@ class Own(Base):
 
 
 def scenario_of(folder, body="def done(self): return None", reward="1"):
-    """Return a scenario whose source is this text."""
+    """Return a scenario from a file with this body and reward."""
     path = folder / "own_scenario.py"
     path.write_text(SCENARIO.format(body=body, reward=reward))
     spec = importlib.util.spec_from_file_location("own_scenario", path)
@@ -390,7 +390,7 @@ def scenario_of(folder, body="def done(self): return None", reward="1"):
 
 
 def key_of(scenario, *more, **changes):
-    """Return a task's key."""
+    """Return the key of a scenario's task."""
     return task_key.task_key(task_of(scenario, **changes), *more)
 
 
@@ -403,7 +403,7 @@ def test_the_key_is_the_same_for_the_same_task(tmp_path):
     assert first.startswith("own-")
 
 
-def test_the_key_changes_with_all_that_the_step_depends_on(tmp_path, monkeypatch):
+def test_the_key_changes_with_everything_the_step_depends_on(tmp_path, monkeypatch):
     def keys():
         yield key_of(scenario_of(tmp_path))
         yield key_of(scenario_of(tmp_path), scenario_kwargs={"a": 1})
@@ -515,7 +515,7 @@ def test_the_key_covers_all_that_the_compiler_imports():
 
 
 def key_in_two_files(folder, body, reward):
-    """Return the key of a scenario whose base is in one file and whose own body in another."""
+    """Return the key of a scenario whose class and base class are in two files."""
     folder.mkdir()
     base = type(scenario_of(folder, reward=reward)).__mro__[1]
     path = folder / "own.py"
@@ -533,7 +533,7 @@ PROPERTY, OTHER_PROPERTY = (f"done = property(lambda self: {i})" for i in (1, 2)
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [  # its own body, and what its base's reward is
+    [  # its body, and its base's reward
         ((METHOD, 1), (METHOD, 2)),
         ((METHOD, 1), (OTHER_METHOD, 1)),
         ((PROPERTY, 1), (OTHER_PROPERTY, 1)),
@@ -545,21 +545,21 @@ def test_the_key_changes_with_each_file_of_a_scenario(tmp_path, first, second):
     assert keys[0] != keys[2]
 
 
-def test_a_class_whose_file_is_not_known_cannot_be_kept(tmp_path):
+def test_a_class_without_a_known_file_has_no_key(tmp_path):
     with pytest.raises(task_key.Unrepeatable, match="the source of Own is not in a file"):
-        key_in_two_files(tmp_path / "own", "speed = 1", 1)  # its module is not imported
+        key_in_two_files(tmp_path / "own", "speed = 1", 1)  # its module is not in sys.modules
 
 
 def test_the_key_has_all_digits_of_tensors(tmp_path):
     near = [torch.full((5000,), 0.12345), torch.full((5000,), 0.12345)]
-    near[1][2500] += 1e-6  # neither shown by a tensor's text
+    near[1][2500] += 1e-6  # a tensor's text shows neither value
     for as_is in (lambda x: x, lambda x: [x.numpy()], lambda x: {"a": (x,)}):
         keys = [key_of(scenario_of(tmp_path), scenario_kwargs={"a": as_is(x)}) for x in near]
         assert keys[0] != keys[1]
         assert keys[0] == key_of(scenario_of(tmp_path), scenario_kwargs={"a": as_is(near[0])})
 
 
-def test_the_key_changes_with_what_a_decorator_wraps(tmp_path):
+def test_the_key_changes_with_a_decorated_function(tmp_path):
     keys = []
     for reward in ("1", "2"):
         own = type(scenario_of(tmp_path, body="pass", reward=reward)).__mro__[1]
@@ -568,9 +568,9 @@ def test_the_key_changes_with_what_a_decorator_wraps(tmp_path):
     assert keys[0] != keys[1]
 
 
-# Known by addresses.
+# Their texts are addresses.
 @pytest.mark.parametrize("value", [object(), [lambda: 1], {"a": object()}])
-def test_what_has_no_text_of_its_own_cannot_be_kept(tmp_path, value):
+def test_a_value_without_a_text_of_its_own_has_no_key(tmp_path, value):
     with pytest.raises(task_key.Unrepeatable, match="no text that tells it from others"):
         key_of(scenario_of(tmp_path), scenario_kwargs={"a": value})
     scenario = scenario_of(tmp_path)
@@ -579,7 +579,7 @@ def test_what_has_no_text_of_its_own_cannot_be_kept(tmp_path, value):
         key_of(scenario)
 
 
-def test_a_scenario_without_a_file_cannot_be_kept(tmp_path):
+def test_a_scenario_without_a_file_has_no_key(tmp_path):
     scenario = scenario_of(tmp_path)
     (tmp_path / "own_scenario.py").unlink()
     with pytest.raises(task_key.Unrepeatable, match="the source of Own is not in a file"):

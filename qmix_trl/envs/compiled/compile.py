@@ -94,7 +94,7 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
 
 
 def _make(task: Task, place: Path, backend: Backend) -> dict[str, Any]:
-    """Build a task's step in a folder; return its notes, or those of a refusal."""
+    """Build a task's step in a folder; return its notes, or the reason of a refusal."""
     simulation, n_nodes = VmasSimulation(task, TRACE_ENVS, 0, torch.device("cpu")), None
     begin = time.perf_counter()
     try:

@@ -1,4 +1,4 @@
-"""The gate: a compiled step runs beside unmodified VMAS before it is used."""
+"""The gate: a compiled step is compared with unmodified VMAS before it is used."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,24 +15,32 @@ from qmix_trl.errors import Refused
 
 STEPS = 60
 RESET_EVERY = 6
-ABSOLUTE, RELATIVE = 1e-4, 1e-5  # what a few roundings make of a number
-# Stiff contacts and joints multiply roundings by any factor. How much is measured: VMAS takes the
-# same step again from states that are a rounding away.
+ABSOLUTE, RELATIVE = 1e-4, 1e-5  # the effect of a few roundings
+# Stiff contacts and joints multiply roundings by any factor. The factor is measured: VMAS takes the
+# same step again from states that differ by a rounding.
 PERTURBATIONS = 3
 ROUNDING = 2.0**-23
 AMPLIFIED = 16.0
-# Of all environments' steps: at a threshold a rounding changes a reward or an end by itself.
+# The share of all steps that may differ: at a threshold, a rounding changes a reward or an end.
 TOLERATED = 1e-3
 PARTS = ("seen", "agent_reward", "reward", "terminated", "state")
 
 
 class Mismatch(Refused):
-    """A compiled step is not that of VMAS; says where and by how much."""
+    """A compiled step differs from VMAS's; the message says where and by how much."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step gives, to be compared; float32 with the environments first."""
+    """The results of a step of E environments.
+
+    Attributes:
+        seen: float32 [E, R], observation and state.
+        agent_reward: float32 [E, N].
+        reward: float32 [E] or [E, 1], of the team.
+        terminated: float32 [E] or [E, 1], 0 or 1.
+        state: float32 [E, K], the values of the next packed state.
+    """
 
     seen: Tensor
     agent_reward: Tensor
@@ -41,20 +49,20 @@ class Outcome:
     state: Tensor
 
     def parts(self) -> list[Tensor]:
-        """Return all parts, float32 [E, ..]."""
+        """Return all results, float32 [E, ..], in the order of ``PARTS``."""
         return [getattr(self, part).flatten(1) for part in PARTS]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Unmodified VMAS, beside which steps are compared.
+    """Unmodified VMAS, to compare steps with.
 
     Attributes:
         simulation: VMAS.
-        scratch: another one, to take steps from any state in.
-        paths: where its state stands.
-        layout: of what is seen.
-        read_state: returns a simulation's state, float32 [E, K].
+        scratch: another simulation, for steps from any state.
+        paths: of VMAS's state.
+        layout: of observation and state.
+        read_state: returns the values of a simulation's packed state, float32 [E, K].
     """
 
     simulation: VmasSimulation
@@ -64,11 +72,11 @@ class Reference:
     read_state: Callable[[VmasSimulation], Tensor]
 
     def state(self) -> list[Tensor]:
-        """Return a copy of the whole state."""
+        """Return a copy of VMAS's state, a tensor for each path."""
         return [value.clone() for value in self.paths.read(self.simulation.simulator)]
 
     def step(self, action: Tensor, key: Tensor) -> Outcome:
-        """Take one step with the random numbers of a key."""
+        """Take one step by actions int64 [E, N], with the random numbers of a key int64 [2]."""
         return self._step(self.simulation, action, key)
 
     def _step(self, simulation: VmasSimulation, action: Tensor, key: Tensor) -> Outcome:
@@ -91,7 +99,10 @@ class Reference:
         )
 
     def step_from(self, state: list[Tensor], action: Tensor, key: Tensor) -> Outcome:
-        """Take one step from a state, without VMAS's broad phase."""
+        """Take one step from a state; every pair of entities that may collide is computed.
+
+        VMAS skips a pair that is far apart in all environments of the batch.
+        """
         simulator = self.scratch.simulator
         self.paths.copy_choices(self.simulation.simulator, simulator)
         self.paths.copy_into(simulator, state)
@@ -99,7 +110,7 @@ class Reference:
             return self._step(self.scratch, action, key)
 
     def allowed(self, state: list[Tensor], action: Tensor, key: Tensor) -> list[Tensor]:
-        """Return by how much each number of an outcome may differ for float error."""
+        """Return the margins of float error of ``Outcome.parts``, float32 [E, ..] each."""
         exact = self.step_from(state, action, key).parts()
         generator = torch.Generator().manual_seed(0)
         spread = [torch.zeros_like(part) for part in exact]
@@ -111,7 +122,7 @@ class Reference:
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return how far numbers are apart; 0 if both are none, infinite if one is."""
+    """Return the absolute difference; 0 where both are NaN, infinite where one is."""
     apart = (a - b).abs().nan_to_num(torch.inf)
     return apart.masked_fill((a == b) | (a.isnan() & b.isnan()), 0)
 
@@ -122,7 +133,7 @@ def finite_most(spread: Tensor) -> Tensor:
 
 
 def rounded(value: Tensor, generator: torch.Generator) -> Tensor:
-    """Return floats that differ by about a rounding, anything else as it is."""
+    """Return floats that differ by about a rounding; other types unchanged."""
     if not value.is_floating_point():
         return value
     noise = torch.rand(value.shape, generator=generator) * 2 - 1
@@ -130,7 +141,10 @@ def rounded(value: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def differing(a: list[Tensor], b: list[Tensor], allowed: list[Tensor] | None = None) -> Tensor:
-    """Return which numbers of which part differ: for each part bool [E, ..]."""
+    """Return where two outcomes' parts differ beyond float error, bool [E, ..] for each part.
+
+    ``allowed`` adds a margin [E, ..] to each part.
+    """
     bad = []
     for i, (x, y) in enumerate(zip(a, b, strict=True)):
         margin = 0 if allowed is None else allowed[i]
@@ -146,12 +160,13 @@ def check(
 
     Args:
         reference: unmodified VMAS.
-        step: takes the compiled step of (action, key) from the state where the reference is.
-        n_steps: how many are compared.
+        step: takes the compiled step from the reference's present state, by actions int64 [E, N]
+            and a key int64 [2].
+        n_steps: the number of steps to compare.
 
     Raises:
-        Mismatch: if they differ beyond float error, and not for VMAS's broad phase of collisions,
-            which is of the whole batch.
+        Mismatch: if they differ beyond float error, and also differ from VMAS's step in which
+            every pair of entities that may collide is computed.
     """
     simulation, wrong_steps = reference.simulation, 0
     generator = torch.Generator().manual_seed(1)
@@ -173,7 +188,7 @@ def check(
 
 
 def described(ours: Outcome, theirs: Outcome, wrong: list[Tensor], i: int) -> str:
-    """Return one line on the first number that differs."""
+    """Return a line that names the first number that differs."""
     part = next(p for p, bad in enumerate(wrong) if bad.any())
     e, j = wrong[part].nonzero()[0].tolist()
     a, b = ours.parts()[part][e, j], theirs.parts()[part][e, j]
