@@ -252,9 +252,9 @@ def smoke(runs: Path, scenario: str, combinations: list[tuple[str, str]], *overr
 
 
 @pytest.mark.parametrize(("i", "scenario"), list(enumerate(SINGLE_GROUP)), ids=SINGLE_GROUP)
-def test_two_combinations_train_on_every_scenario(i, scenario, tmp_path):
-    first = 2 * i % len(COMBINATIONS)
-    smoke(tmp_path, scenario, COMBINATIONS[first : first + 2])
+def test_a_combination_trains_on_every_scenario(i, scenario, tmp_path):
+    # Neighbours differ, and every combination is trained on five scenarios or more.
+    smoke(tmp_path, scenario, [COMBINATIONS[i % len(COMBINATIONS)]])
 
 
 @pytest.mark.slow
