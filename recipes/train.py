@@ -94,7 +94,7 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
             if evaluation_is_due(config, frames):
                 greedy = evaluation.greedy(agent)
                 save_weights(folder, agent, mixer)
-            report.row(frames, batch, means, explore.epsilon, greedy)
+            report.write(frames, batch, means, explore.epsilon, greedy)
     collector.shutdown()
     report.end(n_updates)
     return folder

@@ -74,8 +74,9 @@ def main(config_path: str, overrides: Sequence[str], runs: str) -> Path:
             returns["greedy"] = evaluation.returns(greedy_policy(point["path"]))
             speed = point["frames"] / point["seconds"]
             greedy = returns["greedy"]["mean"]
-            row = {"frames": point["frames"], "frames_per_second": speed, "greedy_return": greedy}
-            log.row(row)
+            log.row(
+                {"frames": point["frames"], "frames_per_second": speed, "greedy_return": greedy}
+            )
     summary = {
         "frames": point["frames"],
         "seconds": point["seconds"],

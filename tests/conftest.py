@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Settings of all tests."""
 
 import os
 
@@ -6,13 +6,13 @@ import pytest
 
 WORKER = "PYTEST_XDIST_WORKER"  # set where tests run in several processes
 
-if WORKER in os.environ:  # before torch is imported: a core each
+if WORKER in os.environ:  # before torch is imported: one core for each worker
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compiled_steps_of_the_tests(tmp_path_factory):
-    """Keep compiled steps apart from the user's, and new in each run of the tests."""
+def _cache_of_the_tests(tmp_path_factory):
+    """Build every library once in a run of the tests, in a cache of its own that workers share."""
     folder = tmp_path_factory.getbasetemp()
     shared = folder.parent if WORKER in os.environ else folder
     with pytest.MonkeyPatch.context() as patch:

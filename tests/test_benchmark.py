@@ -1,4 +1,4 @@
-"""The benchmark: what it trains and what it does not train again, its statistics, BenchMARL."""
+"""The benchmark: the runs that it trains, its statistics, and BenchMARL's part."""
 
 import csv
 import sys
@@ -79,7 +79,7 @@ def test_a_task_that_nothing_learned_is_left_out_of_the_scores():
     assert [s.tolist() for s in normalized(curves)["qmix"]] == [[1.0]]
 
 
-def test_what_is_printed(capsys):
+def test_the_printed_table(capsys):
     returns = [[0.0, 10.0], [0.0, 20.0], [0.0, 60.0]]
     print_table([curve("balance", "qmix", i, r) for i, r in enumerate(returns)])
     lines = capsys.readouterr().out.splitlines()
@@ -124,12 +124,12 @@ def test_the_figure_is_drawn(n_tasks, tmp_path):
         assert len(panel.collections) == len(algorithms)  # an interval for each
 
 
-# --------------------------------------------------------------------- what is trained
+# ------------------------------------------------------------------------------- runs
 
 
 @pytest.fixture
 def tiny_table(tmp_path, monkeypatch):
-    """Let the table have one task of runs of a second, for two algorithms."""
+    """A table of one task, with runs of a second by two algorithms."""
     games = TINY.replace(TINY[TINY.index("env:") : TINY.index("agent:")], "")
     env = game("two_step").removeprefix("env=")
     for algorithm, mixer in (("qmix", None), ("vdn", "{name: vdn}")):
@@ -159,7 +159,7 @@ def test_the_table_is_trained_once(tiny_table, capsys):
     assert "2 runs, 0 of them done" in said
     assert "2/2  tiny_" in said
 
-    # What has ended stays as it is; what was interrupted begins anew, and is the same again.
+    # The finished run stays as it is; the interrupted one starts again and is the same.
     kept = summary(runs / "tiny_vdn-0")
     (runs / "tiny_qmix-0" / "summary.json").unlink()
     run_table(runs)
@@ -177,11 +177,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tiny_table, capsy
     runs = tiny_table / "runs"
     with pytest.raises(ConfigError, match=r"update.optimizer.lr"):  # before anything is trained
         run_table(runs)
-    path.write_text(
-        path.read_text()
-        .replace("lr: -1", "lr: 0.001")
-        .replace("scenario_kwargs: {}", "scenario_kwargs: {delay: 3}")
-    )
+    mended = path.read_text().replace("lr: -1", "lr: 0.001")
+    path.write_text(mended.replace("scenario_kwargs: {}", "scenario_kwargs: {delay: 3}"))
     with pytest.raises(SystemExit) as stopped:
         run_table(runs)
     assert stopped.value.code == 1
@@ -212,12 +209,12 @@ def test_a_mistake_in_the_arguments(arguments, said, tmp_path):
 
 
 @pytest.mark.parametrize("override", ["seed=3", "name=mine"])
-def test_what_cells_choose_is_not_overridden(override, tmp_path):
+def test_seed_and_name_are_not_overridden(override, tmp_path):
     with pytest.raises(ConfigError, match=f"{override}: seeds are 0 to --seeds"):
         benchmark.benchmark(("balance",), ("vdn",), 1, 1, tmp_path, (override,))
 
 
-def test_a_run_of_somebody_else_is_not_deleted(tiny_table):
+def test_a_run_of_another_configuration_is_not_deleted(tiny_table):
     runs = tiny_table / "runs"
     theirs = runs / "tiny_qmix-0"
     train.train(str(tiny_table / "tiny_qmix.yaml"), ["name=tiny_qmix-0", "seed=5"], str(runs))
@@ -232,7 +229,7 @@ def test_a_name_given_twice_is_one_cell(tiny_table, capsys):
     assert "1 runs, 0 of them done" in capsys.readouterr().out
 
 
-def test_a_table_that_is_stopped_ends_what_is_under_way(tiny_table):
+def test_a_stopped_table_ends_its_running_cells(tiny_table):
     cell = benchmark.Cell("tiny", "vdn", 0, ("collection.total_frames=100000000",))
     stop = Event()
     stop.set()
@@ -297,13 +294,13 @@ def test_benchmarls_agents_act_by_their_weights(tmp_path):
     assert torch.equal(acted[ACTION], values.argmax(-1))
 
 
-def test_a_process_that_ends_badly_is_told(tmp_path):
+def test_a_failed_process_is_reported(tmp_path):
     config = load_config(benchmark.CONFIGS / "balance_qmix.yaml")
     with pytest.raises(MachineError, match=r"ended with 1: .*No module named 'benchmarl'"):
         list(train_benchmarl.trained(sys.executable, config, tmp_path))
 
 
-def test_games_are_not_benchmarls(tmp_path):
+def test_benchmarl_refuses_games(tmp_path):
     with pytest.raises(ConfigError, match=r"VMAS's tasks, not 'games'"):
         train_benchmarl.main(str(benchmark.CONFIGS / "memory_qmix.yaml"), [], str(tmp_path))
 

@@ -1,4 +1,4 @@
-"""Configurations: what loads, and the one line that each mistake gets."""
+"""Configurations: complete files load, and each mistake gets one line."""
 
 import json
 import random
@@ -92,7 +92,7 @@ def whole(tmp_path):
 
 
 def refusal(path: Path, *overrides: str) -> str:
-    """Return the message that a configuration is refused with; it is one line."""
+    """Return the message of the refused configuration, asserted to be one line."""
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
     message = str(caught.value)
@@ -101,9 +101,9 @@ def refusal(path: Path, *overrides: str) -> str:
 
 
 def refusal_of_edit(folder: Path, old: str, new: str) -> str:
-    """Return what is said of the text above with one part changed, after file and line.
+    """Return the message about the text above with one part changed, without file and line.
 
-    The line is the last of the new part.
+    The line is asserted to be the last of the new part.
     """
     assert TEXT.count(old) == 1
     path = folder / "edited.yaml"
@@ -116,11 +116,11 @@ def refusal_of_edit(folder: Path, old: str, new: str) -> str:
 
 
 def kwarg(whole: Path, text: str) -> typing.Any:
-    """Return what a YAML text is read as."""
+    """Return the value that a YAML text is read as."""
     return load_config(whole, [f"env.scenario_kwargs={{x: {text}}}"]).env.scenario_kwargs["x"]
 
 
-# What loads
+# Configurations that load
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -219,7 +219,7 @@ def test_an_integer_serves_where_a_number_is_asked(whole):
     assert type(gamma) is float
 
 
-# What is refused: keys and types
+# Refused: keys and types
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_missing_key_gets_the_line_of_its_section(old, new, dotted, line_of, t
     assert refusal(path).startswith(f"{path}:{line}: {dotted}: missing")
 
 
-# What is refused: bounds
+# Refused: numbers out of bounds
 
 # The smallest and the largest value of each number; None where there is no such bound, and "above"
 # where the bound itself is outside. By hand, from what the number means.
@@ -390,7 +390,7 @@ def test_bounds(path, whole):
         load_config(whole, [*overrides, written(path, most)])
 
 
-# What is refused: files that are no configuration
+# Refused: files that are no configuration
 
 
 @pytest.mark.parametrize(
@@ -415,7 +415,7 @@ def test_bounds(path, whole):
         (b"a: !!python/object/apply:os.getcwd []\n", ":1", "anchors, aliases and tags"),
     ],
 )
-def test_what_is_no_configuration(content, line, part, tmp_path):
+def test_a_file_that_is_no_configuration_is_refused(content, line, part, tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_bytes(content)
     said = refusal(path)
@@ -428,7 +428,7 @@ def test_a_merge_key_is_a_key_like_another(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "absent.yaml", "file/under.yaml"])
-def test_what_cannot_be_read(name, tmp_path):
+def test_a_file_that_cannot_be_read_is_refused(name, tmp_path):
     (tmp_path / "file").write_text("")
     said = refusal(tmp_path / name)
     assert said.startswith(f"{tmp_path / name}: cannot be read: ")
@@ -525,12 +525,25 @@ def test_names_that_leave_the_folder_of_runs(name, whole):
     assert "name: expected at most 100 letters" in refusal(whole, f"name={json.dumps(name)}")
 
 
+@pytest.mark.parametrize(
+    ("override", "known"),
+    [
+        ("env.scenario=balanc", "did you mean 'balance'"),
+        (GAME.replace("memory", "memry"), "memory"),
+    ],
+)
+def test_an_unknown_scenario_is_refused(override, known, whole):
+    said = refusal(whole, override)
+    assert "env.scenario: unknown" in said
+    assert known in said
+
+
 @pytest.mark.parametrize("name", ["auto", "a", "2", "qmix_1.lr-3", "a..b"])
 def test_names_of_runs(name, whole):
     assert load_config(whole, [f"name='{name}'"]).name == name
 
 
-# Anything at all
+# Random damage
 
 
 VALUES = ["many", "[1, 2]", "{a: 1}", "null", "true", "3", "1.5", "'7'", "", "~", "no", "..", "{"]
@@ -561,7 +574,7 @@ def mutated(rng: random.Random) -> str:
 
 
 def inserted(line: str, rng: random.Random) -> str:
-    """Return a line with a sign put anywhere."""
+    """Return a line with a random sign at a random place."""
     i = rng.randint(0, len(line))
     return line[:i] + rng.choice(SIGNS) + line[i:]
 

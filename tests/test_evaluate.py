@@ -33,7 +33,7 @@ def test_evaluate_takes_the_learned_weights(tmp_path):
     assert after["random"] == before["random"]
 
 
-def test_evaluate_refuses_what_is_no_run(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read"):
         evaluate.evaluate(tmp_path, episodes=None, seed=None, device="cpu")
     folder = run(tmp_path)
@@ -54,7 +54,7 @@ def returns(mean: float, std: float, episodes: int) -> dict[str, float]:
     return {"mean": mean, "std": std, "episodes": episodes}
 
 
-def test_summarize():
+def test_a_summary_has_mean_deviation_and_number():
     # Of 1, 2, 6: mean 9 / 3 = 3, variance of a sample (4 + 1 + 9) / 2 = 7.
     assert summarize(torch.tensor([1.0, 2.0, 6.0])) == pytest.approx(
         {"mean": 3.0, "std": math.sqrt(7), "episodes": 3}
@@ -65,6 +65,6 @@ def test_summarize():
     ("mean", "said"),
     [(1.01, "above"), (0.99, "no different from"), (-0.99, "no different from"), (-1.01, "below")],
 )
-def test_compare(mean, said):
+def test_means_differ_by_more_than_two_standard_errors(mean, said):
     # Standard errors of 3 / sqrt(100) = 0.3 and 4 / sqrt(100) = 0.4: of the difference, 0.5.
     assert compare(returns(mean, 3, 100), returns(0, 4, 100)) == said

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from games import CONFIG, GAMES, ONE_STEP, learn, main
+from games import CONFIG, GAMES, learn, main
 from matplotlib.image import imread
+from support.game_settings import ONE_STEP
 from support.projections import monotone_projection, squared_error, supermodular_projection
 from train import train
 

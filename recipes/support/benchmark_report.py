@@ -1,17 +1,21 @@
-"""The table, the CSV and the figure of ``benchmark.py``."""
+"""The table, the CSV and the figure of ``benchmark.py``.
+
+Matplotlib and SciPy take seconds to import, and so are imported where they are used.
+"""
 
 import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
-from scipy import stats
 from support.run_folder import SUMMARY_FILE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 RESAMPLES = 2000
 BASELINES = ("no_op", "random")
@@ -54,10 +58,10 @@ class Curve:
 def read_curve(folder: Path, task: str, algorithm: str) -> Curve:
     """Return the curve of a run's folder."""
     with (folder / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["greedy_return"]]
+        lines = [line for line in csv.DictReader(file) if line["greedy_return"]]
     summary = json.loads((folder / SUMMARY_FILE).read_text())
     frames, speeds, returns = (
-        np.array([float(row[name]) for row in rows])
+        np.array([float(line[name]) for line in lines])
         for name in ("frames", "frames_per_second", "greedy_return")
     )
     baselines = {name: summary["return"][name]["mean"] for name in BASELINES}
@@ -79,6 +83,8 @@ def write_csv(curves: Sequence[Curve], path: Path) -> None:
 
 def interquartile_mean(returns: np.ndarray, axis: int = 0) -> np.ndarray:
     """Return the mean of the middle half of the seeds; of five, it is that of the middle three."""
+    from scipy import stats
+
     return stats.trim_mean(returns, 0.25, axis=axis)
 
 
@@ -97,6 +103,8 @@ def interval(
     Returns:
         low and high, float [..]; both are the statistic itself where there is one seed.
     """
+    from scipy import stats
+
     if min(len(sample) for sample in samples) == 1:
         value = statistic(*samples, axis=0)
         return value, value
@@ -166,12 +174,14 @@ def _mean_over_tasks(*samples: np.ndarray, axis: int = 0) -> np.ndarray:
     return np.mean([interquartile_mean(sample, axis) for sample in samples], axis=0)
 
 
-def draw(curves: Sequence[Curve], path: Path) -> Figure:
+def draw(curves: Sequence[Curve], path: Path) -> "Figure":
     """Save and return the figure: each task's curves over frames, and below them over seconds."""
+    from matplotlib.figure import Figure
+
     tasks = _names(curves)[0]
-    columns, rows = min(COLUMNS, len(tasks)), -(-len(tasks) // COLUMNS)
-    figure = Figure(figsize=(WIDTH * columns, HEIGHT * 2 * rows + 0.4), layout="constrained")
-    axes = figure.subplots(2 * rows, columns, squeeze=False)
+    columns, lines = min(COLUMNS, len(tasks)), -(-len(tasks) // COLUMNS)
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * 2 * lines + 0.4), layout="constrained")
+    axes = figure.subplots(2 * lines, columns, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for i, task in enumerate(tasks):
@@ -191,8 +201,10 @@ def draw(curves: Sequence[Curve], path: Path) -> Figure:
     return figure
 
 
-def _draw_panel(axis: Axes, curves: Sequence[Curve], unit: str) -> None:
+def _draw_panel(axis: "Axes", curves: Sequence[Curve], unit: str) -> None:
     """Draw the curves and the baselines of one task."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     (task,), algorithms = _names(curves)
     for algorithm in algorithms:
         _draw_curve(axis, _runs(curves, task, algorithm), unit)
@@ -206,7 +218,7 @@ def _draw_panel(axis: Axes, curves: Sequence[Curve], unit: str) -> None:
     axis.tick_params(labelsize=8)
 
 
-def _draw_curve(axis: Axes, runs: Sequence[Curve], unit: str) -> None:
+def _draw_curve(axis: "Axes", runs: Sequence[Curve], unit: str) -> None:
     """Draw the interquartile mean over runs, and its interval."""
     returns = np.array([run.returns for run in runs])
     x = np.median([getattr(run, unit) for run in runs], axis=0)

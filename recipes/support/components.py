@@ -123,9 +123,9 @@ def last_frame(config: RunConfig) -> int:
 
 
 def evaluation_is_due(config: RunConfig, frames: int) -> bool:
-    """Return whether a run is evaluated after its last batch, with which it has so many frames.
+    """Return whether a run is evaluated after the batch with which it has so many frames.
 
-    It is at the first batch that reaches a multiple of ``every_frames``, and at the end.
+    That is the first batch that reaches a multiple of ``every_frames``, or the last batch.
     """
     every = config.evaluation.every_frames
     reached = frames // every > (frames - frames_per_batch(config)) // every

@@ -82,7 +82,7 @@ class TrainingReport:
     ) -> None:
         self._log.__exit__(kind, error, traceback)
 
-    def row(
+    def write(
         self,
         frames: int,
         batch: TensorDictBase,
@@ -90,7 +90,7 @@ class TrainingReport:
         epsilon: float,
         greedy: dict[str, float] | None,
     ) -> None:
-        """Write and print the row of a batch.
+        """Write and print the metrics of a batch.
 
         Args:
             frames: collected so far, this batch included.
