@@ -24,7 +24,7 @@ class DivergedError(RuntimeError):
 
 
 class MachineError(RuntimeError):
-    """The machine lacks what a setting needs; recipes print the message and exit with 3."""
+    """A setting needs another machine; recipes print the message and exit with 3."""
 
     exit_code = 3
 

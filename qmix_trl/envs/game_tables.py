@@ -1,4 +1,4 @@
-"""Small cooperative games with finitely many states, as tables: those of the papers, and others."""
+"""Small cooperative games with finitely many states, as tables: from the papers, and others."""
 
 import inspect
 from collections.abc import Mapping

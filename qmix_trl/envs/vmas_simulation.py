@@ -189,7 +189,7 @@ class VmasSimulation:
         return agent_reward.mean(1) if self.task.team_reward == "mean" else agent_reward.sum(1)
 
     def _seen(self, observations: list[Tensor | dict[str, Tensor]]) -> Seen:
-        """Return the team's observations, and the state, from those of all agents."""
+        """Return the team's observations and the state, given all agents' observations."""
         team = [flat_observation(observations[i]) for i in self.team]
         if len({part.shape for part in team}) > 1:
             raise ConfigError(

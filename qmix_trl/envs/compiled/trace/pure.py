@@ -37,7 +37,7 @@ from qmix_trl.errors import Refused
 
 
 class Untraceable(Refused):
-    """A scenario's step is no pure function of tensors; the message says what it does and where."""
+    """A scenario's step is no pure function of tensors; the message names the reason and place."""
 
 
 def split_mask(index: Any, n_envs: int) -> tuple[Tensor | None, tuple]:
