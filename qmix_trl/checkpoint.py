@@ -1,4 +1,4 @@
-"""A run's weights: agent and mixer by the names of their own parameters."""
+"""Saving and loading the weights of a run: the state dicts of its agent and mixer."""
 
 from pathlib import Path
 
@@ -12,27 +12,30 @@ WEIGHTS = "weights.pt"
 
 
 def save_weights(folder: str | Path, agent: TensorDictModuleBase, mixer: nn.Module | None) -> None:
-    """Write the weights of agent and mixer into a run's folder; not torn if interrupted."""
+    """Write the weights of agent and mixer into a run's folder.
+
+    An interrupted write leaves the weights that were there before.
+    """
     state = {"agent": agent.state_dict(), "mixer": {} if mixer is None else mixer.state_dict()}
-    beside = Path(folder) / f"{WEIGHTS}.part"
-    torch.save(state, beside)
-    beside.replace(Path(folder) / WEIGHTS)
+    part = Path(folder) / f"{WEIGHTS}.part"
+    torch.save(state, part)
+    part.replace(Path(folder) / WEIGHTS)
 
 
 def load_weights(
     folder: str | Path, agent: TensorDictModuleBase, mixer: nn.Module | None = None
 ) -> None:
-    """Load the weights of a run into an agent, and a mixer if given, of the same sizes.
+    """Load the weights of a run into an agent of the same sizes, and into a mixer if given.
 
     Raises:
-        ConfigError: if the folder holds none, or they do not fit.
+        ConfigError: if the folder has no file of weights, it cannot be read, or it does not fit.
     """
     path = Path(folder) / WEIGHTS
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is none; was the run interrupted?") from None
-    # A damaged file makes torch raise whatever its reader stumbles over, even a KeyError.
+    # A damaged file can make torch raise any exception, even a KeyError.
     except Exception as error:
         raise ConfigError(f"{path}: cannot be read: {one_line(error)}") from error
     try:

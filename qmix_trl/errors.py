@@ -1,4 +1,4 @@
-"""The mistakes that get a message instead of a traceback, and the exit code of each."""
+"""Exceptions that a recipe reports in one line, each with its exit code."""
 
 import difflib
 import os
@@ -8,23 +8,23 @@ from contextlib import contextmanager
 
 
 class Refused(Exception):
-    """A compiler, an engine or a library that does not serve a task; the message is the reason."""
+    """A compiler, an engine or a library cannot serve a task; the message is the reason."""
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be run; recipes print it and exit with 2."""
+    """A setting cannot be run; recipes print the message and exit with 2."""
 
     exit_code = 2
 
 
 class DivergedError(RuntimeError):
-    """A training whose loss is no longer a number; recipes print it and exit with 4."""
+    """The loss is no longer finite; recipes print the message and exit with 4."""
 
     exit_code = 4
 
 
 class MachineError(RuntimeError):
-    """A machine that lacks what a setting asks for; recipes print it and exit with 3."""
+    """A setting needs another machine; recipes print the message and exit with 3."""
 
     exit_code = 3
 
@@ -36,16 +36,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """Return an error's kind and what it says, in one line of at most 300 characters."""
+    """Return an error's class and message in one line of at most 300 characters."""
     return " ".join(f"{type(error).__name__} {error}".split())[:300]
 
 
 @contextmanager
 def exit_on_mistake() -> Iterator[None]:
-    """Turn a mistake into one line and its exit code, and Ctrl-C into 130.
+    """Print an expected error as one line and exit with its code; exit with 130 on Ctrl-C.
 
     Raises:
-        SystemExit: with the exit code of the mistake.
+        SystemExit: with the exit code of the error.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def exit_on_mistake() -> Iterator[None]:
         )
         raise SystemExit(MachineError.exit_code) from None
     except BrokenPipeError:
-        # Whoever reads has left: nothing more is written, not even at the interpreter's end.
+        # The reader of the output has closed it: the interpreter must not flush to it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Evaluation: the returns of whole episodes."""
+"""Evaluation of a policy by the returns of whole episodes."""
 
 import torch
 from tensordict.nn import TensorDictModuleBase
@@ -13,16 +13,16 @@ from qmix_trl.keys import DONE, REWARD, next_key
 def episode_returns(
     env: EnvBase, policy: TensorDictModuleBase, *, max_steps: int, seed: int
 ) -> Tensor:
-    """Return the undiscounted team return of one episode of every environment: float [E].
+    """Return the undiscounted team return of one episode of each environment: float [E].
 
-    The environment is seeded anew, so that every policy meets the same episodes.
+    The environment is seeded first, so that all policies are evaluated on the same episodes.
 
     Args:
-        env: under the contract, with the policy's memory; it must end or truncate episodes
-            within ``max_steps``.
-        policy: what acts.
-        max_steps: the longest episode.
-        seed: of the environment.
+        env: an environment under the contract, with the policy's memory (``with_memory``). It
+            must terminate or truncate every episode within ``max_steps``.
+        policy: the policy that acts.
+        max_steps: the greatest length of an episode.
+        seed: the seed of the environment.
     """
     env.set_seed(seed)
     batch = env.rollout(max_steps, policy, break_when_any_done=False)  # [E, T]

@@ -1,4 +1,4 @@
-"""A run's folder, and the table that shows a run while it goes on."""
+"""A run's folder, and the table of metrics that shows its progress."""
 
 import csv
 import json
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from qmix_trl.errors import ConfigError
 
 AUTO = "auto"
-SHOWN_ROWS = 16
+SHOWN_LINES = 16  # latest metrics in a live table
 PLAIN_WIDTH = 9
-FRAME_LINES = 8  # of the table without its rows, and above it
+FRAME_LINES = 8  # of a terminal: the table's frame, and the lines above it
 
 
 class Column(NamedTuple):
-    """A metric: its name in ``metrics.csv``, its heading in the table and how that formats it."""
+    """A metric: its name in ``metrics.csv``, and its heading and format in the table."""
 
     name: str
     heading: str
@@ -27,58 +27,67 @@ class Column(NamedTuple):
 
 
 def make_run_folder(root: Path, name: str, *, stem: str) -> Path:
-    """Make and return ``root/name``; for the name "auto" ``root/stem-1`` or the next that is free.
+    """Make a run's folder and return it.
+
+    Args:
+        root: the folder of runs; it is made if it does not exist.
+        name: the folder's name; "auto" makes the first of ``stem-1``, ``stem-2``, ... after the
+            last that exists.
+        stem: the names of automatic folders.
 
     Raises:
-        ConfigError: if a folder of that name exists: no run is overwritten.
+        ConfigError: if the folder exists, as no run is overwritten, or cannot be made.
     """
-    if name != AUTO:
-        folder = root / name
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            folder.mkdir()
-        except OSError as error:
-            if isinstance(error, FileExistsError) and root.is_dir():
-                raise ConfigError(
-                    f"name: {folder} exists and is not overwritten; "
-                    "choose another, name=..., or name=auto"
-                ) from None
-            raise ConfigError(f"{folder} cannot be made: {error.strerror}") from None
-        return folder
+    folder = root / (f"{stem}-{_next_number(root, stem)}" if name == AUTO else name)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except OSError as error:
+        if isinstance(error, FileExistsError) and root.is_dir():
+            raise ConfigError(
+                f"name: {folder} exists and is not overwritten; "
+                "choose another, name=..., or name=auto"
+            ) from None
+        raise ConfigError(f"{folder} cannot be made: {error.strerror}") from None
+    return folder
+
+
+def _next_number(root: Path, stem: str) -> int:
+    """Return the number after the greatest i of the paths ``root/stem-i``; 1 without any."""
     numbered = re.compile(rf"{re.escape(stem)}-(\d+)")
     taken = [numbered.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
-    number = max((int(match[1]) for match in taken if match), default=0) + 1
-    return make_run_folder(root, f"{stem}-{number}", stem=stem)
+    return max((int(match[1]) for match in taken if match), default=0) + 1
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, indented."""
+    """Write a mapping to an indented JSON file."""
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 class RunLog:
-    """Writes a row of metrics at a time to ``metrics.csv`` and shows it.
+    """Writes metrics to ``metrics.csv`` line by line, and shows them.
 
-    In a terminal with rich a live table, else plain lines. Use it in a ``with`` statement.
+    It shows a live table in a terminal with rich, else plain lines. Use it in a ``with``
+    statement.
 
     Args:
-        folder: the run's.
-        columns: the metrics, in order; every row has all of them, None for one not measured.
-        caption: what stands below the table, such as the returns of doing nothing and of chance.
+        folder: the run's folder.
+        columns: the metrics, in order. Each line has all of them; None is an empty cell.
+        caption: the text below the table, such as the returns of baselines.
     """
 
     def __init__(self, folder: Path, columns: Sequence[Column], *, caption: str) -> None:
         self._columns = tuple(columns)
         self._caption = caption
         self._title = folder.name
-        self._rows: deque[list[str]] = deque(maxlen=SHOWN_ROWS)
+        self._shown: deque[list[str]] = deque(maxlen=SHOWN_LINES)
         self._file = (folder / "metrics.csv").open("w", newline="")
         self._csv = csv.writer(self._file)
         self._csv.writerow(column.name for column in self._columns)
         self._live = self._make_live()
 
     def _make_live(self) -> Any:
-        """Return rich's live display, or None where there is no terminal or no rich."""
+        """Return rich's live display; None without a terminal or without rich."""
         if not sys.stdout.isatty():
             return None
         try:
@@ -106,10 +115,10 @@ class RunLog:
             self._live.stop()
 
     def row(self, metrics: Mapping[str, float | None]) -> None:
-        """Write and show one row.
+        """Write and show one line of metrics.
 
         Raises:
-            KeyError: if a column is missing.
+            KeyError: if a metric is missing.
         """
         values = [metrics[column.name] for column in self._columns]
         self._csv.writerow(["" if value is None else value for value in values])
@@ -118,7 +127,7 @@ class RunLog:
             "" if value is None else format(value, column.spec)
             for value, column in zip(values, self._columns, strict=True)
         ]
-        self._rows.append(shown)
+        self._shown.append(shown)
         if self._live is None:
             print("  ".join(cell.rjust(PLAIN_WIDTH) for cell in shown), flush=True)
         else:
@@ -130,8 +139,8 @@ class RunLog:
         table = Table(title=self._title, caption=self._caption, padding=(0, 0))
         for column in self._columns:
             table.add_column(column.heading, justify="right", no_wrap=True)
-        # What does not fit the terminal would hide the newest rows.
+        # In a table that does not fit the terminal the latest lines would be hidden.
         room = max(1, self._live.console.height - FRAME_LINES)
-        for row in list(self._rows)[-room:]:
-            table.add_row(*row)
+        for line in list(self._shown)[-room:]:
+            table.add_row(*line)
         self._live.update(table, refresh=True)

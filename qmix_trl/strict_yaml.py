@@ -1,15 +1,14 @@
-"""Strict YAML: a file into dataclasses, and one line for whatever does not fit.
+"""Strict YAML: reading a file into dataclasses, with errors of one line.
 
-Scalars are read more strictly than PyYAML does: ``5e-5`` and ``1e6`` are floats, only ``true`` and
-``false`` are booleans, a key that stands twice is an error, and anchors, aliases and tags are
-refused.
+Scalars are read more strictly than by PyYAML: ``5e-5`` and ``1e6`` are floats, and only ``true``
+and ``false`` are booleans. Duplicate keys, anchors, aliases and tags are errors.
 """
 
 import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -19,8 +18,8 @@ import yaml
 from qmix_trl.errors import ConfigError, nearest
 
 MAX_BYTES = 1_000_000
-MAX_DEPTH = 20  # of an override
-MAX_DIGITS = 18  # what fits into 64 bits
+MAX_DEPTH = 20  # of an override's key
+MAX_DIGITS = 18  # of an integer that fits into 64 bits
 INTEGER = re.compile(r"[-+]?\d+(_\d+)*")
 FLOAT = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 FORBIDDEN = (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)
@@ -31,22 +30,28 @@ WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text
 def number(
     *, least: float | None = None, above: float | None = None, most: float | None = None
 ) -> Any:
-    """Return a field for a number within bounds; for a sequence, within them each."""
+    """Return a dataclass field for a number, or a sequence of numbers, within bounds.
+
+    Args:
+        least: the least allowed number.
+        above: a number that every allowed number exceeds.
+        most: the greatest allowed number.
+    """
     return field(metadata={"least": least, "above": above, "most": most})
 
 
 class Entry(NamedTuple):
-    """A YAML value (a scalar, a dict of entries or a list of entries) and where it stands."""
+    """A YAML value (a scalar, a dict of entries or a list of entries) and its place in the file."""
 
     value: Any
     where: str
 
 
 def read(path: Path) -> Entry:
-    """Return the entries of a file.
+    """Return the entries of a YAML file.
 
     Raises:
-        ConfigError: if it cannot be read, or is not YAML of the strict kind.
+        ConfigError: if the file cannot be read, or is no strict YAML.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -57,51 +62,65 @@ def read(path: Path) -> Entry:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
-    return _parse(text, str(path), lines=True)
+    return _parse(text, _Source(str(path), has_lines=True))
 
 
-def _parse(text: str, source: str, *, lines: bool) -> Entry:
-    """Return the entries of a YAML text; every ``where`` is the source, with the line if asked."""
+@dataclass(frozen=True)
+class _Source:
+    """Where a YAML text comes from, as error messages name it.
 
-    def where(mark: yaml.Mark) -> str:
-        return f"{source}:{mark.line + 1}" if lines else source
+    Attributes:
+        name: the file or the override.
+        has_lines: whether messages name lines.
+    """
 
-    def entry(node: yaml.Node, path: str) -> Entry:
-        here = where(node.start_mark)
-        if isinstance(node, yaml.SequenceNode):
-            return Entry([entry(item, path) for item in node.value], here)
-        if isinstance(node, yaml.ScalarNode):
-            return Entry(node.value if node.style else _plain(node.value), here)
-        found: dict[str, Entry] = {}
-        for key_node, value_node in node.value:
-            key, key_where = key_node.value, where(key_node.start_mark)
-            if not (isinstance(key, str) and key.isprintable()):
-                raise ConfigError(f"{key_where}: {path or 'the file'}: expected a name as key")
-            dotted = f"{path}.{key}".lstrip(".")
-            if key in found:
-                first = found[key].where
-                raise ConfigError(f"{key_where}: {dotted}: stands twice, first at {first}")
-            found[key] = Entry(entry(value_node, dotted).value, key_where)
-        return Entry(found, here)
+    name: str
+    has_lines: bool
 
+    def where(self, mark: yaml.Mark) -> str:
+        """Return the name of a place in the text."""
+        return f"{self.name}:{mark.line + 1}" if self.has_lines else self.name
+
+
+def _parse(text: str, source: _Source) -> Entry:
+    """Return the entries of a YAML text."""
     try:
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
             if isinstance(token, FORBIDDEN):
-                raise ConfigError(
-                    f"{where(token.start_mark)}: anchors, aliases and tags are refused"
-                )
+                where = source.where(token.start_mark)
+                raise ConfigError(f"{where}: anchors, aliases and tags are refused")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        return Entry(None, source) if node is None else entry(node, "")
+        return Entry(None, source.name) if node is None else _entry(node, "", source)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
-        raise ConfigError(f"{where(mark) if mark else source}: {problem}") from None
+        raise ConfigError(f"{source.where(mark) if mark else source.name}: {problem}") from None
     except RecursionError:
-        raise ConfigError(f"{source}: nested too deeply") from None
+        raise ConfigError(f"{source.name}: nested too deeply") from None
 
 
-def _plain(text: str) -> Any:
-    """Return an unquoted scalar."""
+def _entry(node: yaml.Node, path: str, source: _Source) -> Entry:
+    """Return the entry of a YAML node at a dotted path."""
+    where = source.where(node.start_mark)
+    if isinstance(node, yaml.SequenceNode):
+        return Entry([_entry(item, path, source) for item in node.value], where)
+    if isinstance(node, yaml.ScalarNode):
+        return Entry(node.value if node.style else _read_unquoted(node.value), where)
+    found: dict[str, Entry] = {}
+    for key_node, value_node in node.value:
+        key, key_where = key_node.value, source.where(key_node.start_mark)
+        if not (isinstance(key, str) and key.isprintable()):
+            raise ConfigError(f"{key_where}: {path or 'the file'}: expected a name as key")
+        dotted = f"{path}.{key}".lstrip(".")
+        if key in found:
+            first = found[key].where
+            raise ConfigError(f"{key_where}: {dotted}: stands twice, first at {first}")
+        found[key] = Entry(_entry(value_node, dotted, source).value, key_where)
+    return Entry(found, where)
+
+
+def _read_unquoted(text: str) -> Any:
+    """Return the value of an unquoted scalar."""
     if text in ("", "null", "~"):
         return None
     if text in ("true", "false"):
@@ -112,36 +131,42 @@ def _plain(text: str) -> Any:
 
 
 def overridden(root: Entry, override: str) -> Entry:
-    """Return the entries with one replaced or added, as ``key.sub=value`` says.
+    """Return entries with one value replaced or added.
+
+    Args:
+        root: the entries of a file.
+        override: ``key.sub=value``; the value is YAML.
 
     Raises:
-        ConfigError: if the override is not of that form, or the value is not YAML.
+        ConfigError: if the override is not of that form, or the value is no strict YAML.
     """
     path, equals, text = override.partition("=")
     names = path.split(".")
     if not equals or "" in names or len(names) > MAX_DEPTH:
         raise ConfigError(f"{override[:80]!r}: expected an override key.sub=value")
     source = f"override {override!r}"
+    value = _parse(text, _Source(source, has_lines=False))
+    return _replaced(root, names, value, source)
 
-    def replaced(entry: Entry, names: list[str]) -> Entry:
-        if not names:
-            return _parse(text, source, lines=False)
-        is_mapping = isinstance(entry.value, dict)
-        inner = entry.value if is_mapping else {}
-        below = replaced(inner.get(names[0], Entry({}, source)), names[1:])
-        return Entry({**inner, names[0]: below}, entry.where if is_mapping else source)
 
-    return replaced(root, names)
+def _replaced(entry: Entry, names: list[str], value: Entry, source: str) -> Entry:
+    """Return an entry with the value at a path of names replaced or added."""
+    if not names:
+        return value
+    is_mapping = isinstance(entry.value, dict)
+    inner = entry.value if is_mapping else {}
+    below = _replaced(inner.get(names[0], Entry({}, source)), names[1:], value, source)
+    return Entry({**inner, names[0]: below}, entry.where if is_mapping else source)
 
 
 def dump(content: Mapping[str, Any]) -> str:
-    """Return a mapping as YAML that ``read`` reads as the same."""
+    """Return a mapping as YAML text, from which ``read`` returns equal values."""
 
     class Dumper(yaml.SafeDumper):
-        """Quotes text that unquoted would be read as something else."""
+        """Quotes text that would be read as another value without quotes."""
 
     def represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-        style = None if _plain(text) == text else "'"
+        style = None if _read_unquoted(text) == text else "'"
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, represent)
@@ -151,17 +176,17 @@ def dump(content: Mapping[str, Any]) -> str:
 def build(
     kind: Any, entry: Entry, path: str = "", bounds: Mapping[str, Any] = MappingProxyType({})
 ) -> Any:
-    """Return the entry as a value of a kind.
+    """Return the value of an entry as an annotated type.
 
     Args:
-        kind: a dataclass, ``T | None``, a union of dataclasses told apart by their first field,
+        kind: a dataclass, ``T | None``, a union of dataclasses that differ in their first field,
             a Literal, ``tuple[T, ...]``, ``dict[str, Any]``, int, float, bool or str.
-        entry: as ``read`` returns it.
-        path: dotted, of the entry in the file.
-        bounds: of numbers, as ``number`` gives them.
+        entry: an entry that ``read`` returned.
+        path: the entry's dotted path in the file.
+        bounds: the bounds of numbers: the metadata of a field by ``number``.
 
     Raises:
-        ConfigError: if the entry does not fit.
+        ConfigError: if the entry does not fit the type.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind):
@@ -169,11 +194,7 @@ def build(
     if origin in (typing.Union, types.UnionType):
         return _build_union(arguments, entry, path, bounds)
     if origin is Literal:
-        for choice in arguments:
-            if entry.value == choice and type(entry.value) is type(choice):
-                return choice
-        near = nearest(str(entry.value), map(str, arguments))
-        raise _wrong(entry, path, f"one of {', '.join(map(str, arguments))}", near)
+        return _build_choice(arguments, entry, path)
     if origin is tuple:
         if not isinstance(entry.value, list):
             raise _wrong(entry, path, "a list")
@@ -187,7 +208,17 @@ def build(
     return _build_scalar(kind, entry, path, bounds)
 
 
+def _build_choice(choices: tuple, entry: Entry, path: str) -> Any:
+    """Return the choice of a Literal that equals the entry, also in type."""
+    for choice in choices:
+        if entry.value == choice and type(entry.value) is type(choice):
+            return choice
+    near = nearest(str(entry.value), map(str, choices))
+    raise _wrong(entry, path, f"one of {', '.join(map(str, choices))}", near)
+
+
 def _build_section(kind: Any, entry: Entry, path: str, hint: str = "") -> Any:
+    """Return a dataclass of the entry's values; every field must be given."""
     if not isinstance(entry.value, dict):
         raise _wrong(entry, path or "the file", "a mapping")
     known = {f.name: f for f in fields(kind)}
@@ -209,7 +240,7 @@ def _build_section(kind: Any, entry: Entry, path: str, hint: str = "") -> Any:
 
 
 def _build_union(kinds: tuple, entry: Entry, path: str, bounds: Mapping[str, Any]) -> Any:
-    """Return ``T | None``, or the section whose first field, a Literal, is the entry's."""
+    """Return ``T | None``, or the dataclass whose first field, a Literal, equals the entry's."""
     if types.NoneType in kinds:
         (kind,) = [kind for kind in kinds if kind is not types.NoneType]
         return None if entry.value is None else build(kind, entry, path, bounds)
@@ -217,22 +248,23 @@ def _build_union(kinds: tuple, entry: Entry, path: str, bounds: Mapping[str, Any
     tagged = {typing.get_args(typing.get_type_hints(kind)[tag])[0]: kind for kind in kinds}
     if not isinstance(entry.value, dict) or tag not in entry.value:
         raise _wrong(entry, path, f"a mapping with a {tag} of {', '.join(tagged)}")
-    choice = build(Literal[tuple(tagged)], entry.value[tag], f"{path}.{tag}", {})
+    choice = _build_choice(tuple(tagged), entry.value[tag], f"{path}.{tag}")
     hint = f"; to choose another {tag}, replace the section: '{path}={{{tag}: {choice}, ...}}'"
     return _build_section(tagged[choice], entry, path, hint)
 
 
 def _build_scalar(kind: type, entry: Entry, path: str, bounds: Mapping[str, Any]) -> Any:
+    """Return a scalar of a type within bounds; an integer serves as a float."""
     value = float(entry.value) if kind is float and type(entry.value) is int else entry.value
     if type(value) is not kind:
         raise _wrong(entry, path, WORDS[kind])
     least, above, most = (bounds.get(name) for name in ("least", "above", "most"))
-    inside = (
+    is_within = (
         (least is None or value >= least)
         and (above is None or value > above)
         and (most is None or value <= most)
     )
-    if not inside or value in INFINITE:
+    if not is_within or value in INFINITE:
         limits = {"of at least": least, "above": above, "at most": most}
         words = " and ".join(
             f"{word} {limit}" for word, limit in limits.items() if limit is not None
@@ -242,6 +274,7 @@ def _build_scalar(kind: type, entry: Entry, path: str, bounds: Mapping[str, Any]
 
 
 def _unwrapped(entry: Entry, path: str) -> Any:
+    """Return an entry's value without the places of its parts."""
     if isinstance(entry.value, dict):
         return {key: _unwrapped(item, f"{path}.{key}") for key, item in entry.value.items()}
     if isinstance(entry.value, list):
@@ -252,5 +285,6 @@ def _unwrapped(entry: Entry, path: str) -> Any:
 
 
 def _wrong(entry: Entry, path: str, expected: str, hint: str = "") -> ConfigError:
+    """Return the error of an entry that does not fit."""
     got = {dict: "a mapping", list: "a list"}.get(type(entry.value), repr(entry.value))
     return ConfigError(f"{entry.where}: {path}: expected {expected}, got {got}{hint}")

@@ -1,11 +1,12 @@
-"""The QMIX loss in plain NumPy, written without the package: the oracle of its tests.
+"""The QMIX loss in plain NumPy, written without the package, as a reference for its tests.
 
-Slow on purpose: one episode after the other, cut to its own length, so that there is no padding to
-mask; TD(lambda) as the sum over n-step returns. Sizes are read off the weights and the data.
+It is slow but simple: it takes one episode at a time, of its own length, so that there is no
+padding to mask, and computes TD(lambda) as a weighted sum of n-step returns. Sizes are those of
+the weights and the data.
 
 The golden case below has closed-form weights and data, so that the loss of every setting is a
-number one can store: 3 episodes of 5, 3 and 4 steps, the first cut off by the time limit, the
-others terminated.
+number that can be stored: 3 episodes of 5, 3 and 4 steps. The first is truncated, the others
+terminate.
 """
 
 from typing import NamedTuple
@@ -14,18 +15,18 @@ import numpy as np
 
 
 class Episode(NamedTuple):
-    """L steps from a zero hidden state on; only the last of them can end the episode."""
+    """An episode of L steps from a zero hidden state; only the last step can end it."""
 
     observation: np.ndarray  # [L+1, N, O]
     state: np.ndarray  # [L+1, S]
     available: np.ndarray  # [L+1, N, A] bool
     action: np.ndarray  # [L, N] int
-    reward: np.ndarray  # [L, 1], the team's, or [L, N], the agents'
-    terminated: bool  # by the last step; else cut off there
+    reward: np.ndarray  # [L, 1] of the team, or [L, N] of the agents
+    terminated: bool  # by the last step, else truncated there
 
 
 def agent_spec(n_agents, observation_dim, n_actions, hidden_dim):
-    """Return the shape of each of the agent's weights by its name."""
+    """Return the shapes of the agent's weights by name."""
     input_dim = observation_dim + n_actions + n_agents  # observation, last action, agent id
     return {
         "fc1.weight": (hidden_dim, input_dim),
@@ -40,7 +41,7 @@ def agent_spec(n_agents, observation_dim, n_actions, hidden_dim):
 
 
 def mixer_spec(n_agents, state_dim, embed_dim, layers, hypernet_dim):
-    """Return the shape of each of the mixer's weights by its name."""
+    """Return the shapes of the mixer's weights by name."""
 
     def linear(name, n_in, n_out):
         return {f"{name}.weight": (n_out, n_in), f"{name}.bias": (n_out,)}
@@ -77,7 +78,7 @@ def gru(x, h, p):
 
 
 def utilities(p, episode):
-    """Return Q_a(.) [L+1, N, A], one step after the other."""
+    """Return Q_a(.) [L+1, N, A], computed step by step."""
     n_agents, n_actions = episode.available.shape[1:]
     h, values = np.zeros((n_agents, p["rnn.weight_hh"].shape[1])), []
     for t, observation in enumerate(episode.observation):
@@ -91,7 +92,7 @@ def utilities(p, episode):
 
 
 def mix(p, q, state):
-    """Return Q_tot of one step's utilities [N] and state [S]."""
+    """Return Q_tot of one step, given its utilities [N] and state [S]."""
 
     def linear(name, x):
         return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
@@ -109,7 +110,7 @@ def mix(p, q, state):
 
 
 def learned(mixer, p, q, states):
-    """Return what is learned: Q_tot [L, 1] of utilities [L, N], or without a mixer these."""
+    """Return the learned values: Q_tot [L, 1] of utilities [L, N], or these without a mixer."""
     if mixer == "none":
         return q
     if mixer == "vdn":
@@ -118,9 +119,9 @@ def learned(mixer, p, q, states):
 
 
 def forward_view(reward, value_tp1, terminated, gamma, td_lambda):
-    """Return TD(lambda) targets [L, M]: n-step returns for every n up to the end, weighted.
+    """Return TD(lambda) targets [L, M]: weighted sums of the n-step returns up to the end.
 
-    The one of n steps has weight (1 - lambda) lambda^(n-1), the longest what is left of 1.
+    The n-step return has the weight (1 - lambda) lambda^(n-1), the longest one the rest to 1.
     """
     n_steps, targets = len(reward), np.zeros_like(reward)
     for t in range(n_steps):
@@ -139,7 +140,15 @@ def forward_view(reward, value_tp1, terminated, gamma, td_lambda):
 def loss(episodes, online, target, *, mixer, double_q, gamma, td_lambda=0.0, reward_scale=1.0):
     """Return the mean squared TD error of all steps of all episodes.
 
-    ``online`` and ``target`` hold the weights of "agent" and "mixer"; mixer is qmix, vdn or none.
+    Args:
+        episodes: a list of ``Episode``.
+        online: {"agent": weights, "mixer": weights}.
+        target: the same of the target networks.
+        mixer: "qmix", "vdn" or "none".
+        double_q: whether the online network chooses the next actions.
+        gamma: the discount.
+        td_lambda: lambda of TD(lambda).
+        reward_scale: a factor of all rewards.
     """
     errors = []
     for episode in episodes:
@@ -168,7 +177,7 @@ ONLINE, TARGET = {"agent": 0, "mixer": 100}, {"agent": 50, "mixer": 200}  # offs
 
 
 def weights(spec, offset):
-    """Return an array for each name, of numbers in (-0.8, 0.8) without a pattern."""
+    """Return weights in (-0.8, 0.8) without a pattern, by name."""
 
     def fill(shape, i):
         places = (np.arange(np.prod(shape)) + 1) ** 2
@@ -179,7 +188,7 @@ def weights(spec, offset):
 
 
 def data(padding=0.0):
-    """Return observations, states and masks of T + 1 steps, actions, rewards and ends of T."""
+    """Return observations, states and masks of T + 1 steps, and actions, rewards and ends of T."""
     b, t, n = N_ROWS, N_STEPS, N_AGENTS
     observation = np.cos(0.21 * np.arange(b * (t + 1) * n * OBSERVATION_DIM))
     observation = observation.reshape(b, t + 1, n, OBSERVATION_DIM)
@@ -202,7 +211,7 @@ def data(padding=0.0):
 
 
 def golden_loss(mixer, layers, double_q, padding=0.0):
-    """Return the one-step loss of the data by the weights ONLINE and TARGET."""
+    """Return the one-step loss of the data with the weights ONLINE and TARGET."""
     observation, state, available, action, reward, terminated = data(padding)
     episodes = [
         Episode(

@@ -1,4 +1,4 @@
-"""What is learned in games whose values are known: the papers' tables, and what memory is for."""
+"""Learned values of games whose true values are known: the papers' tables and the memory game."""
 
 import json
 from pathlib import Path
@@ -21,22 +21,27 @@ FEEDFORWARD = (
 )
 # QMIX, figure 2 and appendix B: gamma 0.99 times 7 and 8, then the payoffs.
 TWO_STEP_QMIX = [[[6.93, 6.93], [7.92, 7.92]], [[7, 7], [7, 7]], [[0, 1], [1, 8]]]
-# Least squares: 2B has row and column means 0.5 and 4.5 about 2.5; 0.99 times 7 and 6.5 before.
+# Least squares: 2B has line and column means 0.5 and 4.5, mean 2.5; before, 0.99 times 7 and 6.5.
 TWO_STEP_VDN = [[[6.93, 6.93], [6.435, 6.435]], [[7, 7], [7, 7]], [[-1.5, 2.5], [2.5, 6.5]]]
-# Row means -16/3, -4, -4, columns alike, and the mean -40/9: their sum less the mean.
+# Lines and columns have means -16/3, -4, -4, the mean is -40/9: the sum of two less the mean.
 MATRIX_VDN = [[-56 / 9, -44 / 9, -44 / 9], [-44 / 9, -32 / 9, -32 / 9], [-44 / 9, -32 / 9, -32 / 9]]
 MATRIX_8 = np.array([[8.0, -12, -12], [-12, 0, 0], [-12, 0, 0]])
-# Monotone tables next to the payoffs, by the order of actions. A on top of both: 8 stands, the
-# other eight are -6 (8 * 36 = 288). A on top of one: 8, two of the -12 and the zeros are -16/7
-# (315.43). A below: 8 and the -12s are -8 (256 + 4 * 16 = 320).
+# Errors of the nearest monotone tables, by the order of actions. A is best for both: 8 stays, the
+# other eight are -6 (8 * 36 = 288). A is best for one: 8, two -12 and the zeros are -16/7
+# (315.43). A is worst for both: 8 and the -12s are -8 (256 + 4 * 16 = 320).
 MATRIX_8_ERRORS = (288, 315.43, 320)
+
+
+def run(games, n_seeds, runs):
+    """Return the folder and the summary of a run of the recipe."""
+    folder = main(games, n_seeds, str(runs))
+    return folder, json.loads((folder / "summary.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory):
-    """Return the folder and the summary of the whole recipe with two seeds."""
-    folder = main(list(GAMES), 2, str(tmp_path_factory.mktemp("runs")))
-    return folder, json.loads((folder / "summary.json").read_text())
+    """Return the folder and the summary of all games with one seed."""
+    return run(list(GAMES), 1, tmp_path_factory.mktemp("runs"))
 
 
 def check_two_step(outcomes):
@@ -63,7 +68,7 @@ def check_matrix_games(summary):
 
 
 def check_random_games(outcomes):
-    """Check QMIX against VDN, and its errors against the least that are possible."""
+    """Check QMIX against VDN, and its errors against the least possible errors."""
     vdn, qmix = (np.mean(outcomes[name]["greedy_return"]) for name in ("vdn", "qmix"))
     assert qmix >= vdn
     payoffs = make_game("random_matrix", {"n_games": 60}).reward[:60].double().numpy()
@@ -78,7 +83,7 @@ def check_random_games(outcomes):
         )
         assert (errors >= monotone - 1e-3).all()
         assert (errors >= within - 1e-3).all()
-        # It does not always find the best order of actions; a sixth more error was allowed for.
+        # QMIX does not always find the best order of actions: a sixth more error is allowed.
         assert errors.mean() < 7 / 6 * within.mean()
 
 
@@ -94,32 +99,44 @@ def test_random_games(summary):
     check_random_games(summary[1]["random_matrix"])
 
 
-def test_independent_learners_converge_to_means_over_the_others(summary):
+def test_independent_learners_converge_to_averages_over_the_other_agents(summary):
     for name, tolerance in (("two_step", 0.3), ("matrix_8", 0.15), ("matrix_12", 0.15)):
         outcome = summary[1][name]["iql"]
         for table in outcome["tables"]:
             np.testing.assert_allclose(table, outcome["exact"], atol=tolerance)
 
 
-def test_the_summary_holds_every_seed_and_the_picture_every_table(summary):
-    folder, games = summary
-    assert list(games) == list(GAMES)
+def check_summary(games, seeds):
+    """Check the form of a summary."""
     for outcomes in games.values():
         assert list(outcomes) == ["vdn", "qmix", "iql"]
         for outcome in outcomes.values():
-            assert outcome["seeds"] == [0, 1]
-            assert len(outcome["tables"]) == len(outcome["greedy_return"]) == 2
+            assert outcome["seeds"] == seeds
+            assert len(outcome["tables"]) == len(outcome["greedy_return"]) == len(seeds)
             assert np.shape(outcome["tables"][0]) == np.shape(outcome["exact"])
-            assert outcome["tables"][0] != outcome["tables"][1]
+
+
+def test_the_summary_holds_every_seed(tmp_path):
+    _, games = run(["matrix_12"], 2, tmp_path)
+    assert list(games) == ["matrix_12"]
+    check_summary(games, [0, 1])
+    for outcome in games["matrix_12"].values():
+        assert outcome["tables"][0] != outcome["tables"][1]
+
+
+def test_the_summary_holds_every_game_and_the_picture_every_table(summary):
+    folder, games = summary
+    assert list(games) == list(GAMES)
+    check_summary(games, [0])
     picture = imread(folder / "games.png")
     height, width, _ = picture.shape
-    # 5 states by the optimal table and learned and exact ones of 3 algorithms.
+    # 5 states, each with the optimal table and a learned and an exact one of 3 algorithms.
     assert width / height == pytest.approx(1.4 * 7 / (0.6 + 1.4 * 5), rel=0.01)
     assert len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 50
 
 
-def test_qmix_cannot_learn_that_one_agent_is_enough():
-    """Increasing differences: the best fit of "or" is additive, off by a quarter everywhere."""
+def test_qmix_fits_a_logical_or_by_an_additive_table():
+    """The best fit of a logical OR with increasing differences is additive, off by a quarter."""
     payoff = "env.scenario_kwargs={payoff: [[0, 1], [1, 1]]}"
     config = load_config(CONFIG, (*ONE_STEP, "env.scenario=matrix", payoff))
     table, greedy_return = learn(config)
@@ -128,30 +145,34 @@ def test_qmix_cannot_learn_that_one_agent_is_enough():
 
 
 def learned_memory(seed, tmp_path, *overrides):
-    """Return the mean greedy return of a run on the memory game."""
+    """Return the mean greedy return after a run on the memory game."""
     folder = train(str(MEMORY), [f"seed={seed}", f"name=s{seed}", *overrides], str(tmp_path))
     return json.loads((folder / "summary.json").read_text())["return"]["greedy"]["mean"]
 
 
 def check_memory(seed, tmp_path):
-    """Check that recurrent agents win, and feed-forward ones stay at one cue in two."""
+    """Check that recurrent agents win, and feed-forward agents name one cue of two."""
     assert learned_memory(seed, tmp_path / "recurrent") >= 0.95
     assert learned_memory(seed, tmp_path / "feedforward", FEEDFORWARD) <= 0.5
 
 
-def test_only_agents_with_a_memory_remember(tmp_path):
+def test_only_recurrent_agents_remember(tmp_path):
     check_memory(0, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-def test_only_agents_with_a_memory_remember_with_other_seeds(seed, tmp_path):
+def test_only_recurrent_agents_remember_with_other_seeds(seed, tmp_path):
     check_memory(seed, tmp_path)
 
 
 @pytest.mark.slow
 def test_games_with_five_seeds(tmp_path):
-    games = json.loads((main(list(GAMES), 5, str(tmp_path)) / "summary.json").read_text())
+    _, games = run(list(GAMES), 5, tmp_path)
+    check_summary(games, [0, 1, 2, 3, 4])
+    for outcomes in games.values():
+        for outcome in outcomes.values():
+            assert outcome["tables"][0] != outcome["tables"][1]
     check_two_step(games["two_step"])
     check_matrix_games(games)
     check_random_games(games["random_matrix"])

@@ -1,4 +1,7 @@
-"""Environments under one contract (``contract.py``); a family is imported when asked for."""
+"""Environments under one contract (``contract.py``), by family.
+
+A family is imported when its first environment is made, so that games need no VMAS.
+"""
 
 from importlib import import_module
 
@@ -7,7 +10,7 @@ from torchrl.envs import EnvBase
 from qmix_trl.envs.contract import EnvDims, env_dims
 from qmix_trl.errors import ConfigError, nearest
 
-# family: the module whose make_env makes it
+# family: module with its make_env
 ENVS = {"vmas": "qmix_trl.envs.vmas", "games": "qmix_trl.envs.games"}
 
 
@@ -18,8 +21,12 @@ def make_env(family: str, **settings) -> EnvBase:
         family: a name in ``ENVS``.
         **settings: the keywords of that family's own ``make_env``.
 
+    Returns:
+        an environment under the contract; its attribute ``how`` (``Chosen``) names the
+        implementation that steps it.
+
     Raises:
-        ConfigError: if the family is unknown, or for what its ``make_env`` refuses.
+        ConfigError: if the family is unknown, or its ``make_env`` refuses the settings.
         ImportError: if the family's package is not installed.
     """
     if family not in ENVS:

@@ -1,11 +1,11 @@
-"""What every environment offers, whatever its family: canonical keys, shapes and dtypes."""
+"""The contract of all environments: canonical keys, shapes and dtypes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Binary, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
@@ -13,12 +13,20 @@ from torchrl.envs import EnvBase
 from qmix_trl import keys
 from qmix_trl.errors import ConfigError, nearest
 
-STATES = ("world", "observations")  # what the mixer sees: the true state, or the team's views
+# The state that the mixer sees: the true state of the world, or all observations of the team.
+STATES = ("world", "observations")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnvDims:
-    """The sizes that agents and mixers are built from."""
+    """The sizes that agents and mixers are built from.
+
+    Attributes:
+        n_agents: N.
+        observation_dim: O, the size of one agent's observation.
+        n_actions: A.
+        state_shape: S, the shape of one environment's state.
+    """
 
     n_agents: int
     observation_dim: int
@@ -28,29 +36,29 @@ class EnvDims:
 
 @runtime_checkable
 class BufferedEnv(Protocol):
-    """An environment that steps rows of T steps by itself, for ``fused.FusedCollector``.
+    """An environment that writes T steps into buffers of its own, for ``fused.FusedCollector``.
 
     Attributes:
-        reset_when_done: an environment that is done is reset by itself.
+        reset_when_done: whether an environment that is done is reset at once.
     """
 
     reset_when_done: bool
 
     def begin_buffers(self, n_steps: int) -> Any:
-        """Return rows whose first observation is the present one."""
+        """Return buffers of T steps that begin with the present observation."""
 
-    def observation_at(self, rows: Any, t: int) -> TensorDict:
-        """Return the observation of a step, a TensorDict [E]."""
+    def observation_at(self, buffers: Any, t: int) -> TensorDict:
+        """Return the observation before step t: a TensorDict [E]."""
 
-    def step_buffers(self, rows: Any, t: int, action: Tensor) -> Tensor:
-        """Take one step by actions [E, N], with resets; return which are done: bool [E, 1]."""
+    def step_buffers(self, buffers: Any, t: int, action: Tensor) -> Tensor:
+        """Take step t by actions int64 [E, N], with resets; return done: bool [E, 1]."""
 
-    def pack_buffers(self, rows: Any, batch: TensorDict) -> None:
-        """Write all that was seen and earned to a batch [E, T]."""
+    def pack_buffers(self, buffers: Any, batch: TensorDict) -> None:
+        """Write observations, states, actions, rewards and ends to a batch [E, T]."""
 
 
 def env_dims(env: EnvBase) -> EnvDims:
-    """Return an environment's sizes; refuse one that breaks the contract.
+    """Return an environment's sizes; refuse an environment that breaks the contract.
 
     The contract, for E environments in a batch: ``observation`` float [E, N, O] and ``state``
     float [E, *S]; a categorical ``action`` [E, N]; optionally ``action_mask`` bool [E, N, A];
@@ -60,42 +68,58 @@ def env_dims(env: EnvBase) -> EnvDims:
     Raises:
         ConfigError: if an entry is missing or has another shape.
     """
-    observed, done = env.observation_spec, env.full_done_spec
-    offered = {
-        **dict.fromkeys((keys.OBSERVATION, keys.STATE, keys.IS_INIT), observed),
+    offered = _offered_entries(env)
+    observed = env.observation_spec
+    _, n_agents, observation_dim = observed[keys.OBSERVATION].shape  # [E, N, O]
+    dims = EnvDims(
+        n_agents=n_agents,
+        observation_dim=observation_dim,
+        n_actions=env.full_action_spec[keys.ACTION].space.n,
+        state_shape=observed[keys.STATE].shape[1:],
+    )
+    if keys.ACTION_MASK in observed.keys(True, True):
+        offered[keys.ACTION_MASK] = observed
+    for key, shape in _expected_shapes(env.batch_size[0], dims).items():
+        if key in offered and offered[key][key].shape != shape:
+            got = tuple(offered[key][key].shape)
+            raise ConfigError(f"{env}: expected {key!r} of {shape}, got {got}")
+    return dims
+
+
+def _offered_entries(env: EnvBase) -> dict[NestedKey, Composite]:
+    """Return the spec that holds each required entry; refuse an environment that lacks one."""
+    entries = {
+        **dict.fromkeys((keys.OBSERVATION, keys.STATE, keys.IS_INIT), env.observation_spec),
         keys.ACTION: env.full_action_spec,
         **dict.fromkeys((keys.REWARD, keys.AGENT_REWARD), env.full_reward_spec),
-        **dict.fromkeys((keys.TERMINATED, keys.TRUNCATED, keys.DONE), done),
+        **dict.fromkeys((keys.TERMINATED, keys.TRUNCATED, keys.DONE), env.full_done_spec),
     }
-    for key, spec in offered.items():
+    for key, spec in entries.items():
         if key not in spec.keys(True, True):
             raise ConfigError(
                 f"{env}: expected an entry {key!r}, got {list(spec.keys(True, True))}"
             )
-    (n_envs,) = env.batch_size
-    _, n_agents, observation_dim = observed[keys.OBSERVATION].shape
-    n_actions = env.full_action_spec[keys.ACTION].space.n
-    expected = {
-        keys.ACTION: (n_envs, n_agents),
-        keys.ACTION_MASK: (n_envs, n_agents, n_actions),
-        keys.AGENT_REWARD: (n_envs, n_agents, 1),
+    return entries
+
+
+def _expected_shapes(n_envs: int, dims: EnvDims) -> dict[NestedKey, tuple[int, ...]]:
+    """Return the contract's shape of each entry that the sizes determine."""
+    return {
+        keys.ACTION: (n_envs, dims.n_agents),
+        keys.ACTION_MASK: (n_envs, dims.n_agents, dims.n_actions),
+        keys.AGENT_REWARD: (n_envs, dims.n_agents, 1),
         **dict.fromkeys((keys.REWARD, keys.TERMINATED, keys.TRUNCATED, keys.DONE), (n_envs, 1)),
     }
-    offered[keys.ACTION_MASK] = observed
-    for key, shape in expected.items():
-        spec = offered[key]
-        if key in spec.keys(True, True) and spec[key].shape != shape:
-            raise ConfigError(f"{env}: expected {key!r} of {shape}, got {tuple(spec[key].shape)}")
-    return EnvDims(
-        n_agents=n_agents,
-        observation_dim=observation_dim,
-        n_actions=n_actions,
-        state_shape=observed[keys.STATE].shape[1:],
-    )
 
 
 def set_specs(env: EnvBase, dims: EnvDims, *, masked: bool = False) -> None:
-    """Give an environment the contract's specs, with an action mask if asked for."""
+    """Set the contract's specs of an environment.
+
+    Args:
+        env: of E environments.
+        dims: its sizes.
+        masked: whether it has an action mask.
+    """
     (n_envs,), n_agents = env.batch_size, dims.n_agents
     to = {"device": env.device}
     flag = Binary(1, (n_envs, 1), dtype=torch.bool, **to)
@@ -126,13 +150,13 @@ def set_specs(env: EnvBase, dims: EnvDims, *, masked: bool = False) -> None:
 
 
 def resets(env: EnvBase, tensordict: TensorDictBase | None, *, reset_when_done: bool) -> Tensor:
-    """Return which environments a call of reset begins anew: bool [E, 1].
+    """Return which environments a call of ``reset`` resets: bool [E, 1].
 
     Args:
         env: of E environments.
-        tensordict: as TorchRL gives it; with an entry ``"_reset"`` where some of them are done.
-        reset_when_done: if not, only all of them together are reset, and those that are done
-            run on until then.
+        tensordict: the argument of ``reset``; its entry ``"_reset"`` selects environments.
+        reset_when_done: whether single environments are reset; if not, only calls for all of them
+            reset any, and an environment that is done runs on until then.
     """
     asked = None if tensordict is None else tensordict.get("_reset", None)  # [E, 1]
     if asked is None:
@@ -141,7 +165,16 @@ def resets(env: EnvBase, tensordict: TensorDictBase | None, *, reset_when_done: 
 
 
 def set_flags(packed: TensorDict, terminated: Tensor, truncated: Tensor) -> TensorDict:
-    """Set the flags [E, 1] of an end in what an environment returns."""
+    """Set the flags of an episode's end in an environment's output.
+
+    Args:
+        packed: the output, a TensorDict [E] or [E, T].
+        terminated: bool [E, 1] or [E, T, 1].
+        truncated: of the same shape.
+
+    Returns:
+        ``packed``.
+    """
     packed.set(keys.TERMINATED, terminated)
     packed.set(keys.TRUNCATED, truncated)
     return packed.set(keys.DONE, terminated | truncated)
@@ -151,7 +184,7 @@ def check_sizes(**sizes: int) -> None:
     """Refuse sizes of an environment that are below 1.
 
     Raises:
-        ConfigError: naming the size.
+        ConfigError: if a size is below 1; it names the size.
     """
     for name, size in sizes.items():
         if size < 1:
@@ -159,20 +192,20 @@ def check_sizes(**sizes: int) -> None:
 
 
 def check_choice(name: str, choice: str, known: Sequence[str]) -> None:
-    """Refuse an option that is none of those known.
+    """Refuse an unknown value of an option.
 
     Raises:
-        ConfigError: naming the option and those known.
+        ConfigError: if the value is unknown; it lists the known ones.
     """
     if choice not in known:
         raise ConfigError(f"env.{name}: expected one of {', '.join(known)}, got {choice!r}")
 
 
 def check_keywords(of: str, known: list[str], scenario_kwargs: Mapping[str, Any]) -> None:
-    """Refuse keywords that a scenario does not take.
+    """Refuse keywords that a scenario or a game does not take.
 
     Raises:
-        ConfigError: naming the scenario's own keywords.
+        ConfigError: if a keyword is unknown; it lists the known ones.
     """
     for keyword in scenario_kwargs:
         if keyword not in known:

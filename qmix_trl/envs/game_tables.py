@@ -1,4 +1,4 @@
-"""Small cooperative games of finitely many states, as tables: the papers', and any other."""
+"""Small cooperative games with finitely many states, as tables: from the papers, and others."""
 
 import inspect
 from collections.abc import Mapping
@@ -18,19 +18,20 @@ MAX_AGENTS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Game:
-    """A game of finitely many states that a team plays for one reward.
+    """A game with finitely many states, which a team plays for one reward.
 
     Args:
-        reward: float [S, A, .., A] with an axis for each of N agents: of a joint action.
-        next_state: int64 [S, A, .., A].
-        ends: bool [S], the states that no episode goes on from.
-        starts: int64 [K], the states that episodes begin in, each as likely.
-        observation: float [S, N, O], what each agent sees.
-        action_mask: bool [S, N, A], True = available; None if all are.
+        reward: float32 [S, A, .., A], the team's reward by state and joint action, with an axis
+            for each of N agents.
+        next_state: int64 [S, A, .., A], the next state by state and joint action.
+        ends: bool [S], the states in which episodes end.
+        starts: int64 [K], the states in which episodes start, with equal probability.
+        observation: float32 [S, N, O], each agent's observation by state.
+        action_mask: bool [S, N, A], True = available; None if all actions are always available.
 
     Raises:
-        ValueError: if a table has another shape or dtype, names a state that is not in [0, S), or
-            an episode would begin where it ends.
+        ValueError: if a table has another shape or dtype, contains a state outside [0, S), or a
+            start is an end.
     """
 
     reward: Tensor
@@ -46,6 +47,10 @@ class Game:
                 "Game: expected observation [S, N, O] and reward [S, A, .., A], got "
                 f"{tuple(self.observation.shape)} and {tuple(self.reward.shape)}"
             )
+        self._check_shapes()
+        self._check_states()
+
+    def _check_shapes(self) -> None:
         n_states, n_agents, observation_dim = self.observation.shape
         joint = (n_states, *[self.n_actions] * n_agents)
         expected = {
@@ -64,41 +69,44 @@ class Game:
                     f"{n_states} states and {n_agents} agents, got {table.dtype} and "
                     f"{tuple(table.shape)}"
                 )
+
+    def _check_states(self) -> None:
         for name in ("next_state", "starts"):
             states = set(getattr(self, name).unique().tolist())
-            if not states or not states <= set(range(n_states)):
+            if not states or not states <= set(range(self.n_states)):
                 raise ValueError(
-                    f"Game: expected {name} to be states in [0, {n_states}), at least one, got "
-                    f"{sorted(states)}"
+                    f"Game: expected {name} to be states in [0, {self.n_states}), at least one, "
+                    f"got {sorted(states)}"
                 )
         if self.ends[self.starts].any():
             raise ValueError("Game: expected starts that episodes go on from")
 
     @property
     def n_states(self) -> int:
-        """S, the states in which episodes have ended included."""
+        """S, the number of states, including ends."""
         return len(self.observation)
 
     @property
     def n_agents(self) -> int:
-        """N."""
+        """N, the number of agents."""
         return self.observation.shape[1]
 
     @property
     def n_actions(self) -> int:
-        """A."""
+        """A, the number of each agent's actions."""
         return self.reward.shape[-1]
 
 
 def matrix(*, payoff: Any) -> Game:
-    """Return the game of one step that pays ``payoff[u_1, .., u_N]``.
+    """Return the one-step game with reward ``payoff[u_1, .., u_N]``.
 
     Args:
-        payoff: an array or nested lists of N axes, one for each agent. Where agents have
-            different numbers of actions, those that an agent lacks are masked.
+        payoff: an array or nested lists with an axis for each agent. If agents have different
+            numbers of actions, the actions that an agent lacks are masked.
 
     Raises:
-        ConfigError: if it is not an array of finite numbers with at least one axis and action.
+        ConfigError: if it is no array of finite numbers, has no axis or no action, or is too
+            large.
     """
     try:
         table = torch.as_tensor(payoff, dtype=torch.float32)
@@ -118,15 +126,15 @@ def matrix(*, payoff: Any) -> Game:
 
 
 def random_matrix(*, n_games: int, n_agents: int = 2, n_actions: int = 3, seed: int = 0) -> Game:
-    """Return games of one step whose payoffs are drawn uniformly from [-10, 10).
+    """Return one-step games with payoffs drawn uniformly from [-10, 10), as a single game.
 
-    An episode begins in one of the games, which all agents see.
+    Each episode starts in one of the games; all agents observe which.
 
     Args:
-        n_games: how many are drawn.
+        n_games: the number of games.
         n_agents: N.
         n_actions: A.
-        seed: of the payoffs.
+        seed: the seed of the payoffs.
 
     Raises:
         ConfigError: if a size is below 1, or the games have too many entries.
@@ -141,9 +149,9 @@ def random_matrix(*, n_games: int, n_agents: int = 2, n_actions: int = 3, seed: 
 def two_step() -> Game:
     """Return the two-step game of QMIX (Rashid et al. 2018, section 5.1 and appendix B).
 
-    In state 0 (the paper's 1) nothing is paid, and the first agent's action 0 leads to state 1
-    (2A), which pays 7 whatever is done; its action 1 to state 2 (2B), which pays
-    ``[[0, 1], [1, 8]]``. All agents see the state.
+    State 0 (the paper's state 1) pays nothing. There the first agent's action 0 leads to state 1
+    (2A), which pays 7 for every joint action; its action 1 leads to state 2 (2B), which pays
+    ``[[0, 1], [1, 8]]``. All agents observe the state.
     """
     reward = torch.zeros(4, 2, 2)
     reward[1] = 7
@@ -162,19 +170,20 @@ def two_step() -> Game:
 def memory(*, delay: int, n_agents: int = 2, n_cues: int = 2) -> Game:
     """Return a game of ``delay + 1`` steps that only agents with a memory can win.
 
-    At t = 0 all agents see one of ``n_cues`` cues, each as likely; afterwards they see nothing,
-    and at t = ``delay`` that it is time to decide. The team is paid 1 if all agents then name the
-    cue, else 0. Before, only action 0 is available, so that nothing can be noted in actions: the
-    best team without a memory is paid ``1 / n_cues`` in the mean.
+    At t = 0 all agents observe one of ``n_cues`` equally likely cues. Afterwards they observe
+    nothing, except at t = ``delay`` a flag that it is time to decide. The team is paid 1 if all
+    agents then name the cue, else 0. Before t = ``delay`` only action 0 is available, so agents
+    cannot record the cue in their last actions: the best team without a memory is paid
+    ``1 / n_cues`` on average.
 
-    The world state holds the cue to the end, and a mixer that sees it can fit the returns of one
-    cue and shut the agents off at the others, before they have learned to remember: QMIX gets
-    stuck there, but learns with ``state="observations"``.
+    The world state holds the cue to the end. A mixer that sees it may learn to ignore the agents
+    before they have learned to remember, and QMIX gets stuck there; it learns with
+    ``state="observations"``.
 
     Args:
-        delay: the steps from the cue to the decision; 0 shows both at once.
+        delay: the number of steps from the cue to the decision; 0 shows both at once.
         n_agents: N.
-        n_cues: also the number of actions.
+        n_cues: C, the number of cues and of actions.
 
     Raises:
         ConfigError: if ``delay`` is below 0, a size below 1, or there are too many states.
@@ -184,24 +193,24 @@ def memory(*, delay: int, n_agents: int = 2, n_cues: int = 2) -> Game:
     n_states = (delay + 1) * n_cues + 1  # time * n_cues + cue; the last one is the end
     _check_counts(n_agents=n_agents, n_cues=n_cues)
     _check_table(n_states, n_agents, n_cues)
-    state = torch.arange(n_states)
+    state = torch.arange(n_states)  # [S]
     time, cue = state.div(n_cues, rounding_mode="floor"), state % n_cues
-    deciding = time == delay
+    is_decision = time == delay
     joint = [n_cues] * n_agents
     reward = torch.zeros(n_states, *joint)
     for c in range(n_cues):
         reward[(delay * n_cues + c, *[c] * n_agents)] = 1
     later = (state + n_cues).clamp(max=n_states - 1)
-    next_state = later.reshape(-1, *[1] * n_agents).expand(-1, *joint)
-    shown = F.one_hot(cue, n_cues) * (time == 0).unsqueeze(-1)  # [S, C]
-    seen = torch.cat([shown, deciding.unsqueeze(-1)], -1).float()  # [S, C + 1]
-    mask = deciding.unsqueeze(-1) | (torch.arange(n_cues) == 0)  # [S, C]
+    next_state = later.reshape(-1, *[1] * n_agents).expand(-1, *joint)  # [S, C, .., C]
+    shown_cue = F.one_hot(cue, n_cues) * (time == 0).unsqueeze(-1)  # [S, C]
+    observation = torch.cat([shown_cue, is_decision.unsqueeze(-1)], -1).float()  # [S, C + 1]
+    mask = is_decision.unsqueeze(-1) | (torch.arange(n_cues) == 0)  # [S, C]
     return Game(
         reward=reward,
         next_state=next_state,
         ends=state == n_states - 1,
         starts=torch.arange(n_cues),
-        observation=seen.unsqueeze(1).expand(-1, n_agents, -1),
+        observation=observation.unsqueeze(1).expand(-1, n_agents, -1),
         action_mask=mask.unsqueeze(1).expand(-1, n_agents, -1),
     )
 
@@ -210,14 +219,23 @@ GAMES = {"matrix": matrix, "memory": memory, "random_matrix": random_matrix, "tw
 
 
 def make_game(name: str, keywords: Mapping[str, Any]) -> Game:
-    """Return a game of that name.
+    """Return the game of a name, made with the keywords of its function in ``GAMES``.
 
     Raises:
-        ConfigError: if there is none, or a keyword is unknown, missing or cannot be used.
+        ConfigError: if the name is unknown, or a keyword is unknown, missing or cannot be used.
     """
     if name not in GAMES:
         near = nearest(str(name), GAMES)
         raise ConfigError(f"env.scenario: unknown game {name!r}{near}; known: {', '.join(GAMES)}")
+    _check_game_keywords(name, keywords)
+    try:
+        return GAMES[name](**keywords)
+    except ConfigError as error:
+        raise ConfigError(f"env.scenario_kwargs: game {name!r}: {error}") from None
+
+
+def _check_game_keywords(name: str, keywords: Mapping[str, Any]) -> None:
+    """Refuse keywords that are unknown, missing, or no integers where integers are expected."""
     parameters = inspect.signature(GAMES[name]).parameters
     check_keywords(f"game {name!r}", list(parameters), keywords)
     for keyword, parameter in parameters.items():
@@ -226,14 +244,15 @@ def make_game(name: str, keywords: Mapping[str, Any]) -> Game:
         if parameter.annotation is int and type(keywords.get(keyword, 0)) is not int:
             got = keywords[keyword]
             raise ConfigError(f"env.scenario_kwargs.{keyword}: expected an integer, got {got!r}")
-    try:
-        return GAMES[name](**keywords)
-    except ConfigError as error:
-        raise ConfigError(f"env.scenario_kwargs: game {name!r}: {error}") from None
 
 
 def _one_step(payoffs: Tensor, action_mask: Tensor | None) -> Game:
-    """Return the game that begins in one of the payoffs [G, A, .., A] and ends after one step."""
+    """Return the game that starts in one of G payoffs and ends after one step.
+
+    Args:
+        payoffs: float32 [G, A, .., A], with an axis for each agent.
+        action_mask: bool [G + 1, N, A]; None if all actions are available.
+    """
     n_games, n_actions, n_agents = len(payoffs), payoffs.shape[-1], payoffs.dim() - 1
     state = torch.eye(n_games + 1)
     end = torch.zeros_like(payoffs[:1])
@@ -255,8 +274,8 @@ def _check_counts(**counts: int) -> None:
 
 
 def _check_table(n_states: int, n_agents: int, n_actions: int) -> None:
-    """Refuse tables that would not fit."""
-    # Exponents before powers: a huge one would never be computed.
+    """Refuse tables that would not fit into memory."""
+    # The number of agents is checked first, as a power of a huge one would take too long.
     if n_agents > MAX_AGENTS or n_states * max(n_states, n_actions**n_agents) > MAX_TABLE:
         raise ConfigError(
             f"expected at most {MAX_AGENTS} agents and tables of at most {MAX_TABLE:,} entries, "

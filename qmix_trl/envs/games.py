@@ -1,7 +1,6 @@
 """Games given as tables, as TorchRL environments under the canonical contract.
 
-Their values can be worked out by hand, so that what an algorithm learns can be compared with
-what it should.
+The true values of such games can be worked out by hand and compared with learned values.
 """
 
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from torch import Tensor
 from torchrl.envs import EnvBase
 
 from qmix_trl import keys
+from qmix_trl.chosen import Chosen
 from qmix_trl.envs.contract import (
     STATES,
     EnvDims,
@@ -42,19 +42,20 @@ def make_env(
     Each agent's reward is the team's.
 
     Args:
-        scenario: a name in ``game_tables.GAMES``, or a game of one's own.
+        scenario: a name in ``game_tables.GAMES``, or a ``Game``.
         n_envs: E.
         max_steps: the time limit in steps; reaching it truncates.
-        state: "world", the game's state, one-hot; or "observations", those of the team side by
-            side.
-        seed: of the draws of starts, which are the environment's own.
-        device: of the game.
+        state: "world", the game's state, one-hot; or "observations", the observations of all
+            agents, concatenated.
+        seed: the seed of the environment's own random stream, which draws starts.
+        device: the device of the tables.
         scenario_kwargs: the keywords of the function in ``game_tables.GAMES``.
-        reset_when_done: an environment that is done is reset by itself. If not, it runs on until
-            all are reset together; what it gives in between belongs to no episode.
+        reset_when_done: whether an environment that is done is reset at once. If not, it runs on
+            until all are reset together; its steps in between belong to no episode.
 
     Raises:
-        ConfigError: if the game, a keyword or the kind of state is unknown, or a size is below 1.
+        ConfigError: if the game, a keyword or the kind of state is unknown, a size is below 1, or
+            a ``Game`` is given with keywords.
     """
     check_sizes(n_envs=n_envs, max_steps=max_steps)
     check_choice("state", state, STATES)
@@ -75,9 +76,23 @@ def make_env(
 
 
 class GameTeam(EnvBase):
-    """Copies of a game, stepped together; made by ``make_env``."""
+    """Copies of a game, stepped together; made by ``make_env``.
+
+    Args:
+        game: the game's tables.
+        n_envs: E.
+        max_steps: as in ``make_env``.
+        state: as in ``make_env``.
+        seed: as in ``make_env``.
+        device: as in ``make_env``.
+        reset_when_done: as in ``make_env``.
+
+    Attributes:
+        how: the implementation that steps it.
+    """
 
     batch_locked = True
+    how = Chosen("tables")
 
     def __init__(
         self,
@@ -100,7 +115,8 @@ class GameTeam(EnvBase):
         }
         shown = {"world": torch.eye(game.n_states), "observations": game.observation.flatten(1)}
         self._tables["state"] = shown[state].to(self.device)  # [S, ..]
-        self._place = torch.zeros(n_envs, dtype=torch.int64, device=self.device)  # [E] in [0, S)
+        # The state of each environment [E], and its number of steps since the reset [E, 1].
+        self._place = torch.zeros(n_envs, dtype=torch.int64, device=self.device)
         self._steps = torch.zeros(n_envs, 1, dtype=torch.int64, device=self.device)
         dims = EnvDims(
             n_agents=game.n_agents,
@@ -112,19 +128,21 @@ class GameTeam(EnvBase):
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         reset = resets(self, tensordict, reset_when_done=self.reset_when_done)  # [E, 1]
-        self._place = torch.where(reset[:, 0], self._deal_starts(), self._place)
+        self._place = torch.where(reset[:, 0], self._draw_starts(), self._place)
         self._steps = torch.where(reset, 0, self._steps)
         packed = self._observe().set(keys.IS_INIT, reset)
         return set_flags(packed, torch.zeros_like(reset), torch.zeros_like(reset))
 
-    def _deal_starts(self) -> Tensor:
-        """Return a start for every environment [E], each start as often as any other can be."""
-        starts, to = self._tables["starts"], {"generator": self._generator, "device": self.device}
-        first = torch.randint(len(starts), (1,), **to)
-        return starts[(torch.randperm(*self.batch_size, **to) + first) % len(starts)]
+    def _draw_starts(self) -> Tensor:
+        """Return a start for every environment, int64 [E]; all starts are equally frequent."""
+        starts = self._tables["starts"]  # [K]
+        options = {"generator": self._generator, "device": self.device}
+        first = torch.randint(len(starts), (1,), **options)
+        order = torch.randperm(*self.batch_size, **options)  # [E]
+        return starts[(order + first) % len(starts)]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        joint = (self._place, *tensordict.get(keys.ACTION).unbind(-1))
+        joint = (self._place, *tensordict.get(keys.ACTION).unbind(-1))  # 1 + N of [E]
         reward = self._tables["reward"][joint].unsqueeze(-1)  # [E, 1]
         self._place = self._tables["next_state"][joint]
         self._steps = self._steps + 1
@@ -136,6 +154,7 @@ class GameTeam(EnvBase):
         return set_flags(packed, terminated, self._steps >= self.max_steps)
 
     def _observe(self) -> TensorDict:
+        """Return observations, masks of actions and the state, as a TensorDict [E]."""
         team = TensorDict({}, (*self.batch_size, self.game.n_agents), device=self.device)
         packed = TensorDict({"agents": team}, self.batch_size, device=self.device)
         packed.set(keys.OBSERVATION, self._tables["observation"][self._place])

@@ -1,4 +1,4 @@
-"""The scenarios of VMAS: by name, with their keywords and their groups of agents."""
+"""The scenarios of VMAS: their names, keywords and groups of agents."""
 
 import ast
 import inspect
@@ -14,10 +14,10 @@ SCENARIOS = sorted([*vmas.scenarios, *vmas.debug_scenarios, *vmas.mpe_scenarios]
 
 
 def load_scenario(name: str) -> BaseScenario:
-    """Return a new scenario of that name.
+    """Return a new scenario by its name.
 
     Raises:
-        ConfigError: if VMAS has none.
+        ConfigError: if VMAS has no scenario of that name.
     """
     if name not in SCENARIOS:
         raise ConfigError(
@@ -28,7 +28,11 @@ def load_scenario(name: str) -> BaseScenario:
 
 
 def scenario_keywords(scenario: BaseScenario) -> list[str]:
-    """Return the keywords that a scenario's source reads by ``kwargs.pop`` or ``kwargs.get``."""
+    """Return the keywords that a scenario takes, sorted.
+
+    VMAS does not list them: they are read off calls of ``kwargs.pop`` and ``kwargs.get`` in the
+    scenario's source.
+    """
     found = set()
     for cls in type(scenario).__mro__:
         if not issubclass(cls, BaseScenario) or cls is BaseScenario:
@@ -45,9 +49,10 @@ def scenario_keywords(scenario: BaseScenario) -> list[str]:
 
 
 def agent_groups(agent_names: list[str]) -> dict[str, list[int]]:
-    """Return the indices of agents by group: "adversary_0" is of group "adversary" (as in TorchRL).
+    """Return the indices of agents by group, as TorchRL groups them.
 
-    Agents that are not all named so are one group, "agents", and so is a single group "agent".
+    An agent "adversary_0" belongs to the group "adversary". If any name has no such number, all
+    agents form one group "agents"; so does a single group "agent".
     """
     groups: dict[str, list[int]] = {}
     for i, agent_name in enumerate(agent_names):
@@ -59,7 +64,7 @@ def agent_groups(agent_names: list[str]) -> dict[str, list[int]]:
 
 
 def first_group(name: str) -> str | None:
-    """Return the first of a scenario's groups of agents, None if there is only one."""
+    """Return the first group of a scenario's agents, None if there is only one group."""
     world = load_scenario(name).env_make_world(1, torch.device("cpu"))
     groups = agent_groups([agent.name for agent in world.policy_agents])
     return next(iter(groups)) if len(groups) > 1 else None

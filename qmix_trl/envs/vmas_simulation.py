@@ -1,4 +1,4 @@
-"""One VMAS simulator, its team of agents, and a random stream of its own."""
+"""A VMAS simulator with a team of agents and its own random stream."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -21,11 +21,11 @@ TEAM_REWARDS = ("mean", "sum", "shared")
 
 @dataclass(frozen=True)
 class Seen:
-    """What can be observed of E environments.
+    """Observations and states of E environments.
 
     Attributes:
         observation: float [E, N, O].
-        state: float [E, S], what the mixer sees.
+        state: float [E, S], the state that the mixer sees.
     """
 
     observation: Tensor
@@ -34,12 +34,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Stepped:
-    """What a step of E environments gives, before any reset.
+    """The result of one step of E environments, before any reset.
 
     Attributes:
-        seen: behind the step.
+        seen: the observations and states after the step.
         agent_reward: float [E, N, 1].
-        reward: float [E, 1], the team's.
+        reward: float [E, 1], the team's reward.
         terminated: bool [E, 1].
     """
 
@@ -51,15 +51,15 @@ class Stepped:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is simulated, whatever the number of environments.
+    """A scenario with its settings, for any number of environments.
 
     Attributes:
-        name: of the scenario.
-        scenario: a scenario that is not yet simulated.
+        name: the scenario's name.
+        scenario: a scenario that no simulator holds yet.
         scenario_kwargs: its keywords.
         state: one of ``contract.STATES``.
-        team_reward: "mean", "sum" or "shared".
-        group: the group of agents that is the team; None where there is one.
+        team_reward: one of ``TEAM_REWARDS``.
+        group: the group of agents that is the team; None if there is only one group.
     """
 
     name: str
@@ -74,13 +74,14 @@ class VmasSimulation:
     """``n_envs`` copies of a task, stepped together by unmodified VMAS.
 
     Args:
-        task: what is simulated.
+        task: the scenario and its settings.
         n_envs: E.
-        seed: of the random stream, which is this simulation's own.
-        device: of the simulation.
+        seed: the seed of the simulation's own random stream.
+        device: the device of the simulation.
 
     Raises:
-        ConfigError: if the scenario cannot be made, or has no such team.
+        ConfigError: if the scenario cannot be made, has no such team, or the agents of the team
+            have different numbers of actions.
     """
 
     def __init__(self, task: Task, n_envs: int, seed: int, device: torch.device) -> None:
@@ -97,19 +98,19 @@ class VmasSimulation:
         task = self.task
         try:
             simulator = Environment(
-                deepcopy(task.scenario),  # a scenario holds its simulation
+                deepcopy(task.scenario),  # as a simulator keeps its state in its scenario
                 num_envs=self.n_envs,
                 device=self.device,
                 continuous_actions=False,
                 seed=seed,
                 **task.scenario_kwargs,
             )
-            # Some values are first used in a step.
+            # Some scenarios set attributes only in their first step.
             idle = torch.zeros(self.n_envs, 1, dtype=torch.int64, device=self.device)
             simulator.step([idle.clone() for _ in simulator.agents])
             simulator.reset(seed=seed)
             return simulator
-        # What a scenario makes of a value that it cannot use is anything.
+        # A scenario's code can raise any of these on a keyword that it cannot use.
         except (TypeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
             raise ConfigError(
                 f"env.scenario_kwargs: VMAS scenario {task.name!r} cannot be made with "
@@ -117,6 +118,7 @@ class VmasSimulation:
             ) from error
 
     def _choose_team(self) -> list[int]:
+        """Return the indices of the team's agents."""
         group, name = self.task.group, self.task.name
         groups = agent_groups([agent.name for agent in self.simulator.agents])
         listed = ", ".join(f"{g} ({len(members)})" for g, members in groups.items())
@@ -133,6 +135,7 @@ class VmasSimulation:
         return groups[next(iter(groups)) if group is None else group]
 
     def _count_actions(self) -> int:
+        """Return the number of actions of each agent of the team."""
         counts = {self.simulator.action_space[i].n for i in self.team}
         if len(counts) > 1:
             raise ConfigError(
@@ -142,17 +145,17 @@ class VmasSimulation:
         return counts.pop()
 
     def reset(self) -> None:
-        """Begin all environments anew."""
+        """Reset all environments."""
         with self.own_randomness():
             self.simulator.reset(return_observations=False)
 
     def reset_at(self, i: int) -> None:
-        """Begin one environment anew."""
+        """Reset environment i."""
         with self.own_randomness():
             self.simulator.reset_at(i, return_observations=False)
 
     def observe(self) -> Seen:
-        """Return what can be observed."""
+        """Return the present observations and states."""
         with self.own_randomness():
             (observations,) = self.simulator.get_from_scenario(
                 get_observations=True, get_rewards=False, get_infos=False, get_dones=False
@@ -160,36 +163,33 @@ class VmasSimulation:
         return self._seen(observations)
 
     def step(self, action: Tensor) -> Stepped:
-        """Take one step; agents that are not of the team do nothing.
-
-        Args:
-            action: int64 [E, N].
-        """
+        """Take one step by actions int64 [E, N]; agents outside the team do nothing."""
         with self.own_randomness(), local_seed(Environment.vmas_random_state):
             return self.pure_step(action)
 
     def pure_step(self, action: Tensor) -> Stepped:
-        """Take one step with whatever random numbers torch gives now."""
+        """Take one step by actions int64 [E, N], drawing from torch's present generator."""
         actions = [torch.zeros_like(action[:, :1]) for _ in self.simulator.agents]
         for column, i in enumerate(self.team):
             actions[i] = action[:, column, None]
-        unseeded_step = Environment.step.__wrapped__  # what VMAS wraps into its random state
+        unseeded_step = Environment.step.__wrapped__  # without VMAS's own random stream
         observations, rewards, terminated, _ = unseeded_step(self.simulator, actions)
         agent_reward = torch.stack([rewards[i].reshape(-1, 1) for i in self.team], 1)  # [E, N, 1]
         return Stepped(
             self._seen(observations),
             agent_reward,
-            self._of_team(agent_reward),
+            self._team_reward(agent_reward),
             terminated.reshape(-1, 1),
         )
 
-    def _of_team(self, reward: Tensor) -> Tensor:
-        """Return the team's reward [E, 1] from the agents' [E, N, 1]."""
+    def _team_reward(self, agent_reward: Tensor) -> Tensor:
+        """Return the team's reward [E, 1] from the agents' rewards [E, N, 1]."""
         if self.task.team_reward == "shared":
-            return reward[:, 0]
-        return reward.mean(1) if self.task.team_reward == "mean" else reward.sum(1)
+            return agent_reward[:, 0]
+        return agent_reward.mean(1) if self.task.team_reward == "mean" else agent_reward.sum(1)
 
     def _seen(self, observations: list[Tensor | dict[str, Tensor]]) -> Seen:
+        """Return the team's observations and the state, given all agents' observations."""
         team = [flat_observation(observations[i]) for i in self.team]
         if len({part.shape for part in team}) > 1:
             raise ConfigError(
@@ -202,39 +202,43 @@ class VmasSimulation:
         return Seen(observation, world_state(self.simulator))
 
     def random_state(self) -> dict[str, Tensor]:
-        """Return the random stream's state."""
-        torch_state, (_, words, *rest), (_, ours, gauss), *cuda = self._random_state
+        """Return the state of the random stream as tensors."""
+        torch_state, numpy_state, python_state, *cuda = self._random_state
+        _, words, *rest = numpy_state
+        _, python_words, gauss = python_state
         state = {
             "random torch": torch_state,
             "random numpy words": torch.from_numpy(words.astype(np.int64)),
             "random numpy rest": torch.tensor(rest, dtype=torch.float64),
-            "random python words": torch.tensor(ours),
+            "random python words": torch.tensor(python_words),
             "random python gauss": torch.tensor(
                 [] if gauss is None else [gauss], dtype=torch.float64
             ),
         }
-        return {**state, **({"random cuda": cuda[0]} if cuda else {})}
+        if cuda:
+            state["random cuda"] = cuda[0]
+        return state
 
     def set_random_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with a stream from what ``random_state`` returned."""
+        """Set the random stream to a state that ``random_state`` returned."""
         words = state["random numpy words"].numpy().astype(np.uint32)
         place, has_gauss, gauss = state["random numpy rest"].tolist()
-        ours = tuple(state["random python words"].tolist())
-        last = state["random python gauss"].tolist()
+        python_words = tuple(state["random python words"].tolist())
+        python_gauss = state["random python gauss"].tolist()
         self._random_state[:3] = [
             state["random torch"].clone(),
             ("MT19937", words, int(place), int(has_gauss), gauss),
-            (3, ours, last[0] if last else None),
+            (3, python_words, python_gauss[0] if python_gauss else None),
         ]
         if "random cuda" in state:
             self._random_state[3] = state["random cuda"].clone()
 
     def seed(self, seed: int) -> None:
-        """Begin another random stream."""
+        """Start a new random stream."""
         self._random_state = self._seeded_state(seed)
 
     def _seeded_state(self, seed: int) -> list:
-        """Return new states of the generators that scenarios draw from."""
+        """Return the seeded states of torch, NumPy, Python and, on a GPU, CUDA."""
         state = [
             torch.Generator().manual_seed(seed).get_state(),
             np.random.RandomState(seed).get_state(),
@@ -246,7 +250,10 @@ class VmasSimulation:
 
     @contextmanager
     def own_randomness(self) -> Iterator[None]:
-        """Lend VMAS this simulation's random stream; its own is one for the whole process."""
+        """Let VMAS draw from this simulation's random stream within a ``with`` block.
+
+        VMAS itself has one random stream for the whole process, which is restored afterwards.
+        """
         shared = Environment.vmas_random_state
         outside, shared[:] = list(shared), self._random_state[:3]
         on_cuda = self.device.type == "cuda"
@@ -263,7 +270,7 @@ class VmasSimulation:
 
 
 def world_state(env: Environment) -> Tensor:
-    """Return the state of everything that can be seen: float [E, S], 6 numbers for each entity."""
+    """Return the state of the world: float [E, S] with 6 numbers for each entity."""
     parts = []
     for entity in env.world.entities:
         body = entity.state
@@ -272,7 +279,7 @@ def world_state(env: Environment) -> Tensor:
 
 
 def flat_observation(observation: Tensor | dict[str, Tensor]) -> Tensor:
-    """Return one agent's observation as float [E, O]; entries of a dictionary side by side."""
+    """Return one agent's observation as float [E, O]; dictionary entries are concatenated."""
     if isinstance(observation, dict):
         return torch.cat([flat_observation(part) for part in observation.values()], -1)
     return observation.flatten(1)

@@ -141,7 +141,7 @@ def writes_only_own_environments(simulation: VmasSimulation) -> bool:
         if path not in before
         or (is_written(tensor, before[path][:2]) and not torch.equal(tensor, before[path][2]))
     ]
-    if any(path in memory.fixed for path in changed) or overlapping(memory, changed):
+    if any(path in memory.unsettable for path in changed) or overlapping(memory, changed):
         return False
     return all(memory.slots[path].value.shape[:1] == (n_envs,) for path in changed)
 

@@ -12,7 +12,7 @@ from qmix_trl.envs.compiled.lower.arrays import Unlowerable, dtype_letter
 from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT
 from qmix_trl.envs.compiled.lower.step import Step
 from qmix_trl.envs.compiled.trace.graph import StepGraph
-from qmix_trl.envs.compiled.trace.walk import Memory, walk
+from qmix_trl.envs.compiled.trace.walk import Contents, walk
 
 CHOICE = "choice"  # the path of the number that holds the index of a reset's choice
 
@@ -112,7 +112,7 @@ def read_packed_state(simulator: Environment, numbers: list[PackedNumber], choic
     return torch.cat(columns, 1)
 
 
-def _value(memory: Memory, path: str, choice: int, device: torch.device) -> Tensor:
+def _value(memory: Contents, path: str, choice: int, device: torch.device) -> Tensor:
     if path == CHOICE:
         return torch.tensor([choice], device=device)
     slot = memory.slots.get(path) or memory.floats.get(path)

@@ -18,7 +18,7 @@ from vmas.simulator.environment.environment import Environment, local_seed
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.packed_state import read_packed_state
 from qmix_trl.envs.compiled.trace.draws import KINDS, OTHER_DRAWS
-from qmix_trl.envs.compiled.trace.walk import Memory, differing, walk
+from qmix_trl.envs.compiled.trace.walk import Contents, differing, walk
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ def shares_draws(simulation: VmasSimulation) -> bool:
     )
 
 
-def _moves_as_one(before: Memory, after: Memory, n_envs: int) -> bool:
+def _moves_as_one(before: Contents, after: Contents, n_envs: int) -> bool:
     """Return whether a reset set some tensor to one new value for all environments."""
 
     def is_one(x: Tensor) -> bool:

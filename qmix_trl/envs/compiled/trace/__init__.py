@@ -1,1 +1,1 @@
-"""VMAS's step as a graph of aten operations, and where a simulator keeps its state."""
+"""From unmodified VMAS to a graph of aten operations over a state of tensors."""

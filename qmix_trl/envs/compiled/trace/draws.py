@@ -1,8 +1,8 @@
-"""Random numbers of a step, as a function of (seed, step, environment, number).
+"""Random numbers of a step, as a pure function of (seed, step, environment, counter).
 
-A compiled step cannot draw from a generator that is shared and ordered. Each number is made from
-its own counter by Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
-3"), so that a kernel, inductor and unmodified VMAS under ``DrawMode`` all see the same ones.
+A compiled step cannot draw from a shared, sequential generator. Each number is computed from its
+own counter by Threefry-2x32 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"),
+so that a kernel, inductor and unmodified VMAS under ``DrawMode`` draw the same numbers.
 """
 
 import math
@@ -16,23 +16,24 @@ from torch.overrides import TorchFunctionMode
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 KEY_PARITY = 0x1BD11BDA
 WORD = 0xFFFFFFFF
-SPAWN_TRIES = 4096  # VMAS tries for ever
-SPAWN_STREAM = 1 << 24  # numbers of the i-th spawn begin at (i + 1) of these
+SPAWN_TRIES = 4096  # VMAS has no limit
+SPAWN_STREAM = 1 << 24  # the counters of spawn i start at (i + 1) * SPAWN_STREAM
 
 
 def threefry(key: Tensor, environments: Tensor, counter: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Return two random words for each environment: int64 in [0, 2**32).
+    """Return two random words for each environment: int64 [..] in [0, 2**32).
 
     Args:
         key: int64 [2], seed and step.
         environments: int64 [..], the first word of the counter.
-        counter: int64 [..], or one number; the second word.
+        counter: int64 [..] or one integer, the second word of the counter.
     """
     keys = (key[0], key[1], key[0] ^ key[1] ^ KEY_PARITY)
     x = (environments + keys[0]) & WORD
     y = (counter + keys[1] + torch.zeros_like(x)) & WORD
     for block in range(5):
-        for rotation in ROTATIONS[4 * (block % 2) :][:4]:
+        first = 4 * (block % 2)
+        for rotation in ROTATIONS[first : first + 4]:
             x = (x + y) & WORD
             y = (((y << rotation) | (y >> (32 - rotation))) & WORD) ^ x
         x = (x + keys[(block + 1) % 3]) & WORD
@@ -41,19 +42,19 @@ def threefry(key: Tensor, environments: Tensor, counter: Tensor | int) -> tuple[
 
 
 def unit(word: Tensor) -> Tensor:
-    """Return a random word as float32 in [0, 1), of 24 bits."""
+    """Return random words int64 [..] as float32 [..] in [0, 1), each of 24 bits."""
     return (word >> 8).to(torch.float32) * 2**-24
 
 
 def draw(kind: str, key: Tensor, n_envs: int, first: int, shape: Sequence[int]) -> Tensor:
-    """Return float32 [E, *shape], numbers ``first`` and on of a step.
+    """Return random numbers of a step: float32 [E, *shape].
 
     Args:
-        kind: "uniform", in [0, 1), or "normal", of mean 0 and variance 1 (Box and Muller 1958).
+        kind: "uniform" in [0, 1), or "normal" with mean 0 and variance 1 (Box and Muller 1958).
         key: int64 [2], seed and step.
         n_envs: E.
-        first: the number of the first element.
-        shape: of each environment's elements.
+        first: the counter of the first number; the others follow.
+        shape: the shape of one environment's numbers.
     """
     size = math.prod(shape)
     environments = torch.arange(n_envs, device=key.device)[:, None]  # [E, 1]
@@ -74,18 +75,18 @@ def spawn(
     low: list[float],
     high: list[float],
 ) -> Tensor:
-    """Return a random position that keeps its distance from those occupied: float32 [E, 1, 2].
+    """Return a random position at a distance from occupied positions: float32 [E, 1, 2].
 
-    Each environment takes the first of its own proposals that is far enough, as in VMAS's
-    ``find_random_pos_for_entity``; the last of ``SPAWN_TRIES`` if none is.
+    Each environment takes its first proposal that is far enough, as in VMAS's
+    ``find_random_pos_for_entity``, or its last of ``SPAWN_TRIES`` if none is.
 
     Args:
-        occupied: float32 [E, K, 2].
+        occupied: float32 [E, K, 2], positions of K entities.
         key: int64 [2], seed and step.
         site: the number of this call within the step.
-        min_distance: to all that is occupied.
-        low: of x and y.
-        high: of x and y.
+        min_distance: the least distance to every occupied position.
+        low: the lower bounds of x and y.
+        high: the upper bounds of x and y.
     """
     n_envs = occupied.shape[0]
     environments = torch.arange(n_envs, device=occupied.device)
@@ -111,13 +112,14 @@ def _(occupied, key, site, min_distance, low, high):
 
 
 class DrawMode(TorchFunctionMode):
-    """Gives what ``source`` returns wherever torch would draw from its own generator.
+    """Replaces random numbers of torch's generator by numbers of ``source``.
 
     Args:
-        source: ``source(kind, shape)`` returns the numbers, float32 of that shape.
+        source: ``source(kind, shape)`` returns float32 numbers of that shape; ``kind`` is
+            "uniform" or "normal".
 
     Raises:
-        NotImplementedError: where something else than uniform or normal numbers is drawn.
+        NotImplementedError: if code draws from another distribution.
     """
 
     def __init__(self, source: Callable[[str, tuple[int, ...]], Tensor]) -> None:
@@ -172,6 +174,6 @@ OTHER_DRAWS = (
 
 
 def _arguments(args: tuple, kwargs: dict, defaults: dict[str, float]) -> list[float]:
-    """Return the arguments behind the tensor, by position or by name."""
+    """Return the arguments after the tensor, whether given by position or by name."""
     given = dict(zip(defaults, args[1:], strict=False)) | kwargs
     return [given.get(name, default) for name, default in defaults.items()]

@@ -18,13 +18,23 @@ from qmix_trl.envs.compiled.trace.state import StatePaths, find_state
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import one_line
 
-# Environments of a trace: a prime, so that a size that is a multiple of it is one of the batch.
+# Environments of a trace: a prime, so that an axis of a multiple of this size holds environments.
 TRACE_ENVS = 37
+N_RESULTS = 5  # outputs of a graph before the next state
+CHOICE_RESETS = 200  # resets in which every choice should appear
+SAME_CHOICES = 8  # if the graphs of so many choices are equal, the graphs of all are
+MOST_CHOICES = 24
+MOST_CALLS = 40_000  # of torch in a step
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Random numbers that a step draws at one place: float32 [E, *shape]."""
+    """Random numbers that a step draws by one call: float32 [E, *shape].
+
+    Attributes:
+        kind: "uniform" or "normal".
+        shape: the shape of one environment's numbers.
+    """
 
     kind: str
     shape: tuple[int, ...]
@@ -32,10 +42,17 @@ class Draw:
 
 @dataclass(frozen=True)
 class StepGraph:
-    """A step as a function of state, actions [E, N], draws and the key of spawning.
+    """A step as a function of state, actions [E, N], random numbers and the key of spawning [2].
 
-    The graph returns observation [E, N, O], state [E, S], agent reward [E, N, 1], team reward
-    [E, 1], terminated [E, 1], and then the next value of each path.
+    Attributes:
+        graph: returns observation [E, N, O], state [E, S], agent reward [E, N, 1], team reward
+            [E, 1], terminated [E, 1], and then the next value of each path of the state.
+        paths: the paths of the state.
+        choice_paths: the paths of the choices that the graph depends on.
+        choices: the values at these paths for which the graph holds.
+        state: the state at the time of the trace, a tensor for each path.
+        draws: the random numbers of a step, in order.
+        n_envs: E.
     """
 
     graph: GraphModule
@@ -47,17 +64,10 @@ class StepGraph:
     n_envs: int
 
 
-N_RESULTS = 5  # in front of the next state
-CHOICE_RESETS = 200  # in which every choice of resets should appear
-SAME_CHOICES = 8  # if steps are the same for so many choices, they are for all
-MOST_CHOICES = 24
-MOST_CALLS = 40_000  # of torch in a step
-
-
 def random_step(simulation: VmasSimulation) -> Callable[[], None]:
-    """Return a function that takes one random step of a simulation."""
+    """Return a function that takes one step of a simulation by random actions."""
     generator = torch.Generator(simulation.device).manual_seed(0)
-    shape = (simulation.n_envs, len(simulation.team))
+    shape = (simulation.n_envs, len(simulation.team))  # [E, N]
 
     def step() -> None:
         action = torch.randint(
@@ -69,20 +79,15 @@ def random_step(simulation: VmasSimulation) -> Callable[[], None]:
 
 
 def variants(simulation: VmasSimulation) -> list[StepGraph]:
-    """Trace a step, once for each choice that resets make in Python if the step differs by it.
+    """Return the graphs of a step: one for each choice of resets that changes the step.
 
     Args:
-        simulation: left in another state.
+        simulation: the simulation to trace; its state is another one afterwards.
 
     Raises:
-        Untraceable: if the step is no pure function of tensors, or of too many kinds.
+        Untraceable: if the step is no pure function of tensors, or depends on too many choices.
     """
-    with simulation.own_randomness():
-        paths = find_state(simulation.simulator, random_step(simulation))
-    if paths.fleeting:
-        raise Untraceable(f"its steps change Python values: {', '.join(paths.fleeting[:3])}")
-    if paths.unsettable:
-        raise Untraceable(f"its state is where it cannot be set: {paths.unsettable[0]}")
+    paths = _find_settable_state(simulation)
     graphs = {paths.chosen(simulation.simulator): trace_step(simulation, paths)}
     for _ in range(CHOICE_RESETS if paths.choices else 0):
         simulation.reset()
@@ -90,49 +95,81 @@ def variants(simulation: VmasSimulation) -> list[StepGraph]:
         if chosen in graphs:
             continue
         graphs[chosen] = trace_step(simulation, paths)
-        if len(graphs) == SAME_CHOICES and all_same(list(graphs.values())):
+        if len(graphs) == SAME_CHOICES and all_equal(list(graphs.values())):
             break
         if len(graphs) > MOST_CHOICES:
             raise Untraceable(
                 f"its resets make more than {MOST_CHOICES} choices in Python: {paths.choices[0]}"
             )
-    return by_what_decides(list(graphs.values()))
+    return drop_idle_choices(list(graphs.values()))
 
 
-def by_what_decides(graphs: list[StepGraph]) -> list[StepGraph]:
-    """Keep one graph for each of those choices that make a difference, none of them if none does.
+def _find_settable_state(simulation: VmasSimulation) -> StatePaths:
+    """Return the paths of the state; refuse a state that a graph cannot carry."""
+    with simulation.own_randomness():
+        paths = find_state(simulation.simulator, random_step(simulation))
+    if paths.changed_by_steps:
+        changed = ", ".join(paths.changed_by_steps[:3])
+        raise Untraceable(f"its steps change Python values: {changed}")
+    if paths.unsettable:
+        raise Untraceable(f"its state is where it cannot be set: {paths.unsettable[0]}")
+    return paths
+
+
+def drop_idle_choices(graphs: list[StepGraph]) -> list[StepGraph]:
+    """Return the distinct graphs, told apart by as few choices as possible.
 
     Args:
-        graphs: with all ``choices`` of their paths.
+        graphs: a graph for each combination of choices, with ``choices`` for all their paths.
+
+    Returns:
+        a graph for each combination of the remaining choices; one without choices if all graphs
+        are equal.
     """
-    kinds: list[StepGraph] = []
-    kind_of = []
-    for graph in graphs:
-        same = [i for i, kind in enumerate(kinds) if all_same([kind, graph])]
-        kind_of.append(same[0] if same else len(kinds))
-        kinds += [] if same else [graph]
-    if len(kinds) == 1:
+    kinds = _number_distinct(graphs)
+    if len(set(kinds)) == 1:
         return [replace(graphs[0], choice_paths=(), choices=())]
-    names = graphs[0].choice_paths
-    places = deciding([graph.choices for graph in graphs], kind_of)
-    kept = {tuple(graph.choices[i] for i in places): graph for graph in graphs}
-    paths = tuple(names[i] for i in places)
-    return [replace(graph, choice_paths=paths, choices=value) for value, graph in kept.items()]
+    places = smallest_deciding([graph.choices for graph in graphs], kinds)
+    paths = tuple(graphs[0].choice_paths[i] for i in places)
+    by_choices = {tuple(graph.choices[i] for i in places): graph for graph in graphs}
+    return [
+        replace(graph, choice_paths=paths, choices=choices) for choices, graph in by_choices.items()
+    ]
 
 
-def deciding(choices: list[tuple], kind_of: list[int]) -> tuple[int, ...]:
-    """Return one or two places in choices that tell kinds apart, all places if there are none."""
+def _number_distinct(graphs: list[StepGraph]) -> list[int]:
+    """Return a number for each graph; equal graphs have the same number."""
+    distinct: list[StepGraph] = []
+    numbers = []
+    for graph in graphs:
+        equal = [i for i, other in enumerate(distinct) if all_equal([other, graph])]
+        numbers.append(equal[0] if equal else len(distinct))
+        if not equal:
+            distinct.append(graph)
+    return numbers
+
+
+def smallest_deciding(choices: list[tuple], kinds: list[int]) -> tuple[int, ...]:
+    """Return the smallest set of choices that determines which traced graph applies.
+
+    Args:
+        choices: the values of all choices, for each graph.
+        kinds: a number for each graph; equal graphs have the same number.
+
+    Returns:
+        the places of one or two choices, or of all if no two suffice.
+    """
     everything = range(len(choices[0]))
     for size in (1, 2):
         for places in combinations(everything, size):
             values = [tuple(choice[i] for i in places) for choice in choices]
-            if len(set(values)) == len(set(zip(values, kind_of, strict=True))):
+            if len(set(values)) == len(set(zip(values, kinds, strict=True))):
                 return places
     return tuple(everything)
 
 
-def all_same(graphs: list[StepGraph]) -> bool:
-    """Say whether graphs are the same, constants included."""
+def all_equal(graphs: list[StepGraph]) -> bool:
+    """Say whether graphs have equal code and equal constants."""
     first, *others = graphs
     alive = live_nodes(list(first.graph.graph.nodes))
     names = [node.target for node in alive if node.op == "get_attr"]
@@ -144,7 +181,7 @@ def all_same(graphs: list[StepGraph]) -> bool:
 
 
 def writes(node: Node) -> bool:
-    """Say whether a node writes to its first argument."""
+    """Say whether a node writes to its first argument in place."""
     if node.op != "call_function" or node.target is operator.getitem:
         return False
     name = str(node.target).split(".")[1]
@@ -152,7 +189,7 @@ def writes(node: Node) -> bool:
 
 
 def live_nodes(nodes: list[Node]) -> set[Node]:
-    """Return what the output or a write in place needs."""
+    """Return the nodes that the output or a write in place depends on."""
     alive: set[Node] = set()
     for node in reversed(nodes):
         if node.op == "output" or writes(node) or any(user in alive for user in node.users):
@@ -161,17 +198,17 @@ def live_nodes(nodes: list[Node]) -> set[Node]:
 
 
 def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:
-    """Trace a step as it is after the last reset.
+    """Return the graph of a step for the choices of the last reset.
 
     Args:
-        simulation: whose ``paths`` were found.
-        paths: its state.
+        simulation: the simulation to trace; its state is not changed.
+        paths: the paths of its state.
 
     Raises:
         Untraceable: if the step is no pure function of tensors.
     """
     state = [value.clone() for value in paths.read(simulation.simulator)]
-    action = torch.zeros(simulation.n_envs, len(simulation.team), dtype=torch.int64)
+    action = torch.zeros(simulation.n_envs, len(simulation.team), dtype=torch.int64)  # [E, N]
     key = torch.zeros(2, dtype=torch.int64)
 
     def step(state: list[Tensor], action: Tensor, numbers: list[Tensor], key: Tensor) -> list:
@@ -184,10 +221,10 @@ def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:
         still = static_collisions(simulation.simulator.world)
         with torch.no_grad(), still, MaskMode(simulation.n_envs):
             graph = make_fx(step, tracing_mode="real")(state, action, numbers, key)
-    # What a scenario's code makes of a tensor that is being traced is anything.
+    # A scenario's code can raise any of these on a tensor that is traced.
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise Untraceable(one_line(error)) from error
-    graph.graph.set_codegen(CodeGen())  # arguments one by one, without lists
+    graph.graph.set_codegen(CodeGen())  # arguments one by one instead of in lists
     graph.recompile()
     return StepGraph(
         graph=graph,
@@ -208,12 +245,20 @@ def run_step(
     key: Tensor,
     source: Callable[[str, tuple[int, ...]], Tensor],
 ) -> list[Tensor]:
-    """Take one step from a given state with given random numbers; leave the simulator as it was.
+    """Take one step from a given state by given random numbers; leave the simulator unchanged.
+
+    Args:
+        simulation: the simulation that steps.
+        paths: the paths of its state.
+        state: the state to step from, a tensor for each path.
+        action: int64 [E, N].
+        key: int64 [2], seed and step, for spawning.
+        source: ``source(kind, shape)`` returns all other random numbers.
 
     Returns:
-        What ``StepGraph`` says.
+        the outputs of ``StepGraph.graph``.
     """
-    with kept(simulation, paths), spawning(key), DrawMode(source):
+    with state_restored(simulation, paths), spawning(key), DrawMode(source):
         paths.write(simulation.simulator, [value.clone() for value in state])
         stepped = simulation.pure_step(action)
         seen = stepped.seen
@@ -222,8 +267,8 @@ def run_step(
 
 
 @contextmanager
-def kept(simulation: VmasSimulation, paths: StatePaths) -> Iterator[None]:
-    """Put the state back afterwards."""
+def state_restored(simulation: VmasSimulation, paths: StatePaths) -> Iterator[None]:
+    """Restore a simulation's state after a ``with`` block."""
     state = paths.read(simulation.simulator)
     steps = simulation.simulator.steps
     simulation.simulator.steps = steps.clone()
@@ -241,10 +286,17 @@ def count_draws(
     action: Tensor,
     key: Tensor,
 ) -> list[Draw]:
-    """Return what a step draws, in order.
+    """Return the random numbers that a step draws, in order.
+
+    Args:
+        simulation: the simulation that steps; its state is not changed.
+        paths: the paths of its state.
+        state: the state to step from, a tensor for each path.
+        action: int64 [E, N].
+        key: int64 [2], seed and step, for spawning.
 
     Raises:
-        Untraceable: if it draws something that is not of every environment's own, or is too long.
+        Untraceable: if a draw is for all environments at once, or the step is too long.
     """
     draws: list[Draw] = []
 

@@ -1,12 +1,13 @@
-"""What keeps a step of VMAS from being a pure function of tensors, and its remedies.
+"""Making a step of VMAS a pure function of tensors, or refusing it.
 
-- Writing to and reading from ``x[mask]`` has a shape that depends on data: ``MaskMode`` makes a
-  ``where`` of it.
-- Python branches on tensors: those on constants are taken, assertions hold as they did when
-  tracing; on anything else tracing stops.
-- Which pairs collide is decided for the whole batch at once (``World.collides``, ``.any()``):
+- ``x[mask]`` has a shape that depends on data: ``MaskMode`` turns masked reads and writes into
+  ``torch.where``.
+- Python branches on tensors: ``read_constant`` takes branches on constants, and trusts
+  assertions; any other branch on a tensor makes a step untraceable.
+- VMAS decides which pairs collide for the whole batch at once (``World.collides``, ``.any()``):
   ``static_collisions`` drops this broad phase, whose only purpose is speed.
-- Spawning draws until all environments are free: ``spawning`` puts ``draws.spawn`` in its place.
+- VMAS draws positions until all environments have a free one: ``spawning`` replaces the loop by
+  ``draws.spawn``.
 """
 
 import ast
@@ -36,11 +37,19 @@ from qmix_trl.errors import Refused
 
 
 class Untraceable(Refused):
-    """A scenario's step does something that no pure function can; says what and where."""
+    """A scenario's step is no pure function of tensors; the message names the reason and place."""
 
 
-def mask_and_rest(index: Any, n_envs: int) -> tuple[Tensor | None, tuple]:
-    """Split an index into a leading boolean mask of environments and what stands behind it."""
+def split_mask(index: Any, n_envs: int) -> tuple[Tensor | None, tuple]:
+    """Split an index into a boolean mask over environments and the indices after it.
+
+    Args:
+        index: the index of a tensor's first axes.
+        n_envs: E.
+
+    Returns:
+        the mask, bool [E, ..], and the other indices; (None, ()) for any other index.
+    """
     parts = index if isinstance(index, tuple) else (index,)
     if not parts or not (isinstance(parts[0], Tensor) and parts[0].dtype == torch.bool):
         return None, ()
@@ -51,14 +60,29 @@ def mask_and_rest(index: Any, n_envs: int) -> tuple[Tensor | None, tuple]:
     return parts[0], parts[1:]
 
 
+def _unmasked(x: Tensor, mask: Tensor, rest: tuple) -> Tensor:
+    """Return ``x`` at the indices after a mask, for all environments: a view."""
+    return x[(slice(None),) * mask.dim() + rest] if rest else x
+
+
+def _write_masked(x: Tensor, mask: Tensor, rest: tuple, value: Any) -> None:
+    """Write ``x[mask, *rest] = value`` by ``torch.where``."""
+    view = _unmasked(x, mask, rest)
+    if isinstance(value, Tensor):
+        value = value.to(view.dtype)
+    while mask.dim() < view.dim():
+        mask = mask.unsqueeze(-1)
+    view.copy_(torch.where(mask, value, view))
+
+
 class MaskMode(TorchFunctionMode):
-    """Turns masked reads and writes into ``where``, and decides branches on constants.
+    """Turns masked reads and writes into ``torch.where``, and reads constants for Python.
 
     Args:
-        n_envs: the length of masks over environments.
+        n_envs: E, the length of a mask over environments.
 
     Attributes:
-        calls: how many functions of torch were called.
+        calls: the number of calls of torch's functions.
     """
 
     def __init__(self, n_envs: int) -> None:
@@ -71,50 +95,41 @@ class MaskMode(TorchFunctionMode):
     ) -> Any:
         self.calls += 1
         if function is Tensor.__getitem__:
-            mask, rest = mask_and_rest(args[1], self.n_envs)
+            mask, rest = split_mask(args[1], self.n_envs)
             if mask is not None:
-                # Rows that the mask leaves out are computed, too, and never written back.
-                return self._behind(args[0], mask, rest).clone()
+                # The entries outside the mask are computed too; a masked write drops them.
+                return _unmasked(args[0], mask, rest).clone()
         elif function is Tensor.__setitem__:
-            mask, rest = mask_and_rest(args[1], self.n_envs)
+            mask, rest = split_mask(args[1], self.n_envs)
             if mask is not None:
-                place = self._behind(args[0], mask, rest)
-                value = args[2]
-                if isinstance(value, Tensor):
-                    value = value.to(place.dtype)
-                while mask.dim() < place.dim():
-                    mask = mask.unsqueeze(-1)
-                place.copy_(torch.where(mask, value, place))
+                _write_masked(args[0], mask, rest, args[2])
                 return None
-        elif function in SCALARS:
-            return decide(args[0], function)
+        elif function in READS:
+            return read_constant(args[0], function)
         return function(*args, **(kwargs or {}))
 
-    @staticmethod
-    def _behind(x: Tensor, mask: Tensor, rest: tuple) -> Tensor:
-        return x[(slice(None),) * mask.dim() + rest] if rest else x
+
+# Functions by which Python reads the numbers of a tensor.
+READS = (Tensor.__bool__, Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__)
 
 
-SCALARS = (Tensor.__bool__, Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__)
-
-
-def decide(tensor: Tensor, read: Callable[[Tensor], Any]) -> Any:
-    """Return what Python wants to know of a tensor, if it is the same for all states.
+def read_constant(tensor: Tensor, read: Callable[[Tensor], Any]) -> Any:
+    """Return ``read(tensor)`` for a tensor that is the same in all states, or is asserted.
 
     Raises:
-        Untraceable: if it depends on the state.
+        Untraceable: if the tensor depends on the state.
     """
     mode = get_proxy_mode()
     if mode is not None and depends_on_inputs(tensor, mode.tracer):
-        frame = asking_frame()
+        frame = calling_frame()
         if not (read is Tensor.__bool__ and is_assertion(frame)):
-            raise Untraceable(f"its Python code depends on tensors at {place_of(frame)}")
+            raise Untraceable(f"its Python code depends on tensors at {describe_line(frame)}")
     with disable_proxy_modes_tracing():
         return read(tensor)
 
 
-def asking_frame() -> FrameType:
-    """Return the innermost frame that is neither of this module nor of a mode."""
+def calling_frame() -> FrameType:
+    """Return the innermost frame outside this module and outside torch function modes."""
     frame = sys._getframe(1)
     while frame.f_code.co_filename == __file__ or frame.f_code.co_name == "__torch_function__":
         frame = frame.f_back
@@ -139,27 +154,30 @@ def depends_on_inputs(tensor: Tensor, tracer: Any) -> bool:
 
 
 def is_assertion(frame: FrameType) -> bool:
-    """Say whether a frame stands in an ``assert`` statement."""
+    """Say whether a frame is at an ``assert`` statement."""
     filename = frame.f_code.co_filename
     return any(first <= frame.f_lineno <= last for first, last in assertions(filename))
 
 
 @cache
 def assertions(filename: str) -> list[tuple[int, int]]:
-    """Return first and last line of a file's assertions."""
+    """Return the first and last line of every ``assert`` statement of a file."""
     tree = ast.parse("".join(linecache.getlines(filename)))
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
     return [(node.lineno, node.end_lineno or node.lineno) for node in found]
 
 
-def place_of(frame: FrameType) -> str:
-    """Return file and line of a frame, with the line's text."""
+def describe_line(frame: FrameType) -> str:
+    """Return file, line number and text of the line that a frame is at."""
     text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({text})"
 
 
 def may_collide(world: World, a: Entity, b: Entity) -> bool:
-    """Return ``World.collides`` without its broad phase."""
+    """Say whether two entities can collide at some distance.
+
+    This is ``World.collides`` without the test of the distance.
+    """
     if a is b or not (a.collides(b) and b.collides(a)):
         return False
     if not (a.movable or a.rotatable or b.movable or b.rotatable):
@@ -168,8 +186,8 @@ def may_collide(world: World, a: Entity, b: Entity) -> bool:
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Put something in an attribute's place for a while."""
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute within a ``with`` block."""
     original = inspect.getattr_static(owner, name)
     setattr(owner, name, value)
     try:
@@ -180,9 +198,10 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def static_collisions(world: World) -> Iterator[None]:
-    """Decide once which pairs collide, whatever the distance.
+    """Decide which pairs collide once, at any distance, within a ``with`` block.
 
-    A scenario's own filter may look at tensors; a pair that it refuses now is refused for good.
+    A scenario's own collision filter may read tensors; a pair that it refuses at the start is
+    refused throughout.
     """
     pairs = {
         (id(a), id(b)): may_collide(world, a, b) for a in world.entities for b in world.entities
@@ -191,13 +210,17 @@ def static_collisions(world: World) -> Iterator[None]:
     def collides(self: World, a: Entity, b: Entity) -> bool:
         return pairs[id(a), id(b)]
 
-    with replaced(World, "collides", collides):
+    with patched(World, "collides", collides):
         yield
 
 
 @contextmanager
 def spawning(key: Tensor) -> Iterator[None]:
-    """Let VMAS spawn by ``draws.spawn``, with numbers of this seed and step."""
+    """Let VMAS spawn entities by ``draws.spawn`` within a ``with`` block.
+
+    Args:
+        key: int64 [2], seed and step.
+    """
     sites = iter(range(1 << 20))
 
     def find_random_pos_for_entity(
@@ -219,7 +242,7 @@ def spawning(key: Tensor) -> Iterator[None]:
             [float(x) for x in high],
         )
 
-    with replaced(
+    with patched(
         ScenarioUtils, "find_random_pos_for_entity", staticmethod(find_random_pos_for_entity)
     ):
         yield

@@ -1,4 +1,4 @@
-"""Copies of everything that changes in a VMAS simulator, and their restoration."""
+"""Saving and restoring a VMAS simulator in full, as a dictionary of tensors."""
 
 import torch
 from torch import Tensor
@@ -10,48 +10,53 @@ from qmix_trl.envs.compiled.trace.walk import overlapping, walk
 def snapshot(simulator: Environment) -> dict[str, Tensor]:
     """Return copies of all tensors, numbers and references to entities, by path.
 
-    A tensor that several places hold stands under the first; under the others, whose name then
-    ends in "=", stands the number of the first.
+    The suffix of a key tells its kind: "()" a tensor that cannot be replaced, "=" the index of an
+    earlier path that holds the same tensor, "@" the index of the entity referred to. Tensors that
+    can be replaced, and numbers, have no suffix.
     """
-    memory, names = walk(simulator), [e.name for e in simulator.world.entities]
-    kept = {path + "()": tensor.clone() for path, tensor in memory.fixed.items()}
-    first: dict[int, int] = {}
-    for i, (path, slot) in enumerate(memory.slots.items()):
+    contents, names = walk(simulator), [e.name for e in simulator.world.entities]
+    saved = {path + "()": tensor.clone() for path, tensor in contents.unsettable.items()}
+    first: dict[int, int] = {}  # index of the first path, by id of the tensor
+    for i, (path, slot) in enumerate(contents.slots.items()):
         if id(slot.value) in first:
-            kept[path + "="] = torch.tensor(first[id(slot.value)])
+            saved[path + "="] = torch.tensor(first[id(slot.value)])
         else:
             first[id(slot.value)] = i
-            kept[path] = slot.value.clone()
-    for path, slot in (memory.floats | memory.counts).items():
-        kept[path] = torch.tensor(slot.value, dtype=_wide(slot.value))
-    for path, slot in memory.entities.items():
+            saved[path] = slot.value.clone()
+    for path, slot in (contents.floats | contents.counts).items():
+        saved[path] = torch.tensor(slot.value, dtype=_exact_dtype(slot.value))
+    for path, slot in contents.entities.items():
         if slot.value.name in names:
-            kept[path + "@"] = torch.tensor(names.index(slot.value.name))
-    return kept
+            saved[path + "@"] = torch.tensor(names.index(slot.value.name))
+    return saved
 
 
-def _wide(value: float | int | bool) -> torch.dtype:
+def _exact_dtype(value: float | int | bool) -> torch.dtype:
+    """Return the dtype that holds a Python number exactly."""
     if isinstance(value, bool):
         return torch.bool
     return torch.float64 if isinstance(value, float) else torch.int64
 
 
-def restore(simulator: Environment, kept: dict[str, Tensor]) -> None:
-    """Put back what ``snapshot`` returned."""
-    memory, restored = walk(simulator), []
-    for path, tensor in memory.fixed.items():
-        tensor.copy_(kept[path + "()"])
-    views = overlapping(memory, memory.slots)
-    for path, slot in memory.slots.items():
-        shared = kept.get(path + "=")
-        if shared is None and path in views and slot.value.shape == kept[path].shape:
-            slot.value.copy_(kept[path])  # so that the others go on seeing it
-            restored.append(slot.value)
-            continue
-        restored.append(kept[path].clone() if shared is None else restored[int(shared)])
-        slot.set(restored[-1])
-    for path, slot in (memory.floats | memory.counts).items():
-        slot.set(type(slot.value)(kept[path].item()))
-    for path, slot in memory.entities.items():
-        if path + "@" in kept:
-            slot.set(simulator.world.entities[int(kept[path + "@"])])
+def restore(simulator: Environment, saved: dict[str, Tensor]) -> None:
+    """Put a snapshot back into its simulator."""
+    contents = walk(simulator)
+    for path, tensor in contents.unsettable.items():
+        tensor.copy_(saved[path + "()"])
+    restored: list[Tensor] = []
+    views = overlapping(contents, contents.slots)
+    for path, slot in contents.slots.items():
+        shared = saved.get(path + "=")
+        if shared is not None:
+            value = restored[int(shared)]
+        elif path in views and slot.value.shape == saved[path].shape:
+            value = slot.value.copy_(saved[path])  # in place, so that its views see it
+        else:
+            value = saved[path].clone()
+        slot.set(value)
+        restored.append(value)
+    for path, slot in (contents.floats | contents.counts).items():
+        slot.set(type(slot.value)(saved[path].item()))
+    for path, slot in contents.entities.items():
+        if path + "@" in saved:
+            slot.set(simulator.world.entities[int(saved[path + "@"])])

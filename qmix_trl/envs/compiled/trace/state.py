@@ -1,4 +1,4 @@
-"""The state of a VMAS simulator: the values that steps and resets write."""
+"""The state of a VMAS simulator: the reachable values that steps and resets write."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,69 +8,72 @@ import torch
 from torch import Tensor
 from vmas.simulator.environment import Environment
 
-from qmix_trl.envs.compiled.trace.walk import Memory, differing, is_written, walk
+from qmix_trl.envs.compiled.trace.walk import Contents, differing, is_written, walk
 
-N_PROBES = 8  # resets and steps after which a value that never changed counts as constant
+N_PROBES = 8  # resets, of two steps each, after which a value that never changed is constant
 
 
 @dataclass(frozen=True)
 class StatePaths:
-    """Which places of a simulator are its state.
+    """The paths of a simulator's state.
 
     Attributes:
         tensors: paths of tensors that steps or resets write.
-        floats: paths of Python floats that resets change, such as masses.
-        aliases: path to the path before it that always holds the same tensor.
+        floats: paths of Python floats that steps or resets change, such as masses.
+        aliases: path -> earlier path that always holds the same tensor.
         choices: paths of other Python values that resets change, such as which landmark is the
             goal; a trace holds for one value of each.
-        fleeting: paths of other Python values that steps change.
-        unsettable: paths of tensors that are written, but where no other can be put in their
-            place: in a tuple or a closure.
+        changed_by_steps: paths of other Python values that steps change.
+        unsettable: paths of tensors that are written in tuples or closures, where no other
+            tensor can be put.
     """
 
     tensors: tuple[str, ...]
     floats: tuple[str, ...]
     aliases: dict[str, str]
     choices: tuple[str, ...]
-    fleeting: tuple[str, ...]
+    changed_by_steps: tuple[str, ...]
     unsettable: tuple[str, ...]
 
     @property
     def all(self) -> tuple[str, ...]:
-        """Tensors, then floats."""
+        """The paths of tensors, then of floats."""
         return self.tensors + self.floats
 
     def read(self, simulator: Environment) -> list[Tensor]:
-        """Return the state, a zero where a place is gone."""
-        memory = walk(simulator)
-        tensors = [memory.slots[p].value if p in memory.slots else None for p in self.tensors]
-        tensors = [torch.zeros(()) if t is None else t for t in tensors]
-        return tensors + [_as_tensor(memory, path) for path in self.floats]
+        """Return the tensors and floats of a state, in the order of ``all``.
+
+        A path that no longer exists yields a zero.
+        """
+        contents = walk(simulator)
+        tensors = [_read_tensor(contents, path) for path in self.tensors]
+        return tensors + [_read_float(contents, path) for path in self.floats]
 
     def write(self, simulator: Environment, state: list[Tensor]) -> None:
-        """Put a state in place; aliases get one tensor again."""
-        memory = walk(simulator)
-        places = {**memory.floats, **memory.slots}
+        """Put the tensors of a state in place; aliases share one tensor again."""
+        contents = walk(simulator)
+        places = {**contents.floats, **contents.slots}
         by_path = dict(zip(self.all, state, strict=True))
         for path, value in by_path.items():
             if path in places:
                 places[path].set(by_path.get(self.aliases.get(path, path), value))
 
     def copy_into(self, simulator: Environment, state: list[Tensor]) -> None:
-        """Copy a state into the tensors that are there, so that views of them see it."""
-        memory = walk(simulator)
+        """Copy a state into the simulator's own tensors, so that views of them see it."""
+        contents = walk(simulator)
         for path, value in zip(self.all, state, strict=True):
-            if path in memory.floats:
-                memory.floats[path].set(value.item())
-            elif path in memory.slots:
-                slot = memory.slots[path]
-                if slot.value.shape == value.shape and 0 not in slot.value.stride():
+            if path in contents.floats:
+                contents.floats[path].set(value.item())
+            elif path in contents.slots:
+                slot = contents.slots[path]
+                is_expanded = 0 in slot.value.stride()
+                if slot.value.shape == value.shape and not is_expanded:
                     slot.value.copy_(value)
                 else:
                     slot.set(value.clone())
 
     def copy_choices(self, source: Environment, target: Environment) -> None:
-        """Give a simulator the Python values that resets of another one have chosen."""
+        """Copy the Python values that resets chose from one simulator to another."""
         theirs, ours = walk(source), walk(target)
         entities = {entity.name: entity for entity in target.world.entities}
         for path in self.choices:
@@ -80,63 +83,88 @@ class StatePaths:
                 ours.counts[path].set(theirs.values[path])
 
     def chosen(self, simulator: Environment) -> tuple:
-        """Return the values of ``choices``."""
+        """Return the values at the paths of ``choices``."""
         values = walk(simulator).values
         return tuple(values.get(path) for path in self.choices)
 
 
-def _as_tensor(memory: Memory, path: str) -> Tensor:
-    if path in memory.slots:
-        return memory.slots[path].value
-    return torch.tensor(memory.values.get(path, 0.0), dtype=torch.float32)
+def _read_tensor(contents: Contents, path: str) -> Tensor:
+    return contents.slots[path].value if path in contents.slots else torch.zeros(())
+
+
+def _read_float(contents: Contents, path: str) -> Tensor:
+    if path in contents.slots:  # ``write`` puts tensors where floats were
+        return contents.slots[path].value
+    return torch.tensor(contents.values.get(path, 0.0), dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """The simulator after an action, and the paths that the action changed."""
+
+    after: Contents
+    written: set[str]  # of tensors
+    values: set[str]  # of Python values
+
+
+def _observe(simulator: Environment, action: Callable[[], Any], before: Contents) -> _Changes:
+    """Run a reset or a step and compare the simulator with its contents before."""
+    versions = {path: (tensor, tensor._version) for path, tensor in before.tensors().items()}
+    action()
+    after = walk(simulator)
+    written = {p for p, t in after.tensors().items() if is_written(t, versions.get(p))}
+    return _Changes(after, written, differing(before, after))
 
 
 def find_state(simulator: Environment, step: Callable[[], None]) -> StatePaths:
-    """Find the state by running: what steps and resets write.
+    """Find the paths of the state: run resets and steps, and record the values that change.
 
     Args:
-        simulator: left after a reset and two steps.
-        step: takes one random step of it.
+        simulator: the simulator; it ends two steps after a reset.
+        step: takes one random step of the simulator.
     """
-    changed: set[str] = set()
 
-    def run(action: Callable[[], Any], before: Memory) -> Memory:
-        versions = {path: (t, t._version) for path, t in before.tensors().items()}
-        action()
-        after = walk(simulator)
-        changed.update(p for p, t in after.tensors().items() if is_written(t, versions.get(p)))
-        return after
+    def reset() -> None:
+        simulator.reset(return_observations=False)
 
-    by_steps, by_resets = set(), set()
     step()
-    memory = walk(simulator)
-    kept = []
+    before = walk(simulator)
+    written, by_resets, by_steps, probes = set(), set(), set(), []
     for _ in range(N_PROBES):
-        reset = run(lambda: simulator.reset(return_observations=False), memory)
-        by_resets |= differing(memory, reset)
-        stepped = run(step, reset)
-        memory = run(step, stepped)
-        by_steps |= differing(reset, stepped) | differing(stepped, memory)
-        kept += [reset, memory]
+        first = _observe(simulator, reset, before)
+        second = _observe(simulator, step, first.after)
+        third = _observe(simulator, step, second.after)
+        before = third.after
+        by_resets |= first.values
+        by_steps |= second.values | third.values
+        written |= first.written | second.written | third.written
+        probes += [first.after, third.after]
     by_resets -= by_steps
-    tensors = tuple(path for path in memory.slots if path in changed)
-    floats = tuple(p for p in memory.floats if p in by_resets | by_steps)
+    tensors = tuple(path for path in before.slots if path in written)
+    floats = tuple(path for path in before.floats if path in by_resets | by_steps)
     return StatePaths(
         tensors=tensors,
         floats=floats,
-        aliases=_aliases(tensors, kept),
+        aliases=_aliases(tensors, probes),
         choices=tuple(sorted(by_resets - set(floats))),
-        fleeting=tuple(sorted(by_steps - set(floats))),
-        unsettable=tuple(sorted(changed & memory.fixed.keys())),
+        changed_by_steps=tuple(sorted(by_steps - set(floats))),
+        unsettable=tuple(sorted(written & before.unsettable.keys())),
     )
 
 
-def _aliases(paths: tuple[str, ...], memories: list[Memory]) -> dict[str, str]:
-    """Return which paths hold the tensor of one earlier path in all of the memories."""
-    firsts = []
-    for memory in memories:
-        first: dict[int, str] = {}
-        held = {path: memory.slots[path].value for path in paths if path in memory.slots}
-        firsts.append({path: first.setdefault(id(t), path) for path, t in held.items()})
-    always = {path: {first.get(path, path) for first in firsts} for path in paths}
-    return {path: next(iter(of)) for path, of in always.items() if len(of) == 1 and path not in of}
+def _aliases(paths: tuple[str, ...], probes: list[Contents]) -> dict[str, str]:
+    """Return path -> earlier path, for paths that hold the earlier path's tensor in all probes."""
+    firsts = [_first_paths(paths, contents) for contents in probes]
+    found = {}
+    for path in paths:
+        earlier = {first.get(path, path) for first in firsts}
+        if len(earlier) == 1 and path not in earlier:
+            found[path] = earlier.pop()
+    return found
+
+
+def _first_paths(paths: tuple[str, ...], contents: Contents) -> dict[str, str]:
+    """Return path -> first path that holds the same tensor."""
+    first: dict[int, str] = {}
+    held = {path: contents.slots[path].value for path in paths if path in contents.slots}
+    return {path: first.setdefault(id(tensor), path) for path, tensor in held.items()}
