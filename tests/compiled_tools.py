@@ -129,6 +129,7 @@ def traced(function):
     )
 
 
+@cache
 def lowered(function):
     """Return the expressions of a function's result."""
     (output,) = Run(traced(function), Program()).outputs()

@@ -1,10 +1,11 @@
-"""The compiled step as an engine on a GPU: a Triton kernel, one launch for T steps."""
+"""The compiled step as an engine on a GPU: a Triton kernel, launched once for T steps."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,27 +15,26 @@ from qmix_trl.envs.compiled.engines.kernel import LANES, WRITTEN
 from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.native.build import BuildFailed, NoCompiler
 
-BLOCK = 32  # environments of a program: one warp, one each thread, so that guards need no barrier
-# Roundings are those of simd.h: no product is fused into a sum.
+BLOCK = 32  # environments of a program: a warp with one for each thread; guards need no barrier
+# No product is fused into a sum, so that roundings are those of the C++ kernel.
 OPTIONS = {"BLOCK": BLOCK, "num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
 
 
 class TritonEngine:
-    """Steps environments by a kernel that ``triton_print`` wrote, on the device of its pool.
+    """Steps environments by a printed Triton kernel, on the device of its pool.
 
-    ``advance`` never waits for the device, and all that it reads and writes keeps its place: one
-    step can be captured in a CUDA graph. So it cannot know when the pool is through, and then takes
-    its rows again, each for another environment; ``renew``, between rollouts, draws it anew.
+    ``advance`` never waits for the device, and its tensors keep their addresses: a step can be
+    captured in a CUDA graph. So it does not know when all states of the pool are used. It then
+    uses them again, each for another environment, until ``renew`` is called between rollouts.
 
     Args:
-        source: the kernel's source, a file.
-        fresh: the pool that resets take from.
-        max_steps: the time limit.
-        seed: of the random numbers of steps.
+        source: the file that holds the kernel's source.
+        fresh: the pool of states for resets.
+        max_steps: the time limit of episodes, in steps.
+        seed: the seed of random numbers in steps.
 
     Raises:
-        NoCompiler: if there is no Triton.
-        BuildFailed: if it does not compile the kernel.
+        BuildFailed: if Triton does not compile the kernel.
     """
 
     name = "kernel"
@@ -46,32 +46,42 @@ class TritonEngine:
         self.device = fresh.device
         self._rollout = load(source)
         self._max_steps = max_steps
-        n_envs, n_rows = fresh.n_envs, len(fresh.step.numbers)
-        stride = -(-n_envs // LANES) * LANES  # a state is the C++ kernel's, too
+        n_envs, n_numbers = fresh.n_envs, len(fresh.step.numbers)
+        stride = -(-n_envs // LANES) * LANES  # as in the C++ kernel, which can load this state
         self._grid = (-(-n_envs // BLOCK),)
-        self._state = fresh.pool[:1, :n_rows].t().repeat(1, stride)  # [K, stride]
+        self._state = fresh.pool[:1, :n_numbers].t().repeat(1, stride)  # [K, stride]
         self._steps = torch.zeros(n_envs, dtype=torch.int32, device=self.device)
         self._resets = torch.zeros_like(self._steps)
         self._key = torch.tensor([seed % 2**32, 0], device=self.device)
         self._compile()
 
     def _compile(self) -> None:
-        """Have the kernel compiled, by no steps of it."""
-        rows = Buffers.empty(self.fresh.n_envs, 1, self.layout, self.device)
+        """Compile the kernel by a launch that takes no steps."""
+        buffers = Buffers.empty(self.fresh.n_envs, 1, self.layout, self.device)
         try:
-            with without_coalescing():
-                self.advance(rows, 0, 0, reset_when_done=False)
-        # What Triton, LLVM and ptxas raise on a device that they do not know is anything.
+            with faster_compilation():
+                self.advance(buffers, 0, 0, reset_when_done=False)
+        # Triton, LLVM and ptxas raise errors of any class on a device that they do not know.
         except Exception as error:
-            said = str(error).strip().splitlines() or [""]  # Triton's messages end with the reason
-            raise BuildFailed(f"Triton: {type(error).__name__} {said[-1].strip()}") from error
+            lines = str(error).strip().splitlines() or [""]  # the last one has the reason
+            raise BuildFailed(f"Triton: {type(error).__name__} {lines[-1].strip()}") from error
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
-        """Take steps ``t`` to ``t + n_steps`` of rows, by the actions that stand there."""
+        """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions that they hold.
+
+        Args:
+            buffers: on the device of the pool.
+            t: the first step.
+            n_steps: the number of steps.
+            reset_when_done: environments that are done are reset.
+
+        Raises:
+            ValueError: if the buffers have fewer steps.
+        """
         buffer_steps = buffers.action.shape[1]
         if t + n_steps > buffer_steps:
             raise ValueError(
-                f"TritonEngine: expected rows of {t + n_steps} steps, got {buffer_steps}"
+                f"TritonEngine: expected buffers of {t + n_steps} steps, got {buffer_steps}"
             )
         with torch.cuda.device_of(self._state):  # Triton launches on the current one
             self._rollout[self._grid](
@@ -94,23 +104,23 @@ class TritonEngine:
         self._key[1:].add_(n_steps)
 
     def reset(self, mask: Tensor, seen: Tensor) -> None:
-        """Begin environments anew.
+        """Reset environments.
 
         Args:
-            mask: bool [E], which.
-            seen: float [E, R]; what these see then is written there.
+            mask: bool [E], the environments to reset.
+            seen: float [E, R]; their observations and states are written there.
         """
         self.renew()
-        n_rows = len(self._state)
+        n_numbers = len(self._state)
         fresh = self.fresh.states_for(self._resets.long())  # [E, K + R]
         state = self._state[:, : self.fresh.n_envs]
-        state.copy_(torch.where(mask, fresh[:, :n_rows].t(), state))
-        seen.copy_(torch.where(mask[:, None], fresh[:, n_rows:], seen))
+        state.copy_(torch.where(mask, fresh[:, :n_numbers].t(), state))
+        seen.copy_(torch.where(mask[:, None], fresh[:, n_numbers:], seen))
         self._steps.masked_fill_(mask, 0)
         self._resets += mask
 
     def renew(self) -> None:
-        """Draw the pool anew if it is through; waits for the device."""
+        """Refill the pool if all of its states are used; waits for the device."""
         self._count()
         if self.fresh.is_due():
             self.fresh.renew()
@@ -120,35 +130,35 @@ class TritonEngine:
         self.fresh.taken = int(self._resets.sum())
 
     def jump(self, state: Tensor, key: Tensor) -> None:
-        """Go on from a state [E, K], with the random numbers of a key [2] (``draws.py``)."""
+        """Continue from a packed state float32 [E, K] and a key of draws int64 [2]."""
         self._state[:, : self.fresh.n_envs] = state.t().to(self.device)
         self._key.copy_(key)
 
     def packed_state(self) -> Tensor:
-        """Return the state, float32 [E, K]."""
+        """Return the packed state, float32 [E, K]."""
         return self._state[:, : self.fresh.n_envs].t().contiguous()
 
     def state(self) -> dict[str, Tensor]:
-        """Return all that the next steps depend on."""
+        """Return the tensors that later steps depend on, by name."""
         self._count()
         tensors = {name: getattr(self, f"_{name}").clone() for name in self._STATE}
         return {**tensors, **self.fresh.state()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from what ``state`` returned."""
+        """Continue from the tensors of ``state``."""
         for name in self._STATE:
             getattr(self, f"_{name}").copy_(state[name])
         self.fresh.load_state(state)
 
     def seed(self, seed: int) -> None:
-        """Begin other random streams."""
+        """Start new random streams and refill the pool from them."""
         self._key.copy_(torch.tensor([seed % 2**32, 0]))
         self.fresh.reseed(seed)
         self._resets.zero_()
 
 
 def triton_toolchain(device: torch.device) -> str:
-    """Return what a checked kernel depends on beside its source: Triton and the device.
+    """Return the name of what compiles a kernel: the version of Triton and the device.
 
     Raises:
         NoCompiler: if there is no Triton.
@@ -165,28 +175,38 @@ def triton_toolchain(device: torch.device) -> str:
 
 
 @contextmanager
-def without_coalescing() -> Iterator[None]:
-    """Leave out a pass of Triton's while it compiles.
+def faster_compilation() -> Iterator[None]:
+    """Leave out two parts of Triton's compilation that take most of its time.
 
-    It looks for the widest accesses to memory, of which there are none here: a thread has one
-    environment. Per access it walks the whole kernel, which made 74 of 79 seconds for transport.
+    The pass that coalesces accesses to memory walks the whole kernel for each access (74 of 79
+    seconds for transport). There is nothing to coalesce: a thread has one environment. The front
+    end clones the values of all variables at each guard (two thirds of the time for navigation).
+    No step changes a value in place, so the PTX is the same without clones.
     """
     from triton._C.libtriton import passes  # pyright: ignore[reportMissingImports]
+    from triton.compiler import code_generator  # pyright: ignore[reportMissingImports]
 
-    kept = getattr(passes.ttgpuir, "add_coalesce", None)
-    if kept is None:  # another Triton, which is only slow
+    no_pass = _replaced(passes.ttgpuir, "add_coalesce", lambda manager: None)
+    with no_pass, _replaced(code_generator, "_clone_scope", dict):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    kept = getattr(owner, name, None)
+    if kept is None:  # other versions of Triton lack it and may only be slower
         yield
         return
-    passes.ttgpuir.add_coalesce = lambda manager: None
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        passes.ttgpuir.add_coalesce = kept
+        setattr(owner, name, kept)
 
 
 @cache
 def load(source: Path) -> Callable:
-    """Return the kernel of a source; Triton reads its text from the file."""
+    """Return the kernel of a source file; Triton reads its text from there."""
     spec = spec_from_file_location(f"qmix_trl_{source.stem}", source)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
