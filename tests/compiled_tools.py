@@ -15,7 +15,8 @@ from vmas.simulator.scenario import BaseScenario
 from qmix_trl.envs.compiled.codegen import cpp
 from qmix_trl.envs.compiled.codegen.schedule import live
 from qmix_trl.envs.compiled.engines.packed_state import as_bits
-from qmix_trl.envs.compiled.lower.expressions import CASTS, FOLDS, Expression, Program
+from qmix_trl.envs.compiled.lower.expressions import CASTS, Expression, Program
+from qmix_trl.envs.compiled.lower.ops import OPS
 from qmix_trl.envs.compiled.lower.step import Run, StateNumber, Step
 from qmix_trl.envs.compiled.trace import draws
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, StepGraph
@@ -128,6 +129,7 @@ def traced(function):
     )
 
 
+@cache
 def lowered(function):
     """Return the expressions of a function's result."""
     (output,) = Run(traced(function), Program()).outputs()
@@ -139,8 +141,8 @@ def evaluated(x, leaf, known):
     if not isinstance(x, Expression):
         return x
     if x not in known:
-        if x.op in FOLDS:
-            value = FOLDS[x.op](*(evaluated(arg, leaf, known) for arg in x.args))
+        if x.op in OPS:
+            value = OPS[x.op].fold(*(evaluated(arg, leaf, known) for arg in x.args))
         else:
             value = leaf(x)
         known[x] = CASTS[x.dtype](value)

@@ -1,14 +1,21 @@
-"""Every lowering rule beside torch: by its meaning, as C++, and what is refused."""
+"""Each lowering rule compared with torch, by definition and as C++; and the refusals."""
 
+import re
 from functools import partial
+from itertools import permutations
 
 import pytest
 import torch
 from compiled_tools import E, by_definition, by_torch, close, lowered, run_as_cpp, traced
 
+from qmix_trl.envs.compiled.codegen import cpp, triton
+from qmix_trl.envs.compiled.codegen.schedule import live
 from qmix_trl.envs.compiled.lower.arrays import Unlowerable
-from qmix_trl.envs.compiled.lower.rules import RULES
+from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, INT
+from qmix_trl.envs.compiled.lower.ops import OPS
+from qmix_trl.envs.compiled.lower.rules import RULES, merged
 from qmix_trl.envs.compiled.lower.step import writes
+from qmix_trl.native.store import header
 
 FIXED = torch.arange(12.0).view(4, 3) / 7
 OF_EACH = torch.arange(E)[:, None] / 7  # a constant that differs between environments
@@ -350,9 +357,38 @@ def operations(function):
     return {name[1].removesuffix("_") if writes(node) else name[1] for name, node in names}
 
 
-def test_every_rule_is_tested():
+def test_every_rule_has_a_case():
     reached = set().union(*map(operations, CASES.values()))
     assert set(RULES) - reached == NEVER_TRACED
+
+
+def test_two_rules_for_one_operation_are_refused():
+    with pytest.raises(ValueError, match="expected one rule for add, got two"):
+        merged({"add": print, "sub": print}, {"add": print})
+
+
+# ------------------------------------------------------------------- the table of operations
+
+LANGUAGES = {
+    "C++": (cpp.CPP, header("qmix_trl.native", "simd.h"), r"INLINE v[fi] (\w+)\("),
+    "Triton": (triton.TRITON, header(triton.__package__, "triton_simd.py"), r"def (\w+)\("),
+}
+
+
+def test_every_operation_has_a_case():
+    """Each case compares the fold and the C++ form with torch."""
+    reached = {x.op for function in CASES.values() for x in live(lowered(function))}
+    assert set(OPS) - reached == set()
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_a_language_can_write_every_operation(name):
+    language, functions, definition = LANGUAGES[name]
+    assert set(language.casts) == set(permutations((FLOAT, INT, BOOL), 2))
+    for op in OPS.keys() - {"cast"}:
+        assert "{0}" in language.form(op, FLOAT)
+        assert "{0}" in language.form(op, INT)
+    assert language.functions() - set(re.findall(definition, functions)) == set()
 
 
 # Operations that give one environment something of another one.

@@ -13,12 +13,12 @@ from qmix_trl.envs.compiled.lower.expressions import (
     BOOL,
     CASTS,
     FLOAT,
-    FOLDS,
     INT,
     Expression,
     Program,
     single,
 )
+from qmix_trl.envs.compiled.lower.ops import OPS
 
 # ------------------------------------------------------------------------------ expressions
 
@@ -71,7 +71,7 @@ def meaning(tree, leaves, values):
         return CASTS[dtype](args)
     if op == "leaf":
         return leaves[dtype, args]
-    value = CASTS[dtype](FOLDS[op](*(meaning(arg, leaves, values) for arg in args)))
+    value = CASTS[dtype](OPS[op].fold(*(meaning(arg, leaves, values) for arg in args)))
     values.append(value)
     return value
 
@@ -247,7 +247,7 @@ def run_schedule(outputs, leaves):
         if x.op == "state":
             return [leaf[x.args] for leaf in leaves]
         arguments = zip(*(column_of(arg, columns) for arg in x.args), strict=True)
-        return [CASTS[x.dtype](FOLDS[x.op](*args)) for args in arguments]
+        return [CASTS[x.dtype](OPS[x.op].fold(*args)) for args in arguments]
 
     for statement in scheduled(outputs):
         if isinstance(statement, Guard):

@@ -19,7 +19,8 @@ from triton_checks import SCENARIOS, assert_same, engines, state_of, task_of, ze
 from qmix_trl.envs.compiled.choose import Settings, kernel
 from qmix_trl.envs.compiled.codegen import triton as triton_print
 from qmix_trl.envs.compiled.engines.buffers import SeenLayout
-from qmix_trl.envs.compiled.engines.triton import TritonEngine
+from qmix_trl.envs.compiled.engines.triton import TritonEngine, faster_compilation
+from qmix_trl.envs.compiled.lower.ops import OPS
 from qmix_trl.errors import Refused
 from qmix_trl.native import build
 
@@ -39,6 +40,11 @@ def test_printing_gives_the_same_program_each_time():
     text = triton_print.source(triton_operations.operations_step())
     assert text == triton_print.source(triton_operations.operations_step())
     compile(text, "step.py", "exec")
+
+
+def test_every_operation_has_a_case():
+    # A cast is not made by ``apply``: it has lines of its own in ``operations_step``.
+    assert {op for op, _, _ in triton_operations.CASES} | {"cast"} == set(OPS)
 
 
 def test_without_triton_it_says_what_to_install(monkeypatch):
@@ -105,6 +111,16 @@ def test_what_triton_does_not_compile_is_refused_in_one_line(tmp_path):
     fresh = triton_checks.pool_of_operations(1)
     with pytest.raises(build.BuildFailed, match="Triton: ZeroDivisionError integer division"):
         TritonEngine(source, fresh, 10, 0)
+
+
+@needs_triton
+def test_compilation_is_shortened_only_for_a_while():
+    from triton._C.libtriton import passes
+
+    kept = passes.ttgpuir.add_coalesce
+    with faster_compilation():
+        assert passes.ttgpuir.add_coalesce is not kept
+    assert passes.ttgpuir.add_coalesce is kept
 
 
 # ----------------------------------------------------------------------------------- on a device

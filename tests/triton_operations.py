@@ -2,7 +2,8 @@
 
 import torch
 
-from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, FOLDS, INT, PAIR, Program
+from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, INT, PAIR, Program
+from qmix_trl.envs.compiled.lower.ops import OPS
 from qmix_trl.envs.compiled.lower.step import StateNumber, Step
 from qmix_trl.envs.compiled.trace import draws
 
@@ -88,7 +89,7 @@ def by_definition():
         return x[name][e].item() if isinstance(name, str) else name
 
     made = [
-        torch.tensor([float(FOLDS[op](*(argument(name, e) for name in args))) for e in range(E)])
+        torch.tensor([float(OPS[op].fold(*(argument(name, e) for name in args))) for e in range(E)])
         for op, args, _ in CASES
     ]
     fixed = torch.tensor([0.25, 0.5]).expand(E, 2)

@@ -1,16 +1,13 @@
-"""Prints a step as C++: straight-line code over W environments, with guards."""
+"""Prints a step as C++: straight-line code over W environments, with guards.
+
+A state value that is an integer or a boolean is stored as the float with the same bits.
+"""
 
 import math
 
 import numpy as np
 
-from qmix_trl.envs.compiled.codegen.printing import (
-    OPERATORS,
-    Forms,
-    Output,
-    number_places,
-    statements,
-)
+from qmix_trl.envs.compiled.codegen.printing import Language, Output, number_places, statements
 from qmix_trl.envs.compiled.codegen.rollout import Rollout
 from qmix_trl.envs.compiled.codegen.schedule import Guard
 from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, INT, PAIR, Expression, Scalar
@@ -24,30 +21,7 @@ PARAMETERS = (
     "const vf *now, vf *then, const vi *action, const Draws &draws, "
     "vf *seen, vf *agent_reward, vf *reward, vi *terminated"
 )
-FORMS = {
-    **OPERATORS,
-    "div": "({0} / {1})",
-    "not": "(~{0})",
-    "where": "({0} ? {1} : {2})",
-    "floor": "vfloor({0})",
-    "sqrt": "vsqrt({0})",
-    "first": "{0}.x",
-    "second": "{0}.y",
-}
-FLOAT_FORMS = {
-    "abs": "vabs({0})",
-    "sign": "vsign({0})",
-    "minimum": "vmin({0}, {1})",
-    "maximum": "vmax({0}, {1})",
-    "remainder": "vremainder({0}, {1})",
-}
-INT_FORMS = {
-    "abs": "iabs({0})",
-    "sign": "isign({0})",
-    "minimum": "imin({0}, {1})",
-    "maximum": "imax({0}, {1})",
-    "remainder": "iremainder({0}, {1})",
-}
+FORMS = {"first": "{0}.x", "second": "{0}.y"}  # all others are those of OPS
 CASTS = {
     (FLOAT, INT): "to_i({0})",
     (FLOAT, BOOL): "({0} != 0.0f)",
@@ -56,11 +30,11 @@ CASTS = {
     (BOOL, FLOAT): "b_to_f({0})",
     (BOOL, INT): "b_to_i({0})",
 }
-ALL_FORMS = Forms(FORMS, FLOAT_FORMS, INT_FORMS, CASTS)
+CPP = Language(FORMS, {}, CASTS)
 
 
 def source(step: Step) -> str:
-    """Return the whole source of a step's library."""
+    """Return the source of a step's library, headers included."""
     sizes = {
         "SPAWN_TRIES": f"{SPAWN_TRIES}u",
         "SPAWN_STREAM": f"{SPAWN_STREAM}u",
@@ -81,13 +55,13 @@ def source(step: Step) -> str:
 
 
 def function(step: Step) -> str:
-    """Return the function that takes one step of W environments."""
+    """Return the C++ function that takes one step of W environments."""
     body = "\n  ".join(statements(outputs(step), Printer(number_places(step))))
     return f"static void step({PARAMETERS}) {{\n  {body}\n}}\n"
 
 
 def outputs(step: Step) -> list[Output]:
-    """Return all that a step writes."""
+    """Return the numbers that a step writes, in the order in which they are computed."""
     seen = [*step.observation, *step.state]
     return [
         *(Output(f"seen[{j}] = {{0}};", FLOAT, x) for j, x in enumerate(seen)),
@@ -95,22 +69,22 @@ def outputs(step: Step) -> list[Output]:
         Output("*reward = {0};", FLOAT, step.reward),
         Output("*terminated = {0};", BOOL, step.terminated),
         *(
-            Output(f"{number_place(k, row.now.dtype)} = {{0}};", row.now.dtype, row.then)
-            for k, row in enumerate(step.numbers)
+            Output(f"{number_place(k, number.now.dtype)} = {{0}};", number.now.dtype, number.then)
+            for k, number in enumerate(step.numbers)
         ),
     ]
 
 
 def number_place(k: int, dtype: str) -> str:
-    """Return where a row of the next state is written; whole numbers as their bits."""
+    """Return the place of a number of the next state."""
     return f"then[{k}]" if dtype == FLOAT else f"*(vi *)&then[{k}]"
 
 
 class Printer:
-    """Prints expressions.
+    """Prints expressions as C++.
 
     Args:
-        number_of: the row of the state that holds a path's place.
+        number_of: the index of a state number, by path and place.
     """
 
     def __init__(self, number_of: dict[tuple[int, int], int]) -> None:
@@ -137,8 +111,8 @@ class Printer:
         """Return the code of an expression."""
         match x.op:
             case "state":
-                row = f"now[{self.number_of[x.args]}]"
-                return row if x.dtype == FLOAT else f"(vi){row}"
+                place = f"now[{self.number_of[x.args]}]"
+                return place if x.dtype == FLOAT else f"(vi){place}"
             case "action":
                 return f"action[{x.args[1]}]"
             case "uniform" | "normal":
@@ -147,7 +121,7 @@ class Printer:
                 return "(vi)draws.environment"
             case "spawn":
                 return self._spawn(x)
-        return ALL_FORMS.operation(x, self.value)
+        return CPP.operation(x, self.value)
 
     def _spawn(self, x: Expression) -> str:
         (site, *settings), *occupied = x.args
@@ -157,7 +131,7 @@ class Printer:
         return f"spawn<{n}>(draws, {site}u, {numbers}, Points<{n}>{{{{{listed}}}}})"
 
     def value(self, x: Scalar, dtype: str) -> str:
-        """Return an argument."""
+        """Return the code of a value; a constant is printed as the type."""
         if isinstance(x, Expression):
             return f"v{x.index}"
         if dtype == FLOAT:
@@ -165,14 +139,14 @@ class Printer:
         return f"N({-int(x) if dtype == BOOL else int(x)})"
 
     def stored(self, x: Scalar, dtype: str) -> str:
-        """Return a value as the type that it is written in."""
+        """Return the code of a value, converted to the type as which it is written."""
         if isinstance(x, Expression) and x.dtype != dtype:
             return CASTS[x.dtype, dtype].format(self.value(x, x.dtype))
         return self.value(x, dtype)
 
 
 def number(x: float) -> str:
-    """Return a float constant, exact in 32 bits."""
+    """Return the literal of a float32."""
     x = float(np.float32(x))
     if math.isinf(x) or math.isnan(x):
         return "NAN" if math.isnan(x) else "INFINITY" if x > 0 else "-INFINITY"

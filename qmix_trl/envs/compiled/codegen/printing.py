@@ -1,68 +1,61 @@
-"""What the printers of a step share: operators, and the order in which all is printed."""
+"""The parts that the printers of C++ and Triton share."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from qmix_trl.envs.compiled.codegen.schedule import Guard, scheduled
-from qmix_trl.envs.compiled.lower.expressions import BOOL, INT, Expression, Scalar
+from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, INT, Expression, Scalar
+from qmix_trl.envs.compiled.lower.ops import OPS
 from qmix_trl.envs.compiled.lower.step import Step
 
-# Of operations that are written alike in C++ and in Triton; {0} and so on are the arguments.
-OPERATORS = {
-    "add": "({0} + {1})",
-    "sub": "({0} - {1})",
-    "mul": "({0} * {1})",
-    "neg": "(-{0})",
-    "lt": "({0} < {1})",
-    "le": "({0} <= {1})",
-    "eq": "({0} == {1})",
-    "ne": "({0} != {1})",
-    "and": "({0} & {1})",
-    "or": "({0} | {1})",
-    "isnan": "({0} != {0})",
-    "floor_divide": "floor_divide({0}, {1})",
-    **{op: f"v{op}({{0}})" for op in ("exp", "log", "sin", "cos", "tan", "tanh")},
-    **{op: f"v{op}({{0}}, {{1}})" for op in ("atan2", "logaddexp")},
-}
+CALLED = re.compile(r"(?<![.\w])([a-z]\w*)\(")
 
 
 @dataclass(frozen=True)
-class Forms:
-    """How a language writes operations.
+class Language:
+    """The code of operations in one language: where it is not the form in ``OPS``.
 
     Attributes:
-        common: by operation.
-        floats: by operation, where the result is no whole number.
-        whole: by operation, where it is.
-        casts: by the types from which and to which.
+        forms: by operation.
+        int_forms: by operation, where the result is an integer; before ``forms``.
+        casts: by the type of the argument and that of the result.
     """
 
-    common: Mapping[str, str]
-    floats: Mapping[str, str]
-    whole: Mapping[str, str]
+    forms: Mapping[str, str]
+    int_forms: Mapping[str, str]
     casts: Mapping[tuple[str, str], str]
 
-    def of(self, x: Expression) -> str:
-        """Return the form of an operation."""
-        if x.op == "cast":
-            return self.casts[x.args[0].dtype, x.dtype]
-        return self.common.get(x.op) or (self.whole if x.dtype == INT else self.floats)[x.op]
+    def form(self, op: str, dtype: str) -> str:
+        """Return the code of an operation with a result of a type; {0}, {1} .. are arguments."""
+        if dtype == INT and op in self.int_forms:
+            return self.int_forms[op]
+        if op in self.forms:
+            return self.forms[op]
+        return (OPS[op].int_form or OPS[op].form) if dtype == INT else OPS[op].form
+
+    def functions(self) -> set[str]:
+        """Return the names of the functions that forms call, without those of a module."""
+        forms = [self.form(op, dtype) for op in OPS if op != "cast" for dtype in (FLOAT, INT)]
+        return {name for form in forms for name in CALLED.findall(form)}
 
     def operation(self, x: Expression, argument: Callable[[Scalar, str], str]) -> str:
         """Return the code of an operation; ``argument`` prints a value of a type."""
-        arguments = zip(x.args, kinds(x), strict=True)
-        return self.of(x).format(*(argument(arg, kind) for arg, kind in arguments))
+        is_cast = x.op == "cast"
+        form = self.casts[x.args[0].dtype, x.dtype] if is_cast else self.form(x.op, x.dtype)
+        arguments = zip(x.args, argument_dtypes(x), strict=True)
+        return form.format(*(argument(arg, dtype) for arg, dtype in arguments))
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a step writes.
+    """One number that a step writes.
 
     Attributes:
-        form: the statements that write it; {0} is the value.
-        dtype: as which type.
-        value: what is written.
+        form: the statements that write it, with {0} for the value.
+        dtype: the type as which it is written.
+        value: the number.
     """
 
     form: str
@@ -80,11 +73,11 @@ class Printer(Protocol):
         """Return the statements of a guard."""
 
     def stored(self, x: Scalar, dtype: str) -> str:
-        """Return a value as the type that it is written in."""
+        """Return the code of a value, converted to the type as which it is written."""
 
 
 def statements(outputs: list[Output], printer: Printer) -> list[str]:
-    """Return the lines that compute outputs, and write each as soon as it is known."""
+    """Return the lines that compute outputs and write each as soon as it is known."""
     lines: list[str] = []
     for statement in scheduled([output.value for output in outputs]):
         if isinstance(statement, int):
@@ -99,11 +92,11 @@ def statements(outputs: list[Output], printer: Printer) -> list[str]:
 
 
 def number_places(step: Step) -> dict[tuple[int, int], int]:
-    """Return the row of the state that holds a path's place."""
-    return {(row.path, row.place): k for k, row in enumerate(step.numbers)}
+    """Return the index among a step's numbers, by path and place."""
+    return {(number.path, number.place): k for k, number in enumerate(step.numbers)}
 
 
-def kinds(x: Expression) -> list[str]:
+def argument_dtypes(x: Expression) -> list[str]:
     """Return the types of an operation's arguments."""
     if x.op == "where":
         return [BOOL, x.dtype, x.dtype]

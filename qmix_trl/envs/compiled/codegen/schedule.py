@@ -1,8 +1,8 @@
-"""In which order expressions are computed, and which of them only where they matter.
+"""The order of a step's statements, and the guards around parts that are rarely needed.
 
-Most of a simulation is contact forces that are zero for almost all environments: a ``where`` on a
-mask, with an expensive side. A *guard* computes that side only if the mask holds for any
-environment of the block.
+Most of a simulation is contact forces, which are zero in almost all environments: a selection
+(``where``) by a mask, with an expensive side. A *guard* computes that side only if the mask holds
+in an environment of the block.
 """
 
 import heapq
@@ -11,27 +11,22 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from qmix_trl.envs.compiled.lower.expressions import Expression, Scalar
+from qmix_trl.envs.compiled.lower.ops import OPS
 
-COSTS = {
-    **dict.fromkeys(("div", "sqrt", "floor_divide", "remainder"), 5),
-    **dict.fromkeys(("sin", "cos", "tan", "exp", "log", "tanh", "atan2"), 20),
-    **dict.fromkeys(("logaddexp", "uniform"), 50),
-    "normal": 100,
-    "spawn": 500,
-}  # of one operation; 1 if it is not here
-GUARD_COST = 20  # what a guarded side must cost
-LEAVES = ("state", "action")
+LEAF_COSTS = {"uniform": 50, "normal": 100, "spawn": 500}  # of other leaves 1
+GUARD_COST = 20  # the least cost of a guarded side
+LEAVES = ("state", "action")  # known before the step
 
 
 @dataclass(frozen=True, eq=False)
 class Guard:
-    """Selections on one mask, and what only they need.
+    """Selections by one mask, and the expressions that only they use.
 
     Attributes:
         mask: a boolean.
-        side: which side is guarded, 1 where the mask holds, 2 where it does not.
+        side: the guarded side: 1 where the mask holds, 2 where it does not.
         selections: the ``where`` expressions, in order.
-        body: what is computed only if needed, in order.
+        body: the expressions that only the guarded side uses, in order.
     """
 
     mask: Expression
@@ -41,8 +36,8 @@ class Guard:
 
     @cached_property
     def members(self) -> tuple[Expression, ...]:
-        """All expressions of the guard, in order: a body may read a selection before it."""
-        return tuple(sorted(self.selections + self.body, key=lambda x: x.index))
+        """All expressions of the guard, in order: the body may use an earlier selection."""
+        return _in_order({*self.selections, *self.body})
 
     @cached_property
     def span(self) -> tuple[int, int]:
@@ -52,7 +47,7 @@ class Guard:
 
     @cached_property
     def needs(self) -> set[Expression]:
-        """What must be known before."""
+        """The expressions that must be known before the guard."""
         inside = set(self.members)
         outside = {x for member in self.members for x in member.inputs if x not in inside}
         return outside | {self.mask}
@@ -62,7 +57,7 @@ Statement = Expression | Guard
 
 
 def live(outputs: Iterable[Scalar]) -> set[Expression]:
-    """Return all expressions that outputs depend on."""
+    """Return the expressions that outputs depend on."""
     found: set[Expression] = set()
     waiting = [x for x in outputs if isinstance(x, Expression)]
     while waiting:
@@ -74,12 +69,12 @@ def live(outputs: Iterable[Scalar]) -> set[Expression]:
 
 
 def cost(expressions: Iterable[Expression]) -> int:
-    """Return what expressions cost together."""
-    return sum(COSTS.get(x.op, 1) for x in expressions)
+    """Return the cost of computing expressions, in additions."""
+    return sum(OPS[x.op].cost if x.op in OPS else LEAF_COSTS.get(x.op, 1) for x in expressions)
 
 
 def users_of(expressions: set[Expression], outputs: Iterable[Scalar]) -> dict:
-    """Return for each expression the expressions that use it, with None for an output."""
+    """Return the users of each expression; None stands for an output."""
     users: dict[Expression, set[Expression | None]] = {x: set() for x in expressions}
     for expression in expressions:
         for used in expression.inputs:
@@ -91,7 +86,7 @@ def users_of(expressions: set[Expression], outputs: Iterable[Scalar]) -> dict:
 
 
 def guards(outputs: list[Scalar]) -> list[Guard]:
-    """Return guards that can be computed one by one, the most expensive first."""
+    """Return guards that share no expression and can be ordered, the most expensive first."""
     expressions = live(outputs)
     users = users_of(expressions, outputs)
     groups: dict[tuple[Expression, int], list[Expression]] = {}
@@ -115,18 +110,37 @@ def guards(outputs: list[Scalar]) -> list[Guard]:
 
 
 def _guard(mask: Expression, side: int, group: list[Expression], users: dict) -> Guard | None:
-    """Return the guard of selections on a mask, None if it is not worth it."""
-    other = {x.args[3 - side] for x in group if isinstance(x.args[3 - side], Expression)}
-    sides = {x.args[side] for x in group} - other - {mask}
+    """Return the guard of selections by a mask, or None if it is too cheap or not possible."""
+    others = {x.args[3 - side] for x in group if isinstance(x.args[3 - side], Expression)}
+    sides = {x.args[side] for x in group} - others - {mask}
     selections = {x for x in group if x.args[side] in sides}
+    body = _used_only_by(selections, sides, others | {mask}, users)
+    selections = {x for x in selections if x.args[side] in body}
+    # Dropping a selection can make a shared operand escape its guard, so check again.
+    if any(not users[x] <= (body | selections) for x in body) or cost(body) < GUARD_COST:
+        return None
+    return Guard(mask, side, _in_order(selections), _in_order(body))
+
+
+def _used_only_by(
+    selections: set[Expression], sides: set[Expression], outside: set[Expression], users: dict
+) -> set[Expression]:
+    """Return the expressions that only selections use, directly or through each other.
+
+    Args:
+        selections: the selections.
+        sides: their guarded sides.
+        outside: expressions that are left out.
+        users: of each expression.
+    """
     body: set[Expression] = set()
     waiting = [(-x.index, x) for x in sides]
     heapq.heapify(waiting)
     considered = set(sides)
     while waiting:
-        # Users come later in the program: when it is an expression's turn, all are decided.
+        # Users have higher indices, so all users of x are decided before x.
         _, x = heapq.heappop(waiting)
-        if x in other or x is mask or x in selections or x.op in LEAVES:
+        if x in outside or x in selections or x.op in LEAVES:
             continue
         if users[x] <= (body | selections):
             body.add(x)
@@ -134,21 +148,15 @@ def _guard(mask: Expression, side: int, group: list[Expression], users: dict) ->
                 if used not in considered:
                     considered.add(used)
                     heapq.heappush(waiting, (-used.index, used))
-    selections = {x for x in selections if x.args[side] in body}
-    # A side that is left alone may have held others: they are used outside now.
-    if any(None in users[x] or not users[x] <= (body | selections) for x in body):
-        return None
-    if cost(body) < GUARD_COST:
-        return None
+    return body
 
-    def in_order(xs: set[Expression]) -> tuple[Expression, ...]:
-        return tuple(sorted(xs, key=lambda x: x.index))
 
-    return Guard(mask, side, in_order(selections), in_order(body))
+def _in_order(expressions: set[Expression]) -> tuple[Expression, ...]:
+    return tuple(sorted(expressions, key=lambda x: x.index))
 
 
 def _waits_for_itself(guard: Guard, accepted: dict[Expression, Guard]) -> bool:
-    """Say whether something that a guard needs depends on what it gives."""
+    """Say whether an expression that a guard needs depends on the guard."""
     lowest = _lowest_dependent(guard, accepted)
     seen: set[Statement] = set()
     waiting: list[Statement] = [accepted.get(x, x) for x in guard.needs]
@@ -165,10 +173,10 @@ def _waits_for_itself(guard: Guard, accepted: dict[Expression, Guard]) -> bool:
 
 
 def _lowest_dependent(guard: Guard, accepted: dict[Expression, Guard]) -> int:
-    """Return an index below which no expression can depend on a guard.
+    """Return an index below which no expression depends on a guard.
 
-    Expressions need only what comes before them in the program. Guards need all that any of
-    their members does: a way to later expressions leads through guards that span them.
+    An expression needs only expressions of lower index. A guard needs all that its members need,
+    so a dependency can lead to a lower index only through a guard that spans both.
     """
     spans = [other.span for other in dict.fromkeys(accepted.values())]
     lowest = guard.span[0]
@@ -180,17 +188,17 @@ def _lowest_dependent(guard: Guard, accepted: dict[Expression, Guard]) -> int:
 
 
 def scheduled(outputs: list[Scalar]) -> Iterator[Statement | int]:
-    """Give statements in an order that can be computed, and the index of each output behind it."""
-    of = {member: guard for guard in guards(outputs) for member in guard.members}
+    """Yield statements in an order of dependencies, and each output's index once it is known."""
+    guard_of = {member: guard for guard in guards(outputs) for member in guard.members}
     done: set[Statement] = set()
     for i, output in enumerate(outputs):
         if isinstance(output, Expression):
-            yield from _before(of.get(output, output), of, done)
+            yield from _before(guard_of.get(output, output), guard_of, done)
         yield i
 
 
-def _before(target: Statement, of: dict[Expression, Guard], done: set) -> Iterator[Statement]:
-    """Give a statement behind all that it needs."""
+def _before(target: Statement, guard_of: dict[Expression, Guard], done: set) -> Iterator[Statement]:
+    """Yield what a statement needs and is not done, then the statement."""
     stack: list[tuple[Statement, bool]] = [(target, False)]
     while stack:
         statement, ready = stack.pop()
@@ -203,4 +211,4 @@ def _before(target: Statement, of: dict[Expression, Guard], done: set) -> Iterat
         stack.append((statement, True))
         needs = statement.needs if isinstance(statement, Guard) else statement.inputs
         ordered = sorted(needs, key=lambda x: -x.index)
-        stack.extend((of.get(x, x), False) for x in ordered)
+        stack.extend((guard_of.get(x, x), False) for x in ordered)

@@ -1,20 +1,14 @@
 """Prints a step as a Triton kernel: straight-line code over a block of environments, with guards.
 
-The sibling of ``cpp``: the same operations, of the same names where they have names of their own
-(``triton_simd``), and the rollout of ``rollout.h`` around them.
+The kernel takes the steps and resets of ``rollout.h``. Its functions are in ``triton_simd``, under
+the names of ``simd.h``.
 """
 
 import math
 
 import numpy as np
 
-from qmix_trl.envs.compiled.codegen.printing import (
-    OPERATORS,
-    Forms,
-    Output,
-    number_places,
-    statements,
-)
+from qmix_trl.envs.compiled.codegen.printing import Language, Output, number_places, statements
 from qmix_trl.envs.compiled.codegen.schedule import Guard
 from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, INT, Expression, Scalar
 from qmix_trl.envs.compiled.lower.step import Step
@@ -22,29 +16,16 @@ from qmix_trl.envs.compiled.trace.draws import SPAWN_STREAM, SPAWN_TRIES
 
 TYPES = {FLOAT: "tl.float32", INT: "tl.int32", BOOL: "tl.int1"}
 FORMS = {
-    **OPERATORS,
     "div": "tl.div_rn({0}, {1})",
     "not": "({0} == 0)",
     "where": "tl.where({0}, {1}, {2})",
     "abs": "tl.abs({0})",
     "sqrt": "tl.sqrt_rn({0})",
-    "floor": "vfloor({0})",
     "first": "{0}[0]",
     "second": "{0}[1]",
-}
-FLOAT_FORMS = {
-    "sign": "vsign({0})",
-    "minimum": "vmin({0}, {1})",
-    "maximum": "vmax({0}, {1})",
-    "remainder": "vremainder({0}, {1})",
-}
-INT_FORMS = {
-    "sign": "isign({0})",
-    "minimum": "tl.minimum({0}, {1})",
-    "maximum": "tl.maximum({0}, {1})",
-    "remainder": "iremainder({0}, {1})",
-}
-OF_BLOCKS = ("atan2", "logaddexp", "floor_divide", "remainder")  # take no plain numbers
+}  # where they are not those of OPS
+INT_FORMS = {"minimum": "tl.minimum({0}, {1})", "maximum": "tl.maximum({0}, {1})"}
+OF_BLOCKS = ("atan2", "logaddexp", "floor_divide", "remainder")  # a constant must be a block
 CASTS = {
     (FLOAT, INT): "{0}.to(tl.int32)",
     (FLOAT, BOOL): "({0} != 0.0)",
@@ -53,20 +34,20 @@ CASTS = {
     (BOOL, FLOAT): "{0}.to(tl.float32)",
     (BOOL, INT): "{0}.to(tl.int32)",
 }
-ALL_FORMS = Forms(FORMS, FLOAT_FORMS, INT_FORMS, CASTS)
-# Between numbers and the floats that hold their bits; a boolean is all bits or none.
+TRITON = Language(FORMS, INT_FORMS, CASTS)
+# The state holds an integer or a boolean as the float with the same bits; True has all bits set.
 FROM_BITS = {FLOAT: "{0}", INT: "as_bits({0})", BOOL: "(as_bits({0}) != 0)"}
 TO_BITS = {FLOAT: "{0}", INT: "as_float({0})", BOOL: "as_float(-({0}.to(tl.int32)))"}
 
-FUNCTIONS = (
-    "as_bits as_float floor_divide iremainder isign normal put some spawn uniform vatan2 vcos vexp "
-    "vfloor vlog vlogaddexp vmax vmin vremainder vsign vsin vtan vtanh"
-)
+
+# Of triton_simd.
+FUNCTIONS = {"as_bits", "as_float", "normal", "put", "some", "spawn", "uniform"}
+FUNCTIONS |= TRITON.functions()
 HEAD = f"""\
 import triton
 import triton.language as tl
 
-from qmix_trl.envs.compiled.codegen.triton_simd import {", ".join(FUNCTIONS.split())}
+from qmix_trl.envs.compiled.codegen.triton_simd import {", ".join(sorted(FUNCTIONS))}
 
 SIZES = ("first", "n_steps", "buffer_steps", "n_envs", "stride", "max_steps", "reset_when_done",
          "pool_size")
@@ -74,17 +55,17 @@ POINTERS = ("action", "seen", "last_seen", "agent_reward", "reward", "terminated
             "done", "state", "steps", "resets", "key", "pool")
 
 
-# One kernel for all sizes: it takes long to compile.
+# One kernel serves all sizes, because compiling takes long.
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=POINTERS)
 def rollout(
-    # The steps to take, of rows of buffer_steps; buffers as in buffers.py.
+    # The steps to take, in buffers (buffers.py) of buffer_steps steps.
     first, n_steps, buffer_steps,
     action, seen, last_seen, agent_reward, reward, terminated, truncated, done,
-    # State [NUMBERS, stride], steps since the last reset and resets since the pool was drawn
-    # [n_envs], seed and number of the first step [2].
+    # State [NUMBERS, stride]; steps since the last reset and resets since the pool was drawn, both
+    # [n_envs]; the key [2]: the seed and the number of the first step.
     n_envs, stride, state, steps, resets, key,
     max_steps, reset_when_done,
-    # Fresh states [pool_size, NUMBERS + SEEN].
+    # States of the pool [pool_size, NUMBERS + SEEN].
     pool, pool_size,
     BLOCK: tl.constexpr,
 ):
@@ -101,7 +82,7 @@ BEGIN = """\
 place = e64 * buffer_steps + t
 draws = (e.to(tl.uint32), seed, number + (t - first).to(tl.uint32))
 """
-# Environment e's next fresh state is row e + r n_envs of the pool, as in rollout.h.
+# Reset r of environment e takes state e + r n_envs of the pool, as in rollout.h.
 END = """\
 steps_now += 1
 ends = {terminated}
@@ -125,36 +106,35 @@ TAIL = """\
 
 
 def source(step: Step) -> str:
-    """Return the source of a module whose ``rollout`` is a step's kernel."""
-    rows = [f"tl.load(state + {k} * stride + e)" for k in range(len(step.numbers))]
-    places = [f"tl.store(state + {k} * stride + e, s{k}, mask=inside)" for k in range(len(rows))]
+    """Return the source of a Python module whose ``rollout`` is the kernel of a step."""
+    numbers = range(len(step.numbers))
     return "\n".join(
         [
-            HEAD + "\n".join(f"    s{k} = {row}" for k, row in enumerate(rows)),
+            HEAD + "\n".join(f"    s{k} = tl.load(state + {k} * stride + e)" for k in numbers),
             "    for t in range(first, first + n_steps):",
             *(f"        {line}" for line in body(step)),
-            *(f"    {place}" for place in places),
+            *(f"    tl.store(state + {k} * stride + e, s{k}, mask=inside)" for k in numbers),
             TAIL,
         ]
     )
 
 
 def body(step: Step) -> list[str]:
-    """Return the lines that take one step of a block."""
+    """Return the lines that take one step of a block of environments."""
     printer = Printer(number_places(step), step.n_agents)
     kept = (f"s{k} = t{k}" for k in range(len(step.numbers)))
     return [*BEGIN.splitlines(), *statements(outputs(step), printer), *kept]
 
 
 def outputs(step: Step) -> list[Output]:
-    """Return all that a step writes.
+    """Return the numbers that a step writes, in the order in which they are computed.
 
-    Whether an environment ends comes first: where a reset follows, all that is written behind it
-    is the fresh state's.
+    ``terminated`` comes first: where a reset follows, the observation and the state that are
+    written afterwards come from the pool.
     """
     seen = [*step.observation, *step.state]
-    n_rows, n = len(step.numbers), step.n_agents
-    end = END.format(terminated="{0}", width=n_rows + len(seen), seen=len(seen))
+    n_numbers, n = len(step.numbers), step.n_agents
+    end = END.format(terminated="{0}", width=n_numbers + len(seen), seen=len(seen))
     return [
         Output(end, BOOL, step.terminated),
         Output("tl.store(reward + place, {0}, mask=inside)", FLOAT, step.reward),
@@ -162,29 +142,29 @@ def outputs(step: Step) -> list[Output]:
             Output(f"tl.store(agent_reward + place * {n} + {a}, {{0}}, mask=inside)", FLOAT, x)
             for a, x in enumerate(step.agent_reward)
         ),
-        *(Output(seen_place(j, n_rows), FLOAT, x) for j, x in enumerate(seen)),
+        *(Output(seen_form(j, n_numbers), FLOAT, x) for j, x in enumerate(seen)),
         *(
-            Output(number_place(k, row.now.dtype), row.now.dtype, row.then)
-            for k, row in enumerate(step.numbers)
+            Output(number_form(k, number.now.dtype), number.now.dtype, number.then)
+            for k, number in enumerate(step.numbers)
         ),
     ]
 
 
-def seen_place(j: int, n_rows: int) -> str:
-    """Return how a number of what is seen is written."""
-    return f"put(seen_to + {j}, last_to + {j}, fresh + {n_rows + j}, {{0}}, over, taken, inside)"
+def seen_form(j: int, n_numbers: int) -> str:
+    """Return the statement that writes number j of observation and state."""
+    return f"put(seen_to + {j}, last_to + {j}, fresh + {n_numbers + j}, {{0}}, over, taken, inside)"
 
 
-def number_place(k: int, dtype: str) -> str:
-    """Return how a row of the next state is kept; whole numbers as their bits."""
+def number_form(k: int, dtype: str) -> str:
+    """Return the statement that keeps number k of the next packed state."""
     return f"t{k} = tl.load(fresh + {k}, mask=taken, other={TO_BITS[dtype]})"
 
 
 class Printer:
-    """Prints expressions.
+    """Prints expressions as Triton.
 
     Args:
-        number_of: the row of the state that holds a path's place.
+        number_of: the index of a state number, by path and place.
         n_agents: N.
     """
 
@@ -197,7 +177,10 @@ class Printer:
         return f"v{x.index} = {self.form(x)}"
 
     def guard(self, guard: Guard) -> list[str]:
-        """Return the statements of a guard; its selections keep type and shape in the branch."""
+        """Return the statements of a guard.
+
+        Triton wants a variable to have one type and shape before and inside a branch.
+        """
         other, mask = 3 - guard.side, f"v{guard.mask.index}"
         return [
             *(f"v{x.index} = {self.stored(x.args[other], x.dtype)}" for x in guard.selections),
@@ -218,7 +201,7 @@ class Printer:
                 return "e"
             case "spawn":
                 return self._spawn(x)
-        return ALL_FORMS.operation(x, self.stored if x.op in OF_BLOCKS else self.value)
+        return TRITON.operation(x, self.stored if x.op in OF_BLOCKS else self.value)
 
     def _spawn(self, x: Expression) -> str:
         (site, *settings), *occupied = x.args
@@ -228,7 +211,7 @@ class Printer:
         return f"spawn(draws, {first}, {SPAWN_TRIES}, {numbers}, ({listed}))"
 
     def value(self, x: Scalar, dtype: str) -> str:
-        """Return an argument."""
+        """Return the code of a value; a constant is printed as the type."""
         if isinstance(x, Expression):
             return f"v{x.index}"
         if dtype == FLOAT:
@@ -236,7 +219,7 @@ class Printer:
         return str(bool(x)) if dtype == BOOL else str(wrapped(int(x)))
 
     def stored(self, x: Scalar, dtype: str) -> str:
-        """Return a value as a block of the type that it is written in."""
+        """Return the code of a value as a block of the type as which it is written."""
         if not isinstance(x, Expression):
             return f"tl.full([BLOCK], {self.value(x, dtype)}, {TYPES[dtype]})"
         if x.dtype != dtype:
@@ -245,15 +228,15 @@ class Printer:
 
 
 def wrapped(x: int) -> int:
-    """Return a whole number as 32 bits have it."""
+    """Return an integer wrapped to 32 bits, two's complement."""
     return (x + 2**31) % 2**32 - 2**31
 
 
 def number(x: float) -> str:
-    """Return a float constant, exact in 32 bits."""
+    """Return the literal of a float32."""
     x = float(np.float32(x))
     if math.isinf(x) or math.isnan(x):
         return f'float("{x}")'
-    # Triton takes what is too small for a normal number of 32 bits for one of 64.
+    # Triton takes a literal below the smallest normal float32 for a float64.
     small = 0 < abs(x) < 2.0**-126
     return f"tl.full([BLOCK], {x!r}, tl.float32)" if small else repr(x)

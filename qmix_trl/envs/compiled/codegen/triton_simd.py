@@ -91,7 +91,7 @@ def vexp(x):
 
 @triton.jit
 def vlog(x):
-    tiny = x < 1.17549435e-38
+    tiny = x < 1.1754943508222875e-38  # 2**-126; a literal below it would be a float64
     bits = as_bits(tl.where(tiny, x * 8388608.0, x))
     e = ((bits >> 23) & 0xFF) - 126 - tl.where(tiny, 23, 0)
     m = as_float((bits & 0x007FFFFF) | 0x3F000000)

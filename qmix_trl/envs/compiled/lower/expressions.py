@@ -1,13 +1,15 @@
-"""A step as scalar expressions of one environment: shared, folded, and of three types.
+"""Scalar expressions of one environment: simplified, and equal ones shared.
 
-An expression's value is one number for each environment. Constants are plain Python numbers.
+An expression has one value for each environment. Constants are plain Python numbers.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from qmix_trl.envs.compiled.lower.ops import OPS
 
 FLOAT, INT, BOOL, PAIR = "f", "i", "b", "p"
 
@@ -18,9 +20,9 @@ class Expression:
 
     Attributes:
         index: its place in the program; arguments come before it.
-        op: a name in ``FOLDS``; of a leaf, "state", "action", "uniform", "normal", "environment";
-            or "spawn", which gives a PAIR, with "first" and "second" of one.
-        args: expressions and constants; a leaf's say which number it is.
+        op: a name in ``OPS``; or that of a leaf: "state", "action", "uniform", "normal",
+            "environment", "spawn" (a PAIR), "first" or "second" (of a PAIR).
+        args: expressions and constants; those of a leaf identify it.
         dtype: FLOAT (32 bits), INT (32 bits), BOOL, or PAIR of floats.
     """
 
@@ -39,65 +41,24 @@ Scalar = Expression | float | int | bool
 
 
 def single(x: float) -> float:
-    """Return a number as float32 has it."""
+    """Return a number rounded to float32."""
     with np.errstate(over="ignore"):
         return float(np.float32(x))
 
 
-def _divide(a: float, b: float) -> float:
-    with np.errstate(all="ignore"):
-        return float(np.float32(a) / np.float32(b))
-
-
-def _unary(function: Callable[[np.float32], np.float32]) -> Callable[[float], float]:
-    def fold(a: float) -> float:
-        with np.errstate(all="ignore"):
-            return float(function(np.float32(a)))
-
-    return fold
-
-
-# What each operation is on constants: the definition of its meaning.
-FOLDS: dict[str, Callable] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": _divide,
-    "neg": lambda a: -a,
-    "abs": abs,
-    "sign": lambda a: (a > 0) - (a < 0),
-    "floor": _unary(np.floor),
-    "sqrt": _unary(np.sqrt),
-    "exp": _unary(np.exp),
-    "log": _unary(np.log),
-    "sin": _unary(np.sin),
-    "cos": _unary(np.cos),
-    "tan": _unary(np.tan),
-    "tanh": _unary(np.tanh),
-    "atan2": lambda a, b: math.atan2(a, b),
-    "logaddexp": lambda a, b: float(np.logaddexp(a, b)),
-    "minimum": lambda a, b: a if a != a or a < b else b,
-    "maximum": lambda a, b: a if a != a or a > b else b,
-    "remainder": lambda a, b: a - b * math.floor(a / b),
-    "floor_divide": lambda a, b: a // b,
-    "lt": lambda a, b: a < b,
-    "le": lambda a, b: a <= b,
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
-    "and": lambda a, b: a and b,
-    "or": lambda a, b: a or b,
-    "not": lambda a: not a,
-    "isnan": lambda a: a != a,
-    "where": lambda c, a, b: a if c else b,
-    "cast": lambda a: a,
-}
-COMMUTATIVE = {"add", "mul", "eq", "ne", "and", "or", "logaddexp"}
 CASTS = {FLOAT: single, INT: int, BOOL: bool}
 
 
 @dataclass
 class Program:
-    """Builds expressions; equal ones are one, and 0 times anything is 0, also times NaN."""
+    """Builds expressions and shares equal ones.
+
+    A product with the constant 0 is 0, also where the other side is infinite or NaN.
+
+    Attributes:
+        expressions: all, arguments before what uses them.
+        known: the same by operation, type and arguments.
+    """
 
     expressions: list[Expression] = field(default_factory=list)
     known: dict[tuple, Expression] = field(default_factory=dict)
@@ -107,21 +68,27 @@ class Program:
         return self._shared(op, args, dtype)
 
     def apply(self, op: str, *args: Scalar, dtype: str) -> Scalar:
-        """Return an operation on arguments of the types that it wants, simplified."""
+        """Return an operation, simplified.
+
+        Args:
+            op: a name in ``OPS``.
+            *args: of the types that the operation takes.
+            dtype: of the result.
+        """
         if not any(isinstance(arg, Expression) for arg in args):
-            return CASTS[dtype](FOLDS[op](*args))
+            return CASTS[dtype](OPS[op].fold(*args))
         simpler = self._simplified(op, args, dtype)
         return self._shared(op, args, dtype) if simpler is None else simpler
 
     def cast(self, x: Scalar, dtype: str) -> Scalar:
-        """Return a value as another type; to BOOL: whether it is not zero; to INT: truncated."""
+        """Return a value as another type: as BOOL, whether it is not zero; as INT, truncated."""
         if not isinstance(x, Expression):
             return CASTS[dtype](x)
         return x if x.dtype == dtype else self._shared("cast", (x,), dtype)
 
     def _shared(self, op: str, args: tuple, dtype: str) -> Expression:
         parts = [_identity(arg) for arg in args]
-        if op in COMMUTATIVE:
+        if op in OPS and OPS[op].commutes:
             parts.sort(key=repr)
         key = (op, dtype, *parts)
         if key not in self.known:
@@ -130,7 +97,7 @@ class Program:
         return self.known[key]
 
     def _simplified(self, op: str, args: tuple, dtype: str) -> Scalar | None:
-        """Return something simpler that is equal, None if there is nothing."""
+        """Return a simpler value that is equal, or None."""
         a, b = args[0], args[1] if len(args) > 1 else None
         match op:
             case "add" | "or":
@@ -177,10 +144,14 @@ def _has_exact_inverse(x: float) -> bool:
     return abs(mantissa) == 0.5 and abs(exponent) < 120
 
 
+def widest(*dtypes: str) -> str:
+    """Return the widest of types: FLOAT before INT before BOOL."""
+    return next(dtype for dtype in (FLOAT, INT, BOOL) if dtype in dtypes)
+
+
 def dtype_of(*values: Scalar) -> str:
-    """Return the widest type among values."""
-    kinds = [v.dtype if isinstance(v, Expression) else _constant_dtype(v) for v in values]
-    return next(kind for kind in (FLOAT, INT, BOOL) if kind in kinds)
+    """Return the widest type of values."""
+    return widest(*(v.dtype if isinstance(v, Expression) else _constant_dtype(v) for v in values))
 
 
 def _constant_dtype(x: float | int | bool) -> str:
@@ -192,7 +163,7 @@ def is_constant(x: Scalar | None, value: float) -> bool:
     return x is not None and not isinstance(x, Expression) and x == value
 
 
-def _if_constant(args: Iterable[Scalar], value: float) -> Scalar | None:
+def _if_constant(args: Sequence[Scalar], value: float) -> Scalar | None:
     """Return the other of two arguments if one is this constant."""
     a, b = args
     return b if is_constant(a, value) else a if is_constant(b, value) else None

@@ -1,141 +1,26 @@
-"""Which rule lowers each aten operation."""
+"""The rule that lowers each aten operation.
 
-from collections.abc import Callable
+A rule takes the ``Call`` and the operation's own arguments, with arrays of expressions for
+tensors. It returns the arrays of the results; of an operation in place, what is written.
+"""
 
-from qmix_trl.envs.compiled.lower.arithmetic import (
-    add,
-    clamp,
-    compare,
-    div,
-    floor_divide,
-    isnan,
-    logic,
-    mul,
-    nan_to_num,
-    of_floats,
-    of_numbers,
-    power,
-    reciprocal,
-    remainder,
-    rsub,
-    sub,
-    where,
-)
-from qmix_trl.envs.compiled.lower.indices import (
-    gather,
-    index,
-    index_put,
-    scatter,
-)
-from qmix_trl.envs.compiled.lower.reductions import (
-    cumulative_sum,
-    distances,
-    every,
-    extreme,
-    extreme_index,
-    extreme_value,
-    matrix_product,
-    mean,
-    product,
-    solve_triangular,
-    some,
-    total,
-    vector_norm,
-)
-from qmix_trl.envs.compiled.lower.views import (
-    arange,
-    cat,
-    copied,
-    diagonal,
-    expand,
-    fill,
-    full,
-    linspace,
-    permute,
-    repeat,
-    same,
-    scalar,
-    select_,
-    slice_,
-    squeeze,
-    stack,
-    transpose,
-    unbind,
-    unsqueeze,
-    view,
-    zero,
-)
+from collections.abc import Callable, Mapping
 
-RULES: dict[str, Callable] = {
-    **dict.fromkeys(("alias", "detach", "view_as"), same),
-    **dict.fromkeys(("clone", "lift_fresh_copy", "_to_copy", "contiguous"), copied),
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), view),
-    "expand": expand,
-    "select": select_,
-    "slice": slice_,
-    "unsqueeze": unsqueeze,
-    "squeeze": squeeze,
-    "permute": permute,
-    **dict.fromkeys(("transpose", "t"), transpose),
-    "unbind": unbind,
-    "diagonal": diagonal,
-    "cat": cat,
-    "stack": stack,
-    "repeat": repeat,
-    **dict.fromkeys(
-        ("zeros", "zeros_like", "ones", "ones_like", "full", "full_like", "empty", "empty_like"),
-        full,
-    ),
-    **dict.fromkeys(("new_zeros", "new_ones"), full),
-    **dict.fromkeys(("fill", "copy"), fill),
-    "zero": zero,
-    "scalar_tensor": scalar,
-    "arange": arange,
-    "linspace": linspace,
-    "add": add,
-    "sub": sub,
-    "rsub": rsub,
-    "mul": mul,
-    "div": div,
-    "remainder": remainder,
-    "floor_divide": floor_divide,
-    "pow": power,
-    "reciprocal": reciprocal,
-    **{op: of_floats(op) for op in ("sqrt", "exp", "log", "sin", "cos", "tan", "tanh", "atan2")},
-    **{op: of_floats(op) for op in ("logaddexp", "floor")},
-    **{op: of_numbers(op) for op in ("neg", "abs", "sign", "minimum", "maximum")},
-    "clamp": clamp,
-    "nan_to_num": nan_to_num,
-    "lt": compare("lt"),
-    "le": compare("le"),
-    "gt": compare("lt", swapped=True),
-    "ge": compare("le", swapped=True),
-    "eq": compare("eq"),
-    "ne": compare("ne"),
-    **dict.fromkeys(("bitwise_and", "logical_and", "__and__"), logic("and")),
-    **dict.fromkeys(("bitwise_or", "logical_or", "__or__"), logic("or")),
-    **dict.fromkeys(("bitwise_xor", "logical_xor"), logic("ne")),
-    **dict.fromkeys(("bitwise_not", "logical_not"), logic("not")),
-    "where": where,
-    "isnan": isnan,
-    "sum": total,
-    "mean": mean,
-    "prod": product,
-    "all": every,
-    "any": some,
-    "min": extreme("minimum"),
-    "max": extreme("maximum"),
-    "amin": extreme_value("minimum"),
-    "amax": extreme_value("maximum"),
-    "argmin": extreme_index("minimum"),
-    "argmax": extreme_index("maximum"),
-    "linalg_vector_norm": vector_norm,
-    **dict.fromkeys(("mm", "bmm"), matrix_product),
-    "_cdist_forward": distances,
-    "cumsum": cumulative_sum,
-    "linalg_solve_triangular": solve_triangular,
-    "scatter": scatter,
-    "gather": gather,
-    "index": index,
-    "index_put": index_put,
-}
+from qmix_trl.envs.compiled.lower import arithmetic, indices, reductions, views
+
+
+def merged(*tables: Mapping[str, Callable]) -> dict[str, Callable]:
+    """Return the rules of all tables.
+
+    Raises:
+        ValueError: if two tables have a rule for one operation.
+    """
+    rules: dict[str, Callable] = {}
+    for table in tables:
+        if twice := sorted(rules.keys() & table.keys()):
+            raise ValueError(f"rules: expected one rule for {', '.join(twice)}, got two; drop one")
+        rules.update(table)
+    return rules
+
+
+RULES = merged(views.RULES, arithmetic.RULES, reductions.RULES, indices.RULES)

@@ -1,4 +1,4 @@
-"""From a graph over batches to expressions of one environment."""
+"""A traced step over a batch of environments, lowered to expressions of one environment."""
 
 import operator
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,15 @@ from torch import Tensor
 from torch.fx import Node
 
 from qmix_trl.envs.compiled.lower.arrays import (
-    Arithmetic,
     Array,
     Unlowerable,
     as_array,
     boxed,
     dtype_letter,
+    holds_batch,
+    without_batch,
 )
+from qmix_trl.envs.compiled.lower.call import Call
 from qmix_trl.envs.compiled.lower.expressions import (
     BOOL,
     FLOAT,
@@ -38,10 +40,10 @@ class StateNumber:
     """One number of an environment's state.
 
     Attributes:
-        path: which of the state's tensors.
-        place: which of its elements, without the batch.
-        now: before the step.
-        then: after it.
+        path: the number of the state tensor that holds it.
+        place: the number of its element there, without the batch.
+        now: its value before the step.
+        then: its value after the step.
     """
 
     path: int
@@ -55,13 +57,13 @@ class Step:
     """A step of one environment.
 
     Attributes:
-        program: all expressions.
+        program: holds all expressions.
         observation: N x O scalars.
         state: S scalars.
         agent_reward: N scalars.
-        reward: the team's.
-        terminated: whether it ends.
-        numbers: the numbers of the state that the step reads.
+        reward: the team reward.
+        terminated: whether the episode ends.
+        numbers: the numbers of the state that results depend on, now or in a later step.
         n_agents: N.
     """
 
@@ -76,21 +78,21 @@ class Step:
 
     @property
     def outputs(self) -> list[Scalar]:
-        """All that a step gives, next state included."""
+        """All results of the step, followed by the next state."""
         seen = [*self.observation, *self.state, *self.agent_reward, self.reward, self.terminated]
         return [*seen, *(number.then for number in self.numbers)]
 
 
 def lower(graphs: Sequence[StepGraph], *, state_is_observations: bool) -> Step:
-    """Return a traced step for one environment.
+    """Return a traced step as expressions of one environment.
 
     Args:
-        graphs: one, or one for each choice that a reset makes in Python; which of them holds is
-            then a number of the state.
-        state_is_observations: the state is that of all agents' observations, and not given again.
+        graphs: one, or one for each choice that resets make in Python; the number of the choice
+            is then a number of the state.
+        state_is_observations: the state consists of all observations and is left empty here.
 
     Raises:
-        Unlowerable: at an operation across environments or without a rule.
+        Unlowerable: if an operation crosses environments or has no rule.
     """
     program = Program()
     runs = [Run(graph, program) for graph in graphs]
@@ -106,7 +108,6 @@ def lower(graphs: Sequence[StepGraph], *, state_is_observations: bool) -> Step:
     if state_is_observations:
         results[1] = results[1][:, :0]
     observation, state, agent_reward, reward, terminated = (list(x.flat) for x in results)
-    rows = live_numbers(results, leaves, next_state)
     return Step(
         program,
         observation,
@@ -114,13 +115,13 @@ def lower(graphs: Sequence[StepGraph], *, state_is_observations: bool) -> Step:
         agent_reward,
         reward[0],
         terminated[0],
-        rows,
-        len(agent_reward),
+        live_numbers(results, leaves, next_state),
+        n_agents=len(agent_reward),
     )
 
 
 def merged(program: Program, choice: Expression, versions: Sequence[Array]) -> Array:
-    """Return the version whose number the choice is."""
+    """Return, elementwise, the version whose number is the choice."""
     shape = np.broadcast_shapes(*(version.shape for version in versions))
     result = boxed(None, shape)
     for place in np.ndindex(shape):
@@ -137,44 +138,54 @@ def merged(program: Program, choice: Expression, versions: Sequence[Array]) -> A
 def live_numbers(
     results: Sequence[Array], leaves: Sequence[Array], next_state: Sequence[Array]
 ) -> list[StateNumber]:
-    """Return the numbers of the state that any result of any later step depends on."""
-    rows = {}
+    """Return the numbers of the state that a result of this or a later step depends on.
+
+    Args:
+        results: of a step.
+        leaves: the state before the step, one array for each path.
+        next_state: the state after the step, in the same order.
+    """
+    numbers = {}
     for path, (now, then) in enumerate(zip(leaves, next_state, strict=True)):
         then = np.broadcast_to(then, now.shape)
         for place, (a, b) in enumerate(zip(now.flat, then.flat, strict=True)):
-            rows[a] = StateNumber(path, place, a, b)
+            numbers[a] = StateNumber(path, place, a, b)
     live: list[StateNumber] = []
     waiting = [x for array in results for x in array.flat if isinstance(x, Expression)]
-    seen: set[Expression] = set()
+    visited: set[Expression] = set()
     while waiting:
         expression = waiting.pop()
-        if expression in seen:
+        if expression in visited:
             continue
-        seen.add(expression)
+        visited.add(expression)
         waiting.extend(expression.inputs)
         if expression.op == "state":
-            row = rows[expression]
-            live.append(row)
-            if isinstance(row.then, Expression):
-                waiting.append(row.then)
-    return sorted(live, key=lambda row: (row.path, row.place))
+            number = numbers[expression]
+            live.append(number)
+            if isinstance(number.then, Expression):
+                waiting.append(number.then)
+    return sorted(live, key=lambda number: (number.path, number.place))
 
 
 class Run:
-    """Runs through the graph of a step once, on expressions."""
+    """One run through the graph of a step, on arrays of expressions.
+
+    Args:
+        step: the traced step.
+        program: builds the expressions.
+    """
 
     def __init__(self, step: StepGraph, program: Program) -> None:
         self.step = step
-        self.maths = Arithmetic(program, step.n_envs)
+        self.program = program
         self.values: dict[Node, Any] = {}
         self.state_leaves: list[Array] = []
 
     def outputs(self) -> list[Array]:
-        """Return the graph's outputs."""
+        """Return the arrays of the graph's outputs."""
         nodes = list(self.step.graph.graph.nodes)
         leaves, alive = self._leaves(nodes), live_nodes(nodes)
         for node in nodes:
-            self.maths.node = node
             if node.op == "placeholder":
                 self.values[node] = next(leaves)
             elif node.op == "get_attr":
@@ -186,7 +197,7 @@ class Run:
         return [as_array(self._value(arg)) for arg in nodes[-1].args[0]]
 
     def _leaves(self, nodes: list[Node]) -> Iterator[Array]:
-        """Give, in the order of the graph's inputs: state, action, draws, key."""
+        """Yield the graph's inputs in their order: state, action, draws, key of spawning."""
         for i, tensor in enumerate(self.step.state):
             leaf = self._leaf("state", i, tensor.shape, tensor.dtype)
             self.state_leaves.append(leaf)
@@ -197,21 +208,21 @@ class Run:
         for draw in self.step.draws:
             numbers = boxed(None, (1, *draw.shape))
             for j, place in enumerate(np.ndindex(numbers.shape)):
-                numbers[place] = self.maths.program.leaf(draw.kind, first + j, dtype=FLOAT)
+                numbers[place] = self.program.leaf(draw.kind, first + j, dtype=FLOAT)
             first += prod(draw.shape)
             yield numbers
-        yield boxed(0, (2,))  # the key of spawning, which is not an expression
+        yield boxed(0, (2,))  # a printed step has its own key of spawning
 
     def _leaf(self, op: str, i: int, shape: Sequence[int], dtype: torch.dtype) -> Array:
-        leaves = boxed(None, self.maths.shape(shape))
+        leaves = boxed(None, without_batch(shape, self.step.n_envs))
         for j, place in enumerate(np.ndindex(leaves.shape)):
-            leaves[place] = self.maths.program.leaf(op, i, j, dtype=dtype_letter(dtype))
+            leaves[place] = self.program.leaf(op, i, j, dtype=dtype_letter(dtype))
         return leaves
 
     def _constant(self, tensor: Tensor) -> Array:
-        """Return a tensor that was made outside the step, or from constants."""
+        """Return the array of a tensor that the trace holds as a constant."""
         for axis, size in enumerate(tensor.shape):
-            if size == self.maths.batch:
+            if size == self.step.n_envs:
                 first = tensor.narrow(axis, 0, 1)
                 if not torch.equal(tensor, first.expand_as(tensor)):
                     raise Unlowerable("a constant that differs between environments")
@@ -241,30 +252,34 @@ class Run:
         if rule is None:
             raise Unlowerable(f"there is no rule for {node.target}")
         self._check_one_batch(node)
+        call = Call(node, self.program, self.step.n_envs)
         try:
-            result = rule(self.maths, *args, **kwargs)
+            result = rule(call, *args, **kwargs)
         except (TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise Unlowerable(f"{node.target}: {error}") from error
-        return self._write(args[0], result) if in_place else result
+        return _written(call, args[0], result) if in_place else result
 
     def _check_one_batch(self, node: Node) -> None:
-        """Refuse a tensor that has the environments in two axes: one beside another."""
+        """Refuse a result in which two axes hold the environments."""
         made = node.meta["val"]
         for tensor in made if isinstance(made, (list, tuple)) else [made]:
-            if sum(map(self.maths.is_batch, tensor.shape)) > 1:
+            if sum(holds_batch(size, self.step.n_envs) for size in tensor.shape) > 1:
                 raise Unlowerable(f"{node.target} over pairs of environments")
 
-    def _write(self, target: Array, value: Any) -> Array:
-        if not target.flags.writeable:
-            raise Unlowerable("a write to an expanded tensor")
-        value = self.maths.cast(value, self.maths.dtype())
-        target[...] = np.broadcast_to(value, target.shape).copy()
-        return target
-
     def _spawn(self, occupied, key, site, min_distance, low, high) -> Array:
-        taken = [self.maths.program.cast(x, FLOAT) for x in occupied.flat]
-        program, settings = self.maths.program, (site, min_distance, *low, *high)
-        spawned = program.leaf("spawn", settings, *taken, dtype=PAIR)
+        taken = [self.program.cast(x, FLOAT) for x in occupied.flat]
+        settings = (site, min_distance, *low, *high)
+        spawned = self.program.leaf("spawn", settings, *taken, dtype=PAIR)
         position = boxed(None, (1, 1, 2))
-        position[0, 0, :] = [program.leaf(op, spawned, dtype=FLOAT) for op in ("first", "second")]
+        x, y = (self.program.leaf(op, spawned, dtype=FLOAT) for op in ("first", "second"))
+        position[0, 0, :] = [x, y]
         return position
+
+
+def _written(call: Call, target: Array, value: Any) -> Array:
+    """Return the target with a value written to it and all its views."""
+    if not target.flags.writeable:
+        raise Unlowerable("a write to an expanded tensor")
+    value = call.cast(value, call.output_dtype)
+    target[...] = np.broadcast_to(value, target.shape).copy()
+    return target
