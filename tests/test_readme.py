@@ -33,7 +33,6 @@ MAPS = {
     "qmix_trl/envs/compiled": (COMPILER, "Files"),
     "qmix_trl/native": ("qmix_trl/native/README.md", "Files"),
     "recipes": ("recipes/README.md", "Files"),
-    "tests": ("qmix_trl/README.md", "Tests"),
 }
 
 # What makes a command's run short: arguments put behind its own.
@@ -142,7 +141,7 @@ def owner(path: Path) -> str:
 
 def sources() -> list[Path]:
     """Return all files that a map lists."""
-    found = [p for folder in ("qmix_trl", "recipes", "tests") for p in (ROOT / folder).rglob("*")]
+    found = [p for folder in ("qmix_trl", "recipes") for p in (ROOT / folder).rglob("*")]
     return [p for p in found if p.suffix in (".py", ".h") and p.name != "__init__.py"]
 
 
