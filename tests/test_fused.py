@@ -2,6 +2,7 @@
 
 import copy
 import resource
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -50,10 +51,9 @@ COMPUTED = (ACTION_VALUE, HIDDEN, next_key(HIDDEN))
 TOLERANCE = 1e-5
 
 
-def env_of(agent_of, *, n_envs=4, engine="kernel", rows="slices", device="cpu"):
-    """Return an environment with the agent's memory and episode returns, and the agent."""
-    torch.manual_seed(0)
-    env = make_env(
+def base_env(*, n_envs=4, engine="kernel", rows="slices", device="cpu"):
+    """Return an environment without transforms."""
+    return make_env(
         "vmas",
         scenario="balance",
         n_envs=n_envs,
@@ -65,8 +65,20 @@ def env_of(agent_of, *, n_envs=4, engine="kernel", rows="slices", device="cpu"):
         device=device,
         reset_when_done=rows == "slices",
     )
+
+
+@cache
+def shared_env(n_envs):
+    """Return an environment for tests to which its state does not matter: it is slow to make."""
+    return base_env(n_envs=n_envs)
+
+
+def env_of(agent_of, *, env=None, **settings):
+    """Return an environment with the agent's memory and episode returns, and the agent."""
+    torch.manual_seed(0)
+    env = base_env(**settings) if env is None else env
     dims = env_dims(env)
-    agent = agent_of(dims.n_agents, dims.observation_dim, dims.n_actions).to(device)
+    agent = agent_of(dims.n_agents, dims.observation_dim, dims.n_actions).to(env.device)
     env = with_memory(env, agent)
     env.append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
     return env, agent
@@ -178,7 +190,9 @@ NETWORKS = {
 @pytest.mark.parametrize("n_envs", [1, 33, 70])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_values_equal_the_networks_and_actions_are_greedy(network, n_envs):
-    collector = collector_of(agent_of=NETWORKS[network], n_envs=n_envs, head=GreedyAction())
+    collector = collector_of(
+        agent_of=NETWORKS[network], env=shared_env(n_envs), head=GreedyAction()
+    )
     agent = collector.policy.module[0]
     assert collector.how == Chosen("C++ loop")
     # Values far apart; a GRU with such weights amplifies rounding from step to step.
@@ -275,12 +289,12 @@ def test_without_a_library_the_step_loop_runs(monkeypatch):
 
 def test_batches_leak_no_memory():
     collector = collector_of(n_envs=64)
-    for _ in range(50):
+    for _ in range(30):
         collector.collect()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
-    for _ in range(300):
+    for _ in range(100):
         collector.collect()
-    # Hidden states of a batch, with the next ones, are 1.2 MB: 300 leaked batches are 360 MB.
+    # Hidden states of a batch, with the next ones, are 1.2 MB: 100 leaked batches are 120 MB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30_000
 
 
@@ -351,14 +365,15 @@ def test_on_a_gpu_the_graph_equals_the_step_loop(monkeypatch):
 def test_the_pool_is_refilled_when_all_states_are_used(step_loop, monkeypatch):
     if step_loop:
         monkeypatch.setattr(policy_kernel, "why_not", lambda *_: "as asked for")
-    collector = collector_of(n_envs=64)
+    n_envs = 256
+    collector = collector_of(n_envs=n_envs)
     fresh = collector.env.engine.fresh
     renewals, renew = [], fresh.renew
     fresh.renew = lambda: (renewals.append(fresh.taken), renew())
-    taken = 64  # by the collector's own reset
-    for _ in range(120):
+    taken = n_envs  # by the collector's own reset
+    for _ in range(30):
         taken += collector.collect()[next_key(DONE)].sum().item()
     most = 4 * len(fresh.pool)  # four environments use each state
     assert taken > 2 * most
-    assert all(most <= n < most + 2 * 64 for n in renewals)
+    assert all(most <= n < most + 2 * n_envs for n in renewals)
     assert sum(renewals) + fresh.taken == taken
