@@ -98,9 +98,9 @@ def test_a_random_matrix_pays_the_entry_of_the_observed_game():
     assert batch[next_key(TERMINATED)].all()
     seen = batch[OBSERVATION].argmax(-1)  # [E, T, N]
     assert set(seen.flatten().tolist()) == {0, 1, 2, 3}
-    for row, t in product(range(8), range(3)):
-        (game,) = set(seen[row, t].tolist())
-        assert batch[next_key(REWARD)][row, t] == env.game.reward[(game, *batch[ACTION][row, t])]
+    for e, t in product(range(8), range(3)):
+        (game,) = set(seen[e, t].tolist())
+        assert batch[next_key(REWARD)][e, t] == env.game.reward[(game, *batch[ACTION][e, t])]
 
 
 @pytest.mark.parametrize(
@@ -111,23 +111,23 @@ def test_memory_equals_a_slow_loop(delay, n_agents, n_cues):
     batch = rollout(make_env("memory", keywords, n_envs=12), 5 * (delay + 1))
     observation, reward = batch[OBSERVATION], batch[next_key(REWARD)]
     assert 0 < reward.mean() < 1
-    for row, t in product(range(12), range(5 * (delay + 1))):
+    for e, t in product(range(12), range(5 * (delay + 1))):
         time = t % (delay + 1)
         if time == 0:
-            cue = int(observation[row, t, 0, :n_cues].argmax())
+            cue = int(observation[e, t, 0, :n_cues].argmax())
         shown = [float(time == 0 and c == cue) for c in range(n_cues)]
-        assert observation[row, t].tolist() == [[*shown, float(time == delay)]] * n_agents
+        assert observation[e, t].tolist() == [[*shown, float(time == delay)]] * n_agents
         available = [time == delay or action == 0 for action in range(n_cues)]
-        assert batch[ACTION_MASK][row, t].tolist() == [available] * n_agents
-        named = batch[ACTION][row, t].tolist() == [cue] * n_agents
-        assert reward[row, t] == float(time == delay and named)
-        assert batch[next_key(TERMINATED)][row, t] == (time == delay)
-        assert batch[STATE][row, t].argmax() == time * n_cues + cue
+        assert batch[ACTION_MASK][e, t].tolist() == [available] * n_agents
+        named = batch[ACTION][e, t].tolist() == [cue] * n_agents
+        assert reward[e, t] == float(time == delay and named)
+        assert batch[next_key(TERMINATED)][e, t] == (time == delay)
+        assert batch[STATE][e, t].argmax() == time * n_cues + cue
         if time < delay:
             for key in (OBSERVATION, ACTION_MASK, STATE):
-                assert torch.equal(batch[next_key(key)][row, t], batch[key][row, t + 1])
+                assert torch.equal(batch[next_key(key)][e, t], batch[key][e, t + 1])
         else:
-            assert not batch[next_key(OBSERVATION)][row, t].any()
+            assert not batch[next_key(OBSERVATION)][e, t].any()
 
 
 class NamesCue(TensorDictModuleBase):

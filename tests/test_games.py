@@ -77,9 +77,9 @@ def test_the_world_state_is_one_hot_of_the_place(name):
         assert (batch[key].max(-1).values == 1).all()
     here, after = batch[STATE].argmax(-1), batch[next_key(STATE)].argmax(-1)  # [E, T]
     assert torch.equal(batch[OBSERVATION], env.game.observation[here])
-    for row, t in product(range(6), range(6)):
-        joint = (int(here[row, t]), *batch[ACTION][row, t].tolist())
-        assert after[row, t] == env.game.next_state[joint]
+    for e, t in product(range(6), range(6)):
+        joint = (int(here[e, t]), *batch[ACTION][e, t].tolist())
+        assert after[e, t] == env.game.next_state[joint]
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -155,10 +155,10 @@ def test_no_generator_of_the_process_is_touched(name):
 def test_a_corridor_equals_a_slow_loop():
     env = make_env(corridor(), n_envs=8, max_steps=6)
     batch, ends = rollout(env, 60), set()
-    for row in range(8):
+    for e in range(8):
         place, age = 0, 0
         for t in range(60):
-            step, after = batch[row, t], batch[row, t]["next"]
+            step, after = batch[e, t], batch[e, t]["next"]
             assert step[OBSERVATION].tolist() == [[place], [-place]]
             assert step[STATE].argmax() == place
             assert step[IS_INIT] == (age == 0)
@@ -269,8 +269,8 @@ def test_an_own_game_can_mask_actions_by_state():
     env = make_env(replace(corridor(), action_mask=mask))
     check_env_specs(env)
     batch = rollout(env, 40)
-    for row, t in product(range(4), range(40)):
-        assert torch.equal(batch[ACTION_MASK][row, t], mask[places(batch)[row, t]])
+    for e, t in product(range(4), range(40)):
+        assert torch.equal(batch[ACTION_MASK][e, t], mask[places(batch)[e, t]])
     go, take = batch[ACTION].unbind(-1)
     assert (go[places(batch) == 0] == 1).all()
     assert (take[places(batch) == 2] == 0).all()
