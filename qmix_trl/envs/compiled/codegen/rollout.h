@@ -1,51 +1,53 @@
-// Steps and resets of all environments, W at a time. The step itself, and NUMBERS, AGENTS and SEEN,
-// are printed in front of this.
+// Steps and resets of all environments, W at a time. The printed step stands in front of this, with
+// its sizes: NUMBERS of the packed state, AGENTS, and SEEN numbers of observation and state.
 
 struct Rollout {
   int64_t n_envs, n_steps, threads;
-  // State [NUMBERS, stride]; environments above n_envs are copies of others.
-  float *state;
+  float *state;       // [NUMBERS, stride]; columns from n_envs on pad the last block
   int64_t stride;
-  int32_t *steps;   // [n_envs] since the last reset
-  int32_t *resets;  // [n_envs] since the pool was drawn
-  int64_t max_steps, reset_when_done;
-  // Fresh states [pool_size, NUMBERS + SEEN].
-  const float *pool;
+  int32_t *steps;     // [n_envs] since the last reset
+  int32_t *resets;    // [n_envs] since the pool was drawn
+  int64_t max_steps;  // the time limit of an episode
+  int64_t reset_when_done;  // whether environments that are done are reset
+  const float *pool;  // [pool_size, NUMBERS + SEEN], states after resets and what is seen there
   int64_t pool_size;
-  int64_t seed, number;  // of the first step
-  // Rows of buffer_steps steps, beginning at the first step that is asked for.
-  int64_t buffer_steps;
+  int64_t seed;          // of the random numbers
+  int64_t number;        // of the first step, for its random numbers
+  int64_t buffer_steps;  // steps of the buffers; their pointers are at the first step to take
   const int64_t *action;  // [n_envs, buffer_steps, AGENTS]
-  float *seen;            // [n_envs, buffer_steps + 1, SEEN], from the second step on
-  float *last_seen;       // [n_envs, buffer_steps, SEEN], before a reset; written only where done
+  float *seen;            // [n_envs, buffer_steps + 1, SEEN], written from the second step on
+  float *last_seen;       // [n_envs, buffer_steps, SEEN] before a reset, written only where done
   float *agent_reward;    // [n_envs, buffer_steps, AGENTS]
   float *reward;          // [n_envs, buffer_steps]
-  bool *terminated, *truncated, *done;  // [n_envs, buffer_steps]
+  bool *terminated;       // [n_envs, buffer_steps]
+  bool *truncated;        // [n_envs, buffer_steps]
+  bool *done;             // [n_envs, buffer_steps]
 };
 
-// Environment e's r-th reset takes row e + r n_envs of the pool: no other environment takes it
-// before the pool is through. Then it goes on one row further, so that it never meets a row twice.
+// Return the state of the pool for the next reset of environment e. Reset r takes state
+// e + r n_envs: no two environments share a state before all are used. Each further pass through
+// the pool is shifted by one state, so that an environment never uses a state twice.
 static inline const float *fresh(const Rollout *r, int64_t e) {
   int64_t place = e + (int64_t)r->resets[e] * r->n_envs;
   return r->pool + (place + place / r->pool_size) % r->pool_size * (NUMBERS + SEEN);
 }
 
-// Write what each lane sees to its own row.
+// Write the observation and state of each environment of the block to its place.
 static inline void scatter(const vf *seen, float *const *to, int lanes) {
   int j = 0;
 #ifdef TRANSPOSES
   if (lanes == W)
     for (; j + W <= SEEN; j += W) {
-      vf rows[W];
-      transpose(seen + j, rows);
-      for (int l = 0; l < W; l++) memcpy(to[l] + j, &rows[l], sizeof(vf));
+      vf columns[W];
+      transpose(seen + j, columns);
+      for (int l = 0; l < W; l++) memcpy(to[l] + j, &columns[l], sizeof(vf));
     }
 #endif
   for (; j < SEEN; j++)
     for (int l = 0; l < lanes; l++) to[l][j] = ((const float *)&seen[j])[l];
 }
 
-// Take steps first to last of W environments from b on; return how many were reset.
+// Take steps first to last of W environments from b on; return the number of resets.
 static int64_t advance(const Rollout *r, int64_t b, int64_t first, int64_t last) {
   const int lanes = r->n_envs - b < W ? (int)(r->n_envs - b) : W;
   vf now[NUMBERS + 1], then[NUMBERS + 1], seen[SEEN + 1], agent_reward[AGENTS], reward;
@@ -77,9 +79,9 @@ static int64_t advance(const Rollout *r, int64_t b, int64_t first, int64_t last)
       if (!(ends | cut)) continue;
       memcpy(r->last_seen + place * SEEN, to[l], SEEN * sizeof(float));
       if (!r->reset_when_done) continue;
-      const float *row = fresh(r, e);
-      for (int k = 0; k < NUMBERS; k++) ((float *)&then[k])[l] = row[k];
-      memcpy(to[l], row + NUMBERS, SEEN * sizeof(float));
+      const float *state = fresh(r, e);
+      for (int k = 0; k < NUMBERS; k++) ((float *)&then[k])[l] = state[k];
+      memcpy(to[l], state + NUMBERS, SEEN * sizeof(float));
       r->steps[e] = 0;
       r->resets[e]++;
       n_resets++;
@@ -90,12 +92,12 @@ static int64_t advance(const Rollout *r, int64_t b, int64_t first, int64_t last)
   return n_resets;
 }
 
-// Take n_steps steps; return how many environments were reset.
+// Take n_steps steps of all environments; return the number of resets.
 extern "C" int64_t rollout(const Rollout *r) {
   int64_t n_resets = 0;
 #ifdef _OPENMP
   if (r->threads > 1) {
-// torch sets the shared runtime to its own number of threads; hence the number here.
+// torch sets the number of threads of the OpenMP runtime that both share, so it is given here.
 #pragma omp parallel for schedule(static) num_threads((int)r->threads) reduction(+ : n_resets)
     for (int64_t b = 0; b < r->n_envs; b += W) n_resets += advance(r, b, 0, r->n_steps);
     return n_resets;
@@ -105,22 +107,23 @@ extern "C" int64_t rollout(const Rollout *r) {
   return n_resets;
 }
 
-// Take step t of the environments first to last, beginning at a multiple of W; return how many were
-// reset. For a caller that chooses actions step by step.
+// Take step t of the environments from first, a multiple of W, to last; return the number of
+// resets. For a caller that chooses actions step by step.
 extern "C" int64_t one_step(const Rollout *r, int64_t first, int64_t last, int64_t t) {
   int64_t n_resets = 0;
   for (int64_t b = first; b < last; b += W) n_resets += advance(r, b, t, t + 1);
   return n_resets;
 }
 
-// Begin the environments of a mask [n_envs] anew; write what they then see to seen [n_envs, SEEN].
+// Reset the environments of a mask [n_envs] and write their observations and states to
+// seen [n_envs, SEEN]; return the number of resets.
 extern "C" int64_t reset(const Rollout *r, const bool *mask, float *seen) {
   int64_t n_resets = 0;
   for (int64_t e = 0; e < r->n_envs; e++) {
     if (!mask[e]) continue;
-    const float *row = fresh(r, e);
-    for (int k = 0; k < NUMBERS; k++) r->state[k * r->stride + e] = row[k];
-    memcpy(seen + e * SEEN, row + NUMBERS, SEEN * sizeof(float));
+    const float *state = fresh(r, e);
+    for (int k = 0; k < NUMBERS; k++) r->state[k * r->stride + e] = state[k];
+    memcpy(seen + e * SEEN, state + NUMBERS, SEEN * sizeof(float));
     r->steps[e] = 0;
     r->resets[e]++;
     n_resets++;
