@@ -205,7 +205,8 @@ extern "C" void case_{i}(const float *state, float *seen, int n_envs) {{
   for (int b = 0; b < n_envs; b += W) {{
     vf now[{n_numbers} + 1], then[{n_numbers} + 1], out[{n_out}], reward, agents[1];
     vi terminated;
-    for (int k = 0; k < {n_numbers}; k++) memcpy(&now[k], state + places[k] * n_envs + b, sizeof(vf));
+    for (int k = 0; k < {n_numbers}; k++)
+      memcpy(&now[k], state + places[k] * n_envs + b, sizeof(vf));
     Draws draws = {{{{}}, 0, 0}};
     for (int l = 0; l < W; l++) draws.environment[l] = b + l;
     step_{i}(now, then, 0, draws, out, agents, &reward, &terminated);

@@ -293,8 +293,8 @@ def test_guards_preserve_the_meaning(nested):
             assert run_schedule(outputs, leaves) == expected
             masks = plainly([g.mask for g in found], leaves)
             n_skipped += sum(
-                not any(bool(m) is (g.side == 1) for m in row)
-                for g, row in zip(found, masks, strict=True)
+                not any(bool(m) is (g.side == 1) for m in mask)
+                for g, mask in zip(found, masks, strict=True)
             )
     assert n_guards > 150  # 235, and 269 if nested
     assert n_skipped > 50  # 182 and 177
@@ -397,5 +397,5 @@ def as_cpp(tmp_path_factory):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_printed_schedule_gives_what_plain_evaluation_gives(as_cpp, program):
+def test_a_printed_schedule_equals_plain_evaluation(as_cpp, program):
     close(as_cpp(program), by_definition(PROGRAMS[program]))

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from functools import cache
 from importlib.util import find_spec
 
 import pytest
@@ -76,41 +75,23 @@ def run_checks(folder, names, *, interpreted):
     return json.loads(outcome.read_text())
 
 
-QUICK = ("operations", "balance", "navigation", "transport")
-SLOW = ("discovery", "task_to_batch")
+INTERPRETED = (*SCENARIOS, "operations", "task_to_batch")
 
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
-    """Return a function that runs checks in Triton's interpreter, once."""
-
-    @cache
-    def run(names):
-        return run_checks(tmp_path_factory.mktemp("interpreted"), names, interpreted=True)
-
-    return run
+    """The outcome of the checks in Triton's interpreter; 70 seconds together, at most 16 each."""
+    return run_checks(tmp_path_factory.mktemp("interpreted"), INTERPRETED, interpreted=True)
 
 
-def assert_passes(name, outcome):
-    """Skip a check without a compiler; fail with its error message."""
+@needs_triton
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_in_the_interpreter(name, interpreted):
     try:
         build.compiler()
     except build.NoCompiler as error:
         pytest.skip(str(error))
-    assert not outcome[name], outcome[name]
-
-
-@needs_triton
-@pytest.mark.parametrize("name", QUICK)
-def test_in_the_interpreter(name, interpreted):
-    assert_passes(name, interpreted(QUICK))
-
-
-@needs_triton
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
-def test_slowly_in_the_interpreter(name, interpreted):
-    assert_passes(name, interpreted(SLOW))
+    assert not interpreted[name], interpreted[name]
 
 
 @needs_triton

@@ -9,7 +9,7 @@ struct Rollout {
   int32_t *resets;    // [n_envs] since the pool was drawn
   int64_t max_steps;  // the time limit of an episode
   int64_t reset_when_done;  // whether environments that are done are reset
-  const float *pool;  // [pool_size, NUMBERS + SEEN], states after resets and what is seen there
+  const float *pool;  // [pool_size, NUMBERS + SEEN]: states after resets, with SEEN of each
   int64_t pool_size;
   int64_t seed;          // of the random numbers
   int64_t number;        // of the first step, for its random numbers

@@ -16,7 +16,7 @@ from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.native.build import BuildFailed, NoCompiler
 
 BLOCK = 32  # environments of a program: a warp with one for each thread; guards need no barrier
-# No product is fused into a sum, so that roundings are those of the C++ kernel.
+# No product is fused into a sum, so that it rounds as the C++ kernel does.
 OPTIONS = {"BLOCK": BLOCK, "num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
 
 
@@ -158,7 +158,7 @@ class TritonEngine:
 
 
 def triton_toolchain(device: torch.device) -> str:
-    """Return the name of what compiles a kernel: the version of Triton and the device.
+    """Return the version of Triton and the name of the device, on which built kernels depend.
 
     Raises:
         NoCompiler: if there is no Triton.
