@@ -1,4 +1,4 @@
-"""What the tests of the compiler's parts share: a scenario, what operations mean, a library."""
+"""Helpers for tests of the compiler: a scenario, traced functions, and printed C++."""
 
 import ctypes
 import math
@@ -72,7 +72,7 @@ def occupied_by(*points, n_envs):
 
 
 def example_state():
-    """Return the tensors of a state, for 37 environments, by name."""
+    """Return the tensors of a state of 37 environments, by name."""
     g = torch.Generator().manual_seed(0)
 
     def normal(*shape):
@@ -107,7 +107,7 @@ STATE = example_state()
 
 @cache
 def traced(function):
-    """Return the graph of a function of the state, as ``trace_step`` makes it."""
+    """Return the graph of a function of the state, in the form of ``trace_step``."""
 
     def step(state, action, numbers, key):
         return [function(SimpleNamespace(**dict(zip(STATE, state, strict=True))))]
@@ -137,7 +137,13 @@ def lowered(function):
 
 
 def evaluated(x, leaf, known):
-    """Return the value of an expression by the definitions; ``leaf`` gives those of leaves."""
+    """Return the value of an expression by the folds of ``OPS``.
+
+    Args:
+        x: the expression.
+        leaf: a function of a leaf that returns its value.
+        known: the values found so far, by expression.
+    """
     if not isinstance(x, Expression):
         return x
     if x not in known:
@@ -150,7 +156,7 @@ def evaluated(x, leaf, known):
 
 
 def of_environment(tensor, e):
-    """Return the numbers of one environment; of a tensor without the batch, all."""
+    """Return the numbers of one environment, or all of a tensor that environments share."""
     axes = [axis for axis, size in enumerate(tensor.shape) if size == E]
     return (tensor.narrow(axes[0], e, 1) if axes else tensor).flatten().tolist()
 
@@ -160,7 +166,7 @@ NUMBERS = [[of_environment(value, e) for e in range(E)] for value in STATE.value
 
 
 def state_leaf(e):
-    """Return a function that gives an environment's leaves."""
+    """Return a function that returns the value of an environment's leaf."""
 
     def value(leaf):
         if leaf.op == "environment":
@@ -172,22 +178,22 @@ def state_leaf(e):
 
 
 def by_definition(outputs):
-    """Return the outputs' values [E, n] by the definitions of operations."""
-    rows = []
+    """Return the values of outputs [E, n] by the folds of ``OPS``."""
+    values = []
     for e in range(E):
         known = {}
-        rows.append([float(evaluated(x, state_leaf(e), known)) for x in outputs])
-    return torch.tensor(rows, dtype=torch.float32)
+        values.append([float(evaluated(x, state_leaf(e), known)) for x in outputs])
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def by_torch(function):
-    """Return what torch gives [E, n], as float32."""
+    """Return torch's result of a function of the state, float32 [E, n]."""
     result = function(SimpleNamespace(**{name: value.clone() for name, value in STATE.items()}))
     return torch.tensor([of_environment(result, e) for e in range(E)], dtype=torch.float32)
 
 
 def close(got, expected):
-    """Compare to a few roundings: torch sums in another order."""
+    """Compare to a few roundings, since torch sums in another order."""
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=2e-6, equal_nan=True)
 
 
@@ -195,11 +201,12 @@ def close(got, expected):
 
 WRAPPER = """
 extern "C" void case_{i}(const float *state, float *seen, int n_envs) {{
-  const int rows[] = {{{rows}}};
+  const int places[] = {{{places}}};
   for (int b = 0; b < n_envs; b += W) {{
-    vf now[{n_rows} + 1], then[{n_rows} + 1], out[{n_out}], reward, agents[1];
+    vf now[{n_numbers} + 1], then[{n_numbers} + 1], out[{n_out}], reward, agents[1];
     vi terminated;
-    for (int k = 0; k < {n_rows}; k++) memcpy(&now[k], state + rows[k] * n_envs + b, sizeof(vf));
+    for (int k = 0; k < {n_numbers}; k++)
+      memcpy(&now[k], state + places[k] * n_envs + b, sizeof(vf));
     Draws draws = {{{{}}, 0, 0}};
     for (int l = 0; l < W; l++) draws.environment[l] = b + l;
     step_{i}(now, then, 0, draws, out, agents, &reward, &terminated);
@@ -207,11 +214,11 @@ extern "C" void case_{i}(const float *state, float *seen, int n_envs) {{
   }}
 }}
 """
-ROUND = 48  # environments of the printed cases: full blocks of any width
+ROUND = 48  # environments of printed cases: full blocks of any width
 
 
 def header(width=8):
-    """Return ``simd.h`` and ``draws.h`` with what is printed in front of them."""
+    """Return ``simd.h`` and ``draws.h`` with the sizes that are printed in front of them."""
     sizes = {"W": width, "SPAWN_TRIES": f"{draws.SPAWN_TRIES}u"}
     sizes["SPAWN_STREAM"] = f"{draws.SPAWN_STREAM}u"
     text = store.header("qmix_trl.native", "simd.h") + store.header(cpp.__package__, "draws.h")
@@ -219,7 +226,7 @@ def header(width=8):
 
 
 def loaded(source, folder):
-    """Return a library that is built of a source."""
+    """Return the library of a source."""
     try:
         build.compiler()
     except build.NoCompiler as error:
@@ -232,8 +239,8 @@ def columns_of_state():
     """Return the bits of the state, float32 [K, ROUND], and the number of each (path, place)."""
     columns, number = [], {}
     for path, value in enumerate(STATE.values()):
-        rows = value if value.shape[0] == E else value.expand(E, *value.shape)
-        bits = as_bits(rows, torch.float32 if rows.is_floating_point() else rows.dtype)
+        values = value if value.shape[0] == E else value.expand(E, *value.shape)
+        bits = as_bits(values, torch.float32 if values.is_floating_point() else values.dtype)
         for place, column in enumerate(bits.reshape(E, -1).unbind(1)):
             number[path, place] = len(columns)
             columns.append(torch.cat([column, column[: ROUND - E]]))
@@ -243,15 +250,15 @@ def columns_of_state():
 def printed(i, outputs, number):
     """Return the C++ of one case."""
     leaves = [x for x in live(outputs) if x.op == "state"]
-    rows = [StateNumber(*x.args, x, 0) for x in sorted(leaves, key=lambda x: x.args)]
-    step = Step(Program(), outputs, [], [], 0.0, False, rows, 0)
+    numbers = [StateNumber(*x.args, x, 0) for x in sorted(leaves, key=lambda x: x.args)]
+    step = Step(Program(), outputs, [], [], 0.0, False, numbers, 0)
     text = cpp.function(step).replace("static void step(", f"static void step_{i}(")
-    listed = ", ".join(str(number[row.path, row.place]) for row in rows)
-    return text + WRAPPER.format(i=i, rows=listed, n_rows=len(rows), n_out=len(outputs))
+    places = ", ".join(str(number[x.path, x.place]) for x in numbers)
+    return text + WRAPPER.format(i=i, places=places, n_numbers=len(numbers), n_out=len(outputs))
 
 
 def run_as_cpp(outputs, folder):
-    """Return a function that runs the C++ of outputs, by name, on the state: float32 [E, n]."""
+    """Return a function of a name that runs the C++ of its outputs on the state: float32 [E, n]."""
     state, number = columns_of_state()
     source = [header(), *(printed(i, xs, number) for i, xs in enumerate(outputs.values()))]
     library = loaded("\n".join(source), folder)

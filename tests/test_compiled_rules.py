@@ -38,7 +38,7 @@ def write(*index, value):
     return change
 
 
-def in_rows(y, mask, value):
+def in_environments(y, mask, value):
     """Write to the environments of a mask."""
     y[mask] = value
 
@@ -50,13 +50,13 @@ def written_through_a_view(y):
 
 
 def add_to_parts(y):
-    """Write through the views that unbind gives."""
+    """Write through the views of unbind."""
     for i, part in enumerate(y.unbind(1)):
         part += i
 
 
 def masked_twice(s):
-    """Write to some environments, then change what was written there."""
+    """Write to some environments, then write there again."""
     y, mask = s.x.clone(), s.x[:, 0] > 0
     y[mask] = s.y[mask] * 2
     y[mask, 1] = y[mask, 0] + 1
@@ -64,7 +64,7 @@ def masked_twice(s):
 
 
 def on(op, *names):
-    """Return one of torch's functions of these parts of the state."""
+    """Return a function of torch, applied to tensors of the state."""
     return lambda s: getattr(torch, op)(*(getattr(s, name) for name in names))
 
 
@@ -74,13 +74,13 @@ def power(exponent, s):
 
 
 def compared(op, s):
-    """Compare floats with ties, with what is not finite, and of two types."""
+    """Compare floats with ties, with infinities and NaN, and numbers of two types."""
     f = getattr(torch, op)
     return torch.cat([f(s.r, s.r[:, :1]), f(s.n, 0.0), f(s.i, 1.5)], 1)
 
 
 def with_index(op, s):
-    """Return the extremes along two axes, and which they are."""
+    """Return the extremes along two axes with their indices."""
     f = getattr(torch, op)
     kept = f(s.p, -2, keepdim=True)
     return torch.cat([torch.stack([*f(s.r, 1)], 1), *(x.flatten(1) for x in kept)], 1)
@@ -171,9 +171,9 @@ WRITES = {
     "write to a negative place": lambda s: changed(s.p, lambda z: z[..., -1].clamp_(-1, 0.5)),
     "write to a broadcast": lambda s: changed(s.p, write(..., value=s.x[:, :1, None])),
     "write to environments": lambda s: changed(
-        s.x, lambda z: in_rows(z, s.b[:, 0], torch.tensor(5.0))
+        s.x, lambda z: in_environments(z, s.b[:, 0], torch.tensor(5.0))
     ),
-    "write of rows to environments": masked_twice,
+    "write of vectors to environments": masked_twice,
 }
 ARITHMETIC = {
     "add": lambda s: s.x + s.y,
@@ -182,7 +182,7 @@ ARITHMETIC = {
     "add a bool to an int": lambda s: s.i + s.b,
     "add bools": lambda s: s.b + s.c,
     "add a column": lambda s: s.x[:, None] + s.p[..., :1],
-    "add what all share": lambda s: s.p[..., 0] + s.shared,
+    "add a shared tensor": lambda s: s.p[..., 0] + s.shared,
     "sub": lambda s: s.x - s.y,
     "sub alpha": lambda s: torch.sub(s.x, s.y, alpha=3),
     "sub a float from an int": lambda s: s.i - 0.5,
@@ -239,7 +239,7 @@ ARITHMETIC = {
     "clamp by tensors": lambda s: s.x.clamp(-s.u, s.u),
     "clamp of ints": lambda s: s.i.clamp(-2, 3),
     "clamp upside down": lambda s: s.x.clamp(1.0, -1.0),
-    "clamp of what is not finite": lambda s: s.n.clamp(-1, 1),
+    "clamp of infinities and NaN": lambda s: s.n.clamp(-1, 1),
     "nan_to_num": lambda s: s.n.nan_to_num(),
     "nan_to_num to others": lambda s: s.n.nan_to_num(nan=3, posinf=4, neginf=-5),
 }
@@ -259,7 +259,7 @@ LOGIC = {
     "logical_not": lambda s: torch.logical_not(s.r),
     "where": lambda s: torch.where(s.b, s.x, s.y),
     "where of types": lambda s: torch.where(s.b[:, :1], s.i, 0.5),
-    # Of dear sides, which are guarded: needed by all environments, and by none.
+    # Expensive sides, which are guarded: needed in all environments, or in none.
     "where the other side is needed": lambda s: torch.where(s.x > 100, 0.5, s.x.sin()),
     "where the other side is not": lambda s: torch.where(s.x < 100, 0.5, s.x.sin()),
     "where a side is needed": lambda s: torch.where(s.x < 100, s.x.sin(), 0.5),
@@ -314,10 +314,10 @@ INDICES = {
     "gather of fewer": lambda s: s.p.gather(1, s.k[:, :, None] % 3),
     "gather at constants": lambda s: s.x.gather(1, torch.tensor([[2, 0, 2]]).expand(E, 3)),
     "index": lambda s: s.x[torch.arange(E), s.k[:, 0]],
-    "index of rows": lambda s: s.p[torch.arange(E), s.k[:, 0] % 3],
+    "index of vectors": lambda s: s.p[torch.arange(E), s.k[:, 0] % 3],
     "index from the end": lambda s: s.x[torch.arange(E), s.k[:, 0] - 4],
     "index of two axes": lambda s: s.p[torch.arange(E), s.k[:, 0] % 3, s.k[:, 1] % 2],
-    "index of what all share": lambda s: s.shared[s.k % 3],
+    "index of a shared tensor": lambda s: s.shared[s.k % 3],
     "index_put": lambda s: changed(s.x, write(torch.arange(E), s.k[:, 0], value=s.y[:, 1])),
     "index_put from the end": lambda s: changed(
         s.x, write(torch.arange(E), s.k[:, 0] - 4, value=s.y[:, 1])
@@ -330,7 +330,7 @@ CASES = VIEWS | CONSTANT | WRITES | ARITHMETIC | LOGIC | REDUCTIONS | INDICES
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_rule_gives_what_torch_gives(case):
+def test_a_rule_equals_torch(case):
     close(by_definition(lowered(CASES[case])), by_torch(CASES[case]))
 
 
@@ -342,11 +342,11 @@ def as_cpp(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_printed_rule_gives_what_torch_gives(as_cpp, case):
+def test_a_printed_rule_equals_torch(as_cpp, case):
     close(as_cpp(case), by_torch(CASES[case]))
 
 
-# Composite operations: a trace holds what they are made of.
+# Composite operations: a trace holds their parts.
 NEVER_TRACED = {"__and__", "__or__", "_reshape_alias", "contiguous", "reshape", "view_as"}
 
 
@@ -391,7 +391,7 @@ def test_a_language_can_write_every_operation(name):
     assert language.functions() - set(re.findall(definition, functions)) == set()
 
 
-# Operations that give one environment something of another one.
+# Operations by which one environment depends on another one.
 ACROSS = {
     "sum": lambda s: s.x.sum(0),
     "sum of all": lambda s: s.x.sum(),
@@ -418,7 +418,7 @@ ACROSS = {
     "slice of merged axes": lambda s: s.x.view(-1)[:4].expand(E, 4),
     "unbind": lambda s: s.x.unbind(0)[3],
     "cat": lambda s: torch.cat([s.x, s.y]),
-    "cat with a row": lambda s: torch.cat([s.x, torch.zeros(1, 4)])[1:],
+    "cat with one more": lambda s: torch.cat([s.x, torch.zeros(1, 4)])[1:],
     "repeat": lambda s: s.x.repeat(2, 1).view(E, 2, 4),
     "reshape": lambda s: s.p.permute(1, 0, 2).reshape(E, 6),
     "mm": lambda s: s.x.t() @ s.y,
@@ -452,7 +452,7 @@ def test_what_crosses_environments_is_refused(case):
         (lambda s: s.i & s.k, "and of bits"),
         (lambda s: s.x.view(torch.int32), "bits as another type"),
         (lambda s: s.x.clone().expand(E, 4)[:, 0].fill_(1), "a write to an expanded tensor"),
-        # Its expressions stand in another order than torch's numbers: its views are copies.
+        # The array is laid out in memory in another order than the tensor: its views are copies.
         (lambda s: written_through_a_view(s.p.mT.cumsum(1)), "a write to an expanded tensor"),
         (lambda s: s.x.scatter(1, s.k[:, :2], 9.0), "a scatter of many values"),
         (lambda s: s.x.scatter(1, s.k[:, :1], 9.0, reduce="add"), "a scatter of many values"),

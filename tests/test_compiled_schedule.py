@@ -1,4 +1,4 @@
-"""Expressions and their order: simplification, guards, and the C++ of both."""
+"""Expressions and their schedule: simplification, guards, and their C++."""
 
 import math
 import random
@@ -25,7 +25,7 @@ from qmix_trl.envs.compiled.lower.ops import OPS
 UNARY = {FLOAT: ("neg", "abs", "sign", "floor", "sin", "cos"), BOOL: ("not",)}
 BINARY = {FLOAT: ("add", "sub", "mul", "div", "minimum", "maximum"), BOOL: ("and", "or")}
 COMPARISONS = ("lt", "le", "eq", "ne")
-# Zero and one are what simplifications look for; powers of two make divisions exact.
+# Simplifications look for zero and one, and for divisions by powers of two.
 CONSTANTS = {FLOAT: (0.0, 1.0, -1.0, 0.1, 2.0, 0.5, 4.0, -3.0), BOOL: (False, True)}
 N_LEAVES = 3
 
@@ -53,7 +53,7 @@ def random_tree(rng, dtype, depth):
 
 
 def built(program, tree):
-    """Return a tree as the program simplifies it."""
+    """Return a tree as an expression, simplified by the program."""
     dtype, op, args = tree
     if op == "constant":
         return program.cast(args, dtype)
@@ -65,7 +65,7 @@ def built(program, tree):
 
 
 def meaning(tree, leaves, values):
-    """Return a tree's value by the definitions alone; collect all values on the way."""
+    """Return the value of a tree by the folds of ``OPS``; append all values on the way."""
     dtype, op, args = tree
     if op == "constant":
         return CASTS[dtype](args)
@@ -98,7 +98,7 @@ def test_simplified_expressions_mean_the_same():
 
 
 def leaves_of(program, n, dtype=FLOAT):
-    """Return leaves."""
+    """Return n leaves of the state."""
     return [program.leaf("state", 0, i, dtype=dtype) for i in range(n)]
 
 
@@ -197,7 +197,7 @@ def masks_above(x, found):
 def random_program(rng, *, nested, size=60):
     """Return outputs of a random program full of selections with expensive sides.
 
-    ``nested``: a selection may depend on another one by the same mask.
+    With ``nested`` a selection may depend on another one by the same mask.
     """
     program, above = Program(), {}
     floats = [program.leaf("state", 0, i, dtype=FLOAT) for i in range(4)]
@@ -223,7 +223,7 @@ def random_program(rng, *, nested, size=60):
 
 
 def run_guard(guard, columns, compute):
-    """Run a guard as it is printed: other sides, then its members if the mask holds anywhere."""
+    """Run a guard in the printed order: other sides, then members if the mask holds anywhere."""
     for x in guard.selections:
         columns[x] = list(column_of(x.args[3 - guard.side], columns))
     holds = [bool(mask) is (guard.side == 1) for mask in columns[guard.mask]]
@@ -231,16 +231,16 @@ def run_guard(guard, columns, compute):
         for x in guard.members:
             columns[x] = compute(x)
     for x in guard.body:
-        columns.pop(x, None)  # the body's names end with it
+        columns.pop(x, None)  # in print, the variables of the body end with it
 
 
 def column_of(x, columns):
-    """Return the values of an argument for all environments of a block."""
+    """Return the values of an argument in all environments of a block."""
     return columns[x] if isinstance(x, Expression) else [x] * columns["size"]
 
 
 def run_schedule(outputs, leaves):
-    """Return outputs [n][block] by running statements in their order; KeyError if one is early."""
+    """Return outputs [n][block] by running the schedule; KeyError if a statement is too early."""
     columns, results = {"size": len(leaves)}, {}
 
     def compute(x):
@@ -260,7 +260,7 @@ def run_schedule(outputs, leaves):
 
 
 def random_leaves(rng, n_envs):
-    """Return leaves of environments whose masks hold often, but not always."""
+    """Return the leaves of environments; masks hold with probability 0.3."""
     return [
         {(0, i): single(rng.gauss(0, 1)) for i in range(4)}
         | {(MASKS, i): rng.random() < 0.3 for i in range(3)}
@@ -269,7 +269,7 @@ def random_leaves(rng, n_envs):
 
 
 def plainly(outputs, leaves):
-    """Return outputs [n][block], without an order."""
+    """Return outputs [n][block] by plain evaluation, without a schedule."""
     known = [{} for _ in leaves]
     return [
         [
@@ -293,8 +293,8 @@ def test_guards_preserve_the_meaning(nested):
             assert run_schedule(outputs, leaves) == expected
             masks = plainly([g.mask for g in found], leaves)
             n_skipped += sum(
-                not any(bool(m) is (g.side == 1) for m in row)
-                for g, row in zip(found, masks, strict=True)
+                not any(bool(m) is (g.side == 1) for m in mask)
+                for g, mask in zip(found, masks, strict=True)
             )
     assert n_guards > 150  # 235, and 269 if nested
     assert n_skipped > 50  # 182 and 177
@@ -312,7 +312,7 @@ def test_a_guarded_side_may_use_what_the_same_mask_selected():
     assert run_schedule([outer], leaves)[0] == pytest.approx([expected], rel=1e-6)
 
 
-def test_of_guards_that_wait_for_each_other_one_is_left():
+def test_of_two_guards_that_need_each_other_one_is_kept():
     program = Program()
     (a,) = leaves_of(program, 1)
     one, other = (program.leaf("state", MASKS, i, dtype=BOOL) for i in (0, 1))
@@ -326,14 +326,14 @@ def test_of_guards_that_wait_for_each_other_one_is_left():
     third, fourth = chosen(other, "cos", a), chosen(other, "cos", between)
     last = chosen(one, "sin", program.apply("tanh", third, dtype=FLOAT))
     outputs = [between, third, fourth, last]
-    # Bodies cost 20 for each of sin, sin and tanh, and for each of cos and cos: the dearer stays.
+    # The body of one costs 60 (sin, sin, tanh), that of the other 40 (cos, cos): the first stays.
     assert [guard.mask for guard in guards(outputs)] == [one]
     leaves = random_leaves(random.Random(0), 4)
     assert run_schedule(outputs, leaves) == plainly(outputs, leaves)
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_each_live_expression_is_computed_once_behind_all_that_it_needs(nested):
+def test_each_live_expression_is_computed_once_and_after_its_inputs(nested):
     rng = random.Random(1)
     for _ in range(150):
         outputs, done, given = random_program(rng, nested=nested), [], []
@@ -345,7 +345,7 @@ def test_each_live_expression_is_computed_once_behind_all_that_it_needs(nested):
                 continue
             members = statement.members if isinstance(statement, Guard) else (statement,)
             needs = {x for member in members for x in member.inputs} - set(members)
-            # That nothing waits for what comes later is also that no guard is in a cycle.
+            # This also shows that no guard depends on itself.
             assert needs <= set(done)
             done.extend(members)
         assert given == list(range(len(outputs)))
@@ -397,5 +397,5 @@ def as_cpp(tmp_path_factory):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_printed_schedule_gives_what_plain_evaluation_gives(as_cpp, program):
+def test_a_printed_schedule_equals_plain_evaluation(as_cpp, program):
     close(as_cpp(program), by_definition(PROGRAMS[program]))

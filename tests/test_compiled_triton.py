@@ -1,6 +1,7 @@
-"""The Triton kernel beside the C++ one and beside the definitions of operations.
+"""The Triton kernel compared with the C++ kernel and with the definitions of operations.
 
-Without a GPU it runs in Triton's interpreter; what is done there stands in ``triton_checks``.
+Without a GPU it runs in Triton's interpreter and is compiled for an H100; ``triton_checks`` holds
+those checks.
 """
 
 import json
@@ -32,7 +33,7 @@ needs_cuda = pytest.mark.skipif(
 
 
 def settings_on(device):
-    """Return what an engine runs on a device."""
+    """Return the settings of an engine for balance on a device."""
     return Settings(task_of("balance"), SeenLayout(4, 16, None), 8, 5, 0, torch.device(device))
 
 
@@ -59,7 +60,7 @@ def test_other_devices_have_no_kernel():
 
 
 def run_checks(folder, names, *, interpreted):
-    """Run checks in a process of their own; return what they raised."""
+    """Run checks in a process of their own; return their error messages by name, "" for none."""
     outcome = folder / "outcome.json"
     env = {
         **os.environ,
@@ -79,7 +80,7 @@ INTERPRETED = (*SCENARIOS, "operations", "task_to_batch")
 
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
-    """What checks in Triton's interpreter raised, by name."""
+    """The outcome of the checks in Triton's interpreter; 70 seconds together, at most 16 each."""
     return run_checks(tmp_path_factory.mktemp("interpreted"), INTERPRETED, interpreted=True)
 
 
@@ -101,7 +102,7 @@ def test_operations_compile_for_a_gpu(tmp_path):
 
 @needs_triton
 def test_what_triton_does_not_compile_is_refused_in_one_line(tmp_path):
-    """The kernel here is a stand-in whose launch fails."""
+    """The kernel is a stand-in whose launch fails."""
     source = tmp_path / "step.py"
     source.write_text(
         "class rollout:\n"
@@ -130,7 +131,7 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture
 def pair(tmp_path):
-    """The C++ kernel, and the Triton kernel on a GPU, begun from equal states."""
+    """The C++ kernel and the Triton kernel on a GPU, reset to equal states."""
     made = engines(task_of("simple_spread"), tmp_path, 100, max_steps=7, device=CUDA)
     for engine in made:
         to = engine.fresh.device
@@ -150,13 +151,13 @@ def test_the_gate_passes_on_a_device(scenario):
 @needs_cuda
 def test_twenty_steps_on_a_device_are_those_of_the_kernel(pair):
     generator = torch.Generator().manual_seed(0)
-    rows = [zeros(engine, 20, engine.fresh.device) for engine in pair]
-    action = torch.randint(5, rows[0].action.shape, generator=generator)
-    for engine, to in zip(pair, rows, strict=True):
+    buffers = [zeros(engine, 20, engine.fresh.device) for engine in pair]
+    action = torch.randint(5, buffers[0].action.shape, generator=generator)
+    for engine, to in zip(pair, buffers, strict=True):
         to.action.copy_(action)
         engine.advance(to, 0, 20, reset_when_done=True)
     cpp, ours = pair
-    assert_same(vars(rows[1]), vars(rows[0]))
+    assert_same(vars(buffers[1]), vars(buffers[0]))
     assert_same(state_of(ours), state_of(cpp))
 
 

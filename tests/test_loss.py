@@ -100,9 +100,7 @@ GOLDEN = [
 
 @pytest.mark.parametrize(("mixer", "layers", "double_q", "expected", "norm"), GOLDEN)
 @pytest.mark.parametrize("padding", [0.0, 7.0, float("nan")])
-def test_golden_loss_with_any_padding(
-    mixer, layers, double_q, expected, norm, padding
-):
+def test_golden_loss_with_any_padding(mixer, layers, double_q, expected, norm, padding):
     agent, mixing, loss = golden_loss(mixer, layers, double_q)
     value = loss(golden_batch(padding))["loss"]
     assert value.item() == pytest.approx(expected, abs=1e-9)
@@ -137,9 +135,7 @@ def test_padding_changes_neither_outputs_nor_gradients():
 @pytest.mark.parametrize("mixer", ["qmix", "vdn", "none"])
 @pytest.mark.parametrize("td_lambda", [0.0, 0.7])
 @pytest.mark.parametrize("double_q", [True, False])
-def test_a_row_of_several_episodes_has_the_sum_of_their_losses(
-    kind, mixer, td_lambda, double_q
-):
+def test_a_row_of_several_episodes_has_the_sum_of_their_losses(kind, mixer, td_lambda, double_q):
     """Also with resets and truncations inside the row."""
     ends = some_ends(4, 12)
     batch = random_batch(4, 12, ends=ends)

@@ -253,9 +253,7 @@ def _is_masked_index(name, args):
 
 @pytest.mark.parametrize(("kind", "make_updater", "settings"), SETTINGS)
 @pytest.mark.parametrize("n_cut_steps", [0, 2, None])
-def test_an_update_never_waits_for_a_gpu(
-    kind, make_updater, settings, n_cut_steps, monkeypatch
-):
+def test_an_update_never_waits_for_a_gpu(kind, make_updater, settings, n_cut_steps, monkeypatch):
     monkeypatch.setattr(networks, "serves", lambda *_: False)
     monkeypatch.setattr("qmix_trl.rows.may_be_padded", lambda mask: True)  # asks on the CPU alone
     loss = make_loss(kind, td_lambda=0.8)

@@ -1,11 +1,11 @@
-"""What is checked of Triton kernels in processes of their own.
+"""Checks of Triton kernels that run in processes of their own.
 
-Triton's interpreter must be chosen before Triton is imported. It takes some code that Triton does
-not, so that a kernel is compiled for a GPU, too, which none is needed for.
+Triton's interpreter must be chosen before Triton is imported. It accepts some code that the
+compiler refuses, so a kernel is compiled for a GPU, too; that needs no GPU.
 
     python triton_checks.py FILE FOLDER CHECK ...
 
-runs checks, with files in a folder, and writes what each of them raised to a file.
+runs checks in a folder and writes their error messages to a file, as JSON.
 """
 
 import json
@@ -38,8 +38,8 @@ from qmix_trl.keys import ACTION, AGENT_REWARD, DONE, OBSERVATION, REWARD, STATE
 from qmix_trl.native import store
 
 CPU = torch.device("cpu")
-# Joints and contacts, lidars, a package's contacts, and spawning in the step; few agents, for the
-# interpreter takes milliseconds for an operation.
+# Joints and contacts, lidars, contacts of a package, and spawning in the step. Few agents, because
+# the interpreter takes milliseconds for an operation.
 SCENARIOS = {
     "balance": {"n_agents": 2},
     "navigation": {"n_agents": 2},
@@ -60,11 +60,11 @@ def task_of(name, **keywords):
     )
 
 
-# ------------------------------------------------------------------------------- beside the kernel
+# ------------------------------------------------------------------- compared with the C++ kernel
 
 
 def engines(task, folder, n_envs, *, max_steps, device):
-    """Return the C++ kernel and the Triton kernel of a task, with equal pools of 4 E rows."""
+    """Return the C++ kernel and the Triton kernel of a task, with equal pools of 4 E states."""
     source = folder / f"{task.name}.py"
 
     def printed(step):
@@ -85,15 +85,15 @@ def engines(task, folder, n_envs, *, max_steps, device):
 
 
 def zeros(engine, n_steps, device):
-    """Return buffers of zeros: some of their numbers are not written."""
-    rows = Buffers.empty(engine.fresh.n_envs, n_steps, engine.layout, device)
-    for tensor in vars(rows).values():
+    """Return buffers of zeros, since engines do not write all of their numbers."""
+    buffers = Buffers.empty(engine.fresh.n_envs, n_steps, engine.layout, device)
+    for tensor in vars(buffers).values():
         tensor.zero_()
-    return rows
+    return buffers
 
 
 def assert_same(ours, theirs):
-    """Compare tensors by name, bit for bit but for the kind of NaN."""
+    """Compare tensors by name, bit for bit except the bits of NaN."""
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         torch.testing.assert_close(
@@ -108,15 +108,15 @@ def state_of(engine):
 
 
 def check_rollouts(folder, name):
-    """Compare engines over resets, two steps at once and single ones, and from a loaded state."""
+    """Compare engines after resets, after two steps at once and after single steps."""
     n_envs, n_steps = 18, 2  # blocks that are not full
     task = task_of(name, **SCENARIOS[name])
     cpp, ours = pair = engines(task, folder, n_envs, max_steps=3, device=CPU)
-    rows = [zeros(engine, n_steps, CPU) for engine in pair]
+    buffers = [zeros(engine, n_steps, CPU) for engine in pair]
     seen = [torch.zeros(n_envs, cpp.layout.size) for _ in pair]
     generator = torch.Generator().manual_seed(0)
     everywhere = torch.ones(n_envs, dtype=torch.bool)
-    some = torch.arange(n_envs) % 3 > 0  # so that not all end at the same step
+    some = torch.arange(n_envs) % 3 > 0  # so that episodes end at different steps
     for begun in (everywhere, some):
         for engine, to in zip(pair, seen, strict=True):
             engine.reset(begun, to)
@@ -124,31 +124,31 @@ def check_rollouts(folder, name):
     ends = 0
     for t, n, reset_when_done in ((0, 2, True), (1, 1, True), (0, 1, False)):
         action = torch.randint(5, (n_envs, n_steps, cpp.layout.n_agents), generator=generator)
-        for engine, to in zip(pair, rows, strict=True):
+        for engine, to in zip(pair, buffers, strict=True):
             to.action.copy_(action)
-            engine.env_state.renew()  # the C++ kernel does that by itself
+            engine.env_state.renew()  # the C++ kernel's ``advance`` does that
             engine.advance(to, t, n, reset_when_done=reset_when_done)
-        assert_same(vars(rows[1]), vars(rows[0]))
+        assert_same(vars(buffers[1]), vars(buffers[0]))
         assert_same(state_of(ours), state_of(cpp))
-        ends += int(rows[0].done.sum())
+        ends += int(buffers[0].done.sum())
     assert ends > n_envs
-    check_pools(pair, rows, seen)
+    check_pools(pair, buffers, seen)
 
 
-def check_pools(pair, rows, seen):
-    """Compare engines where they go on from a state, where the pool is through, and behind that."""
+def check_pools(pair, buffers, seen):
+    """Compare engines from a loaded state, at the end of the pool, and after it is refilled."""
     cpp, ours = pair
     kept = cpp.env_state.state()
     assert cpp.fresh.taken == kept["resets"].sum() > cpp.fresh.n_envs
-    kept["resets"] = kept["resets"] + cpp.fresh.n_layers  # all the next rows are behind the end
-    kept["steps"][::2] = 2  # so that these end
+    kept["resets"] = kept["resets"] + cpp.fresh.n_layers  # in the second pass through the pool
+    kept["steps"][::2] = 2  # so that these episodes end
     everywhere = torch.ones(cpp.fresh.n_envs, dtype=torch.bool)
-    for engine, to in zip(pair, rows, strict=True):
+    for engine, to in zip(pair, buffers, strict=True):
         engine.env_state.seed(8)
         engine.env_state.load_state(kept)
         engine.advance(to, 0, 1, reset_when_done=True)
-    assert rows[0].done[::2, 0].all()
-    assert_same(vars(rows[1]), vars(rows[0]))
+    assert buffers[0].done[::2, 0].all()
+    assert_same(vars(buffers[1]), vars(buffers[0]))
     pool = cpp.fresh.pool.clone()
     for engine, to in zip(pair, seen, strict=True):
         engine.env_state.load_state({**kept, "resets": torch.zeros_like(kept["resets"])})
@@ -166,7 +166,7 @@ def check_pools(pair, rows, seen):
 
 
 def environment(device, **settings):
-    """Return an environment whose step is small, on a kernel."""
+    """Return an environment with a small step, on a kernel."""
     return make_env(
         "vmas",
         scenario="simple_spread",
@@ -182,7 +182,7 @@ def environment(device, **settings):
 
 
 def fused_batches(device):
-    """Return what the fused collector gives over the Triton kernel."""
+    """Return batches of the fused collector over the Triton kernel."""
     torch.manual_seed(0)
     env = environment(device)
     assert isinstance(env.engine, TritonEngine)
@@ -198,11 +198,11 @@ def compare_batches(batches, tolerance):
     env = environment(CPU)
     env.reset()
     for batch in batches:
-        rows = env.begin_buffers(5)
-        rows.action.copy_(batch[ACTION].cpu())
-        env.engine.advance(rows, 0, 5, reset_when_done=True)
+        buffers = env.begin_buffers(5)
+        buffers.action.copy_(batch[ACTION].cpu())
+        env.engine.advance(buffers, 0, 5, reset_when_done=True)
         theirs = batch.cpu().clone()
-        env.pack_buffers(rows, theirs)
+        env.pack_buffers(buffers, theirs)
         assert theirs[next_key(DONE)].any()
         for key in (OBSERVATION, STATE, AGENT_REWARD, REWARD, DONE):
             ours = batch[next_key(key)].cpu()
@@ -210,7 +210,7 @@ def compare_batches(batches, tolerance):
 
 
 def check_task_to_batch(folder):
-    """Trace, print, keep, check and collect with the interpreter as the device."""
+    """Trace, print, store, check and collect with the interpreter as the device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backends.BACKENDS, "cpu", backends.of_gpu)
         batches = fused_batches(CPU)
@@ -226,7 +226,7 @@ def check_task_to_batch(folder):
 
 
 def operations_source(folder):
-    """Return the file of a kernel of all operations."""
+    """Return the file of a kernel with all operations."""
     triton_print.SPAWN_TRIES = ops.TRIES
     path = folder / "operations.py"
     path.write_text(triton_print.source(ops.operations_step()))
@@ -234,10 +234,10 @@ def operations_source(folder):
 
 
 def pool_of_operations(n_seen):
-    """Return what stands for the pool of a step of all operations."""
-    rows = [PackedNumber(x, 0, dtype, True) for x, dtype in ops.TYPES.items()]
-    step = CompiledStep(None, rows, SeenLayout(1, n_seen, None), [], [], False, {})
-    pool = torch.zeros(4 * ops.E, len(rows) + n_seen)
+    """Return a stand-in for the pool of a step with all operations."""
+    numbers = [PackedNumber(x, 0, dtype, True) for x, dtype in ops.TYPES.items()]
+    step = CompiledStep(None, numbers, SeenLayout(1, n_seen, None), [], [], False, {})
+    pool = torch.zeros(4 * ops.E, len(numbers) + n_seen)
     return SimpleNamespace(n_envs=ops.E, step=step, pool=pool, taken=0, device=CPU)
 
 
@@ -252,7 +252,7 @@ def check_operations(folder):
     engine.env_state.jump(state, ops.KEY)
     engine.advance(rows, 0, 1, reset_when_done=False)
     names = [f"{op} {args}" for op, args, _ in ops.CASES]
-    for j, (ours, theirs) in enumerate(zip(rows.seen[:, 1].T, expected.T, strict=True)):
+    for j, (ours, theirs) in enumerate(zip(buffers.seen[:, 1].T, expected.T, strict=True)):
         name = names[j] if j < len(names) else f"number {j}"
         torch.testing.assert_close(
             ours, theirs, rtol=1e-5, atol=2e-6, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
@@ -266,7 +266,7 @@ def check_operations(folder):
 
 
 class H100:
-    """What Triton asks of a device when it compiles."""
+    """The answers of a device to Triton when it compiles."""
 
     def get_current_target(self):
         from triton.backends.compiler import GPUTarget
@@ -281,7 +281,7 @@ class H100:
 
 
 def check_code_for_a_gpu(folder):
-    """Compile a kernel of all operations for an H100: once, rounded as in C++, and in 32 bits."""
+    """Compile a kernel with all operations for an H100: once, rounded as in C++, in 32 bits."""
     from triton.runtime import driver
 
     driver.set_active(H100())
@@ -296,9 +296,9 @@ def check_code_for_a_gpu(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_kernel, "load", lambda source: Compiles())
         engine = TritonEngine(folder, pool_of_operations(100), 100, 0)
-    rows = zeros(engine, 3, CPU)
+    buffers = zeros(engine, 3, CPU)
     for t, n in ((0, 1), (1, 1), (1, 2)):
-        engine.advance(rows, t, n, reset_when_done=True)
+        engine.advance(buffers, t, n, reset_when_done=True)
     assert len(compiled) == 4
     assert all(made is compiled[0] for made in compiled)
     assert compiled[0].metadata.shared == 0  # guards need no barrier
@@ -315,7 +315,7 @@ CHECKS = {
 
 
 def main(outcome, folder, *names):
-    """Run checks; write what they raised."""
+    """Run checks and write their error messages."""
     compile.STEPS = compile.AGAIN_STEPS = 4  # the interpreter is slow
     raised = dict.fromkeys(names, "")
     for name in names:

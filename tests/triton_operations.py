@@ -1,4 +1,4 @@
-"""A step whose observation is every operation, and what that is by definition."""
+"""A step whose observation holds every operation, and the same numbers by definition."""
 
 import torch
 
@@ -7,8 +7,8 @@ from qmix_trl.envs.compiled.lower.ops import OPS
 from qmix_trl.envs.compiled.lower.step import StateNumber, Step
 from qmix_trl.envs.compiled.trace import draws
 
-E = 40  # more than one block
-TRIES = 5  # of a spawn, so that some of its environments find no place
+E = 40  # environments: more than one block
+TRIES = 5  # of a spawn: so few that some environments find no place
 KEY = torch.tensor([11, 7])
 UNARY = ("neg", "abs", "sign", "floor", "sqrt", "exp", "log", "sin", "cos", "tan", "tanh")
 BINARY = ("add", "sub", "mul", "div", "minimum", "maximum", "remainder", "atan2", "logaddexp")
@@ -33,11 +33,11 @@ CASES = [
     ("where", ("p", True, "q"), BOOL),
 ]
 TYPES = {"a": FLOAT, "b": FLOAT, "n": FLOAT, "i": INT, "j": INT, "p": BOOL, "q": BOOL}
-SPAWN = (200, 0.9, -1.0, -1.0, 1.0, 1.0)  # site, distance, low, high; words of over 31 bits
+SPAWN = (200, 0.9, -1.0, -1.0, 1.0, 1.0)  # site (counters over 31 bits), distance, low, high
 
 
 def columns():
-    """Return values of each letter, [E]."""
+    """Return the values [E] of each letter."""
     i = torch.arange(E)
     a = (i - 20.3) * 0.37
     return {
@@ -52,7 +52,7 @@ def columns():
 
 
 def operations_step():
-    """Return a step whose observation is every operation on the numbers of its state."""
+    """Return a step whose observation holds every operation on the numbers of its state."""
     program = Program()
     leaves = {
         x: program.leaf("state", path, 0, dtype=dtype)
@@ -71,18 +71,18 @@ def operations_step():
     ]
     values += [program.leaf(kind, 3, dtype=FLOAT) for kind in ("uniform", "normal")]
     values.append(program.leaf("environment", dtype=INT))
-    # Costly and in use nowhere else: guarded.
+    # Costly and used nowhere else, so it is guarded.
     costly = program.apply("tan", program.apply("add", leaves["n"], 3.5, dtype=FLOAT), dtype=FLOAT)
     values.append(program.apply("where", leaves["q"], costly, 0.0, dtype=FLOAT))
     values.append(program.apply("where", leaves["p"], 1.5, costly, dtype=FLOAT))
     values += [program.cast(leaves[x], to) for x in "aip" for to in (FLOAT, INT, BOOL)]
     observation = [program.cast(value, FLOAT) for value in values]
-    rows = [StateNumber(path, 0, leaf, leaf) for path, leaf in enumerate(leaves.values())]
-    return Step(program, observation, [], [0.5], leaves["b"], leaves["q"], rows, 1)
+    numbers = [StateNumber(path, 0, leaf, leaf) for path, leaf in enumerate(leaves.values())]
+    return Step(program, observation, [], [0.5], leaves["b"], leaves["q"], numbers, 1)
 
 
 def by_definition():
-    """Return what the observation of such a step is, float32 [E, R]."""
+    """Return the observation of that step by the definitions of operations, float32 [E, R]."""
     x = columns()
 
     def argument(name, e):

@@ -21,7 +21,7 @@ PARAMETERS = (
     "const vf *now, vf *then, const vi *action, const Draws &draws, "
     "vf *seen, vf *agent_reward, vf *reward, vi *terminated"
 )
-FORMS = {"first": "{0}.x", "second": "{0}.y"}  # all others are those of OPS
+FORMS = {"first": "{0}.x", "second": "{0}.y"}  # all others are in OPS
 CASTS = {
     (FLOAT, INT): "to_i({0})",
     (FLOAT, BOOL): "({0} != 0.0f)",

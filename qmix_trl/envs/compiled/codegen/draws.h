@@ -1,4 +1,4 @@
-// Threefry-2x32 (Salmon et al. 2011), W environments at a time: the random numbers of draws.py.
+// The random numbers of draws.py, for W environments at a time: Threefry-2x32 (Salmon et al. 2011).
 
 struct Draws {
   vu environment;

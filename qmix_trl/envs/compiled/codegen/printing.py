@@ -36,7 +36,7 @@ class Language:
         return (OPS[op].int_form or OPS[op].form) if dtype == INT else OPS[op].form
 
     def functions(self) -> set[str]:
-        """Return the names of the functions that forms call, without those of a module."""
+        """Return the names of the functions that forms call, except functions of a module."""
         forms = [self.form(op, dtype) for op in OPS if op != "cast" for dtype in (FLOAT, INT)]
         return {name for form in forms for name in CALLED.findall(form)}
 

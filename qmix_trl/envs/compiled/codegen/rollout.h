@@ -1,14 +1,15 @@
 // Steps and resets of all environments, W at a time. The step, Rollout (rollout.py), NUMBERS, AGENTS
 // and SEEN are printed before this.
 
-// Environment e's r-th reset takes state e + r n_envs of the pool: no other environment takes it in
-// the same pass. Each pass begins one state further, so that no environment takes a state twice.
+// Return the state of the pool for the next reset of environment e. Reset r takes state
+// e + r n_envs: no two environments share a state before all are used. Each further pass through
+// the pool is shifted by one state, so that an environment never uses a state twice.
 static inline const float *fresh(const Rollout *r, int64_t e) {
   int64_t place = e + (int64_t)r->resets[e] * r->n_envs;
   return r->pool + (place + place / r->pool_size) % r->pool_size * (NUMBERS + SEEN);
 }
 
-// Write the observation and state of each lane to its own address.
+// Write the observation and state of each environment of the block to its place.
 static inline void scatter(const vf *seen, float *const *to, int lanes) {
   int j = 0;
 #ifdef TRANSPOSES
@@ -23,7 +24,7 @@ static inline void scatter(const vf *seen, float *const *to, int lanes) {
     for (int l = 0; l < lanes; l++) to[l][j] = ((const float *)&seen[j])[l];
 }
 
-// Take steps first to last of the W environments from b on; return the number of resets.
+// Take steps first to last of W environments from b on; return the number of resets.
 static int64_t advance(const Rollout *r, int64_t b, int64_t first, int64_t last) {
   const int lanes = r->n_envs - b < W ? (int)(r->n_envs - b) : W;
   vf now[NUMBERS + 1], then[NUMBERS + 1], seen[SEEN + 1], agent_reward[AGENTS], reward;
@@ -68,12 +69,12 @@ static int64_t advance(const Rollout *r, int64_t b, int64_t first, int64_t last)
   return n_resets;
 }
 
-// Take n_steps steps; return the number of resets.
+// Take n_steps steps of all environments; return the number of resets.
 extern "C" int64_t rollout(const Rollout *r) {
   int64_t n_resets = 0;
 #ifdef _OPENMP
   if (r->threads > 1) {
-// torch sets the shared runtime to its own number of threads, so the number is given here.
+// torch sets the number of threads of the OpenMP runtime that both share, so it is given here.
 #pragma omp parallel for schedule(static) num_threads((int)r->threads) reduction(+ : n_resets)
     for (int64_t b = 0; b < r->n_envs; b += W) n_resets += advance(r, b, 0, r->n_steps);
     return n_resets;
@@ -83,7 +84,7 @@ extern "C" int64_t rollout(const Rollout *r) {
   return n_resets;
 }
 
-// Take step t of environments first to last, where first is a multiple of W; return the number of
+// Take step t of the environments from first, a multiple of W, to last; return the number of
 // resets. For a caller that chooses actions step by step.
 extern "C" int64_t one_step(const Rollout *r, int64_t first, int64_t last, int64_t t) {
   int64_t n_resets = 0;
@@ -91,8 +92,8 @@ extern "C" int64_t one_step(const Rollout *r, int64_t first, int64_t last, int64
   return n_resets;
 }
 
-// Reset the environments of a mask [n_envs]; write their observations and states to seen [n_envs,
-// SEEN]; return the number of resets.
+// Reset the environments of a mask [n_envs] and write their observations and states to
+// seen [n_envs, SEEN]; return the number of resets.
 extern "C" int64_t reset(const Rollout *r, const bool *mask, float *seen) {
   int64_t n_resets = 0;
   for (int64_t e = 0; e < r->n_envs; e++) {

@@ -198,7 +198,7 @@ def scheduled(outputs: list[Scalar]) -> Iterator[Statement | int]:
 
 
 def _before(target: Statement, guard_of: dict[Expression, Guard], done: set) -> Iterator[Statement]:
-    """Yield what a statement needs and is not done, then the statement."""
+    """Yield the statements that a statement still needs, then the statement."""
     stack: list[tuple[Statement, bool]] = [(target, False)]
     while stack:
         statement, ready = stack.pop()

@@ -23,7 +23,7 @@ FORMS = {
     "sqrt": "tl.sqrt_rn({0})",
     "first": "{0}[0]",
     "second": "{0}[1]",
-}  # where they are not those of OPS
+}  # all others are in OPS
 INT_FORMS = {"minimum": "tl.minimum({0}, {1})", "maximum": "tl.maximum({0}, {1})"}
 OF_BLOCKS = ("atan2", "logaddexp", "floor_divide", "remainder")  # a constant must be a block
 CASTS = {

@@ -1,8 +1,8 @@
-"""The functions of a step on a block of environments, for Triton; ``simd.h`` in its words.
+"""The functions of ``simd.h`` and ``draws.h`` in Triton, on a block of environments.
 
-Not imported but by the source that ``triton_print`` writes, for Triton need not be there. The
-polynomials are those of ``simd.h``, operation by operation: a GPU's own functions round otherwise,
-and Triton's interpreter has none of them.
+Only printed kernels import this module, since Triton is optional. Polynomials are evaluated as in
+``simd.h``, operation by operation: the functions of a GPU round differently, and Triton's
+interpreter lacks them.
 """
 
 import triton  # pyright: ignore[reportMissingImports]
@@ -26,7 +26,7 @@ def vmax(a, b):
 
 @triton.jit
 def vfloor(x):
-    """Not Triton's own, which takes for zero what is too small for a normal number."""
+    """Round down; Triton's own floor takes subnormal numbers for zero."""
     whole = x.to(tl.int32).to(tl.float32)
     return tl.where(tl.abs(x) < 8388608.0, whole - (whole > x).to(tl.float32), x)
 
@@ -198,8 +198,8 @@ def vlogaddexp(a, b):
     return tl.where(a == b, a + 0.6931471805599453, apart)
 
 
-# Threefry-2x32 (Salmon et al. 2011): the random numbers of draws.py. ``draws`` are the
-# environments [BLOCK], the seed and the step, uint32.
+# The random numbers of draws.py: Threefry-2x32 (Salmon et al. 2011). ``draws`` holds uint32: the
+# numbers of the environments [BLOCK], the seed and the number of the step.
 @triton.jit
 def round_(x, y, by: tl.constexpr):
     x = x + y
@@ -273,6 +273,6 @@ def spawn(draws, first, tries, min_distance, low_x, low_y, high_x, high_y, occup
 
 @triton.jit
 def put(seen, last_seen, fresh, value, done, taken, inside):
-    """Write one number of what is seen: before a reset where done, behind one where taken."""
+    """Write a number of observation or state; where ``taken``, ``seen`` gets the reset's."""
     tl.store(last_seen, value, mask=done)
     tl.store(seen, tl.load(fresh, mask=taken, other=value), mask=inside)

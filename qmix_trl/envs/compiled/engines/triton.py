@@ -108,7 +108,7 @@ class TritonEngine:
 
 
 def triton_toolchain(device: torch.device) -> str:
-    """Return the name of what compiles a kernel: the version of Triton and the device.
+    """Return the version of Triton and the name of the device, on which built kernels depend.
 
     Raises:
         NoCompiler: if there is no Triton.

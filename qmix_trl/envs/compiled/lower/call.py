@@ -1,4 +1,4 @@
-"""A call of an aten operation: the node that a rule lowers, and the expressions it builds."""
+"""A call of an aten operation: the node that a rule lowers, and methods that build expressions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ class Expression:
         index: its place in the program; arguments come before it.
         op: a name in ``OPS``; or that of a leaf: "state", "action", "uniform", "normal",
             "environment", "spawn" (a PAIR), "first" or "second" (of a PAIR).
-        args: expressions and constants; those of a leaf identify it.
+        args: expressions and constants; the arguments of a leaf identify it.
         dtype: FLOAT (32 bits), INT (32 bits), BOOL, or PAIR of floats.
     """
 
@@ -56,7 +56,7 @@ class Program:
     A product with the constant 0 is 0, also where the other side is infinite or NaN.
 
     Attributes:
-        expressions: all, arguments before what uses them.
+        expressions: all, each after its arguments.
         known: the same by operation, type and arguments.
     """
 

@@ -48,7 +48,7 @@ def index_put(
 
     Args:
         call: the call.
-        x: what is written to.
+        x: the array before the write.
         indices: one for each axis of x, that of the environments included.
         values: one value.
         accumulate: must be False.

@@ -1,7 +1,7 @@
 """The rule that lowers each aten operation.
 
-A rule takes the ``Call`` and the operation's own arguments, with arrays of expressions for
-tensors. It returns the arrays of the results; of an operation in place, what is written.
+A rule takes the ``Call`` and the operation's own arguments, with arrays of expressions in place of
+tensors. It returns the result's array, or several; for an operation in place, the value to write.
 """
 
 from collections.abc import Callable, Mapping
