@@ -248,17 +248,17 @@ def check_operations(folder):
     fresh = pool_of_operations(expected.shape[1])
     engine = TritonEngine(operations_source(folder), fresh, 100, 0)
     state = torch.stack([as_bits(value, value.dtype) for value in ops.columns().values()], 1)
-    rows = zeros(engine, 1, CPU)
+    buffers = zeros(engine, 1, CPU)
     engine.env_state.jump(state, ops.KEY)
-    engine.advance(rows, 0, 1, reset_when_done=False)
+    engine.advance(buffers, 0, 1, reset_when_done=False)
     names = [f"{op} {args}" for op, args, _ in ops.CASES]
     for j, (ours, theirs) in enumerate(zip(buffers.seen[:, 1].T, expected.T, strict=True)):
         name = names[j] if j < len(names) else f"number {j}"
         torch.testing.assert_close(
             ours, theirs, rtol=1e-5, atol=2e-6, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
         )
-    assert torch.equal(rows.terminated[:, 0], ops.columns()["q"])
-    assert torch.equal(rows.reward[:, 0], ops.columns()["b"])
+    assert torch.equal(buffers.terminated[:, 0], ops.columns()["q"])
+    assert torch.equal(buffers.reward[:, 0], ops.columns()["b"])
     assert torch.equal(engine.env_state.packed_state().view(torch.int32), state.view(torch.int32))
 
 
