@@ -38,9 +38,7 @@ TRITON = Language(FORMS, INT_FORMS, CASTS)
 # The state holds an integer or a boolean as the float with the same bits; True has all bits set.
 FROM_BITS = {FLOAT: "{0}", INT: "as_bits({0})", BOOL: "(as_bits({0}) != 0)"}
 TO_BITS = {FLOAT: "{0}", INT: "as_float({0})", BOOL: "as_float(-({0}.to(tl.int32)))"}
-
-
-# Of triton_simd.
+# The functions of triton_simd that a kernel may call.
 FUNCTIONS = {"as_bits", "as_float", "normal", "put", "some", "spawn", "uniform"}
 FUNCTIONS |= TRITON.functions()
 HEAD = f"""\

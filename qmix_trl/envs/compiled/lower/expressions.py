@@ -106,8 +106,10 @@ class Program:
                 return a
             case "mul" if is_constant(a, 0) or is_constant(b, 0):
                 return CASTS[dtype](0)
-            case "mul" | "and":
-                return _if_constant(args, 1) if op == "mul" else self._conjunction(a, b)
+            case "mul":
+                return _if_constant(args, 1)
+            case "and":
+                return self._conjunction(a, b)
             case "div" if is_constant(b, 1):
                 return a
             case "div" if isinstance(b, float) and _has_exact_inverse(b):
