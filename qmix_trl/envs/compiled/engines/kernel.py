@@ -53,7 +53,7 @@ class KernelEngine:
         self._rollout.restype = self._reset.restype = ctypes.c_int64
         self._one_step = ctypes.cast(loaded.one_step, ctypes.c_void_p)
         state = self.env_state
-        self._number = state.key[1:]  # a view: to make one takes as long as to count on it
+        self._key = state.key.numpy()  # the same memory: NumPy counts faster than torch
         self._call = Rollout(
             n_envs=self.fresh.n_envs,
             state=self._blocks.data_ptr(),
@@ -67,7 +67,7 @@ class KernelEngine:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        linked = ("_rollout", "_reset", "_one_step", "_call", "_number")
+        linked = ("_rollout", "_reset", "_one_step", "_call", "_key")
         return {name: value for name, value in vars(self).items() if name not in linked}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ class KernelEngine:
         """
         call = self._prepared(buffers, t, n_steps, reset_when_done)  # may set taken to 0
         self.fresh.taken += self._rollout(call)
-        self._number.add_(n_steps)
+        self._key[1] += n_steps
 
     def advance_by(
         self,
@@ -135,7 +135,7 @@ class KernelEngine:
         """
         call = self._prepared(buffers, t, n_steps, reset_when_done)
         self.fresh.taken += act(self._one_step, call)
-        self._number.add_(n_steps)
+        self._key[1] += n_steps
 
     def _prepared(self, buffers: Buffers, t: int, n_steps: int, reset_when_done: bool) -> Any:
         """Return the pointer to a call for steps of buffers."""
