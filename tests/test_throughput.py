@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from recipe_tools import call
+from support.throughput import training
 from support.throughput.timing import Operations
 from support.throughput.updates import (
     HIDDEN_DIM,
@@ -61,7 +62,8 @@ def test_an_update_is_few_operations(monkeypatch):
         assert counts[0] < 400 < counts[1]
 
 
-def test_the_recipe_runs(tmp_path, capsys):
+def test_the_recipe_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "N_ENVS", 32)
     asked = "--what env collect update-mlp train-1 --scenarios simple_spread --envs 2"
     files = ["--json", str(tmp_path / "timings.json"), "--picture", str(tmp_path / "a.png")]
     call("throughput.py", *asked.split(), "--engines", "eager", "--rounds", "1", *files)

@@ -25,6 +25,7 @@ SEVERAL_GROUPS = (
     "simple_tag",
     "simple_world_comm",
 )
+LARGE = ("road_traffic", "sampling")  # a run takes longer than 15 s
 SINGLE_GROUP = [name for name in vmas_scenarios() if name not in SEVERAL_GROUPS]
 
 
@@ -251,7 +252,13 @@ def smoke(runs: Path, scenario: str, combinations: list[tuple[str, str]], *overr
         assert math.isfinite(found["greedy_return"][-1])
 
 
-@pytest.mark.parametrize(("i", "scenario"), list(enumerate(SINGLE_GROUP)), ids=SINGLE_GROUP)
+@pytest.mark.parametrize(
+    ("i", "scenario"),
+    [
+        pytest.param(i, name, marks=pytest.mark.slow if name in LARGE else (), id=name)
+        for i, name in enumerate(SINGLE_GROUP)
+    ],
+)
 def test_a_combination_trains_on_every_scenario(i, scenario, tmp_path):
     # Neighbours differ, and every combination is trained on five scenarios or more.
     smoke(tmp_path, scenario, [COMBINATIONS[i % len(COMBINATIONS)]])

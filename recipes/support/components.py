@@ -125,7 +125,8 @@ def last_frame(config: RunConfig) -> int:
 def evaluation_is_due(config: RunConfig, frames: int) -> bool:
     """Return whether a run is evaluated after the batch with which it has so many frames.
 
-    That is the first batch that reaches a multiple of ``every_frames``, or the last batch.
+    It is after each batch in which the frames reach a multiple of ``every_frames``, and after the
+    last batch.
     """
     every = config.evaluation.every_frames
     reached = frames // every > (frames - frames_per_batch(config)) // every
