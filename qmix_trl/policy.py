@@ -26,6 +26,9 @@ class GreedyAction(TensorDictModuleBase):
     out_keys = [ACTION]
     epsilon = 0.0
 
+    def draws(self, n_steps: int, shape: tuple[int, ...]) -> None:
+        """Return None: a greedy choice needs no random numbers."""
+
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
         values, mask = tensordict.get(ACTION_VALUE), tensordict.get(ACTION_MASK, None)
@@ -238,11 +241,29 @@ def action_scores(tensordict: TensorDictBase, n_actions: int) -> Tensor:
     return observation.new_zeros(*observation.shape[:-1], n_actions)
 
 
+class AgentPolicy(TensorDictSequential):
+    """The policy of an agent: its action values, a head that chooses, and its last action.
+
+    The fused collector computes it in C++ if the classes of agent and head say how: by
+    ``network_layers`` and by ``draws``.
+    """
+
+    @property
+    def agent(self) -> TensorDictModuleBase:
+        """The agent that computes action values."""
+        return self.module[0]
+
+    @property
+    def head(self) -> GreedyAction | EpsilonGreedyAction:
+        """The head that chooses actions."""
+        return self.module[1]
+
+
 def make_policy(
     agent: TensorDictModuleBase, head: GreedyAction | EpsilonGreedyAction
-) -> TensorDictSequential:
-    """Return the policy of an agent: action values, a head that chooses, and the last action."""
-    return TensorDictSequential(agent, head, RememberAction(agent.n_actions))
+) -> AgentPolicy:
+    """Return the policy of an agent with a head."""
+    return AgentPolicy(agent, head, RememberAction(agent.n_actions))
 
 
 def with_memory(env: EnvBase, agent: TensorDictModuleBase) -> TransformedEnv:

@@ -269,8 +269,8 @@ def test_unknown_policies_have_no_kernel():
     louder = Louder(3, 16, 5)
     for policy, reason in (
         (make_policy(agent.double(), GreedyAction()), "the agent's weights are not float32"),
-        (make_policy(louder, GreedyAction()), "the policy is none of make_policy's"),
-        (TensorDictSequential(agent, GreedyAction()), "the policy is none of make_policy's"),
+        (make_policy(louder, GreedyAction()), "the policy has no form in C++"),
+        (TensorDictSequential(agent, GreedyAction()), "the policy has no form in C++"),
     ):
         assert policy_kernel.why_not(policy, env.base_env) == reason
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from mixer_tools import UnconstrainedMixer
 from torchrl.modules import QMixer as TorchRLQMixer
 from torchrl.modules import VDNMixer as TorchRLVDNMixer
 
@@ -54,16 +54,6 @@ def test_parameters_have_the_authors_names():
     ]
     assert set(QMixer(2, 3, hypernet_layers=1).state_dict()) == {*one, *biases, *value}
     assert set(QMixer(2, 3, hypernet_layers=2).state_dict()) == {*two, *biases, *value}
-
-
-class UnconstrainedMixer(QMixer):
-    """A QMixer without absolute values: the negative control of the monotonicity test."""
-
-    def forward(self, chosen_action_value, state):
-        w1 = self.hyper_w_1(state).unflatten(-1, (self.n_agents, self.mixing_embed_dim))
-        hidden = (chosen_action_value * w1).sum(-2) + self.hyper_b_1(state)
-        weights = self.hyper_w_final(state)
-        return (nn.functional.elu(hidden) * weights).sum(-1, keepdim=True) + self.V(state)
 
 
 def least_derivative(mixer):

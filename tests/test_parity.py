@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import reference
 import torch
+from mixer_tools import UnconstrainedMixer
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
-from test_mixers import UnconstrainedMixer
 from torchrl.modules import QValueModule
 from torchrl.objectives import QMixerLoss, ValueEstimators
 

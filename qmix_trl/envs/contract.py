@@ -14,6 +14,7 @@ from qmix_trl import keys
 from qmix_trl.errors import ConfigError, nearest
 
 # The state that the mixer sees: the true state of the world, or all observations of the team.
+CPP_LOOP, CUDA_GRAPH = "C++ loop", "CUDA graph"  # loops of ``qmix_trl.fused``
 STATES = ("world", "observations")
 
 
@@ -40,9 +41,12 @@ class BufferedEnv(Protocol):
 
     Attributes:
         reset_when_done: whether an environment that is done is reset at once.
+        compiled_loop: the compiled loop that can take its steps, ``CPP_LOOP`` or ``CUDA_GRAPH``;
+            None if there is none.
     """
 
     reset_when_done: bool
+    compiled_loop: str | None
 
     def begin_buffers(self, n_steps: int) -> Any:
         """Return buffers of T steps that begin with the present observation."""

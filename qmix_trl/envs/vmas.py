@@ -126,6 +126,11 @@ class VmasTeam(EnvBase):
         set_specs(self, self._dims(n_actions))
 
     @property
+    def compiled_loop(self) -> str | None:
+        """The compiled loop that can take the steps of the engine; None if there is none."""
+        return self.engine.compiled_loop
+
+    @property
     def simulator(self) -> Environment:
         """VMAS's environment, which only the eager engine has.
 
@@ -215,7 +220,7 @@ class VmasTeam(EnvBase):
         return TensorDict({**self.engine.env_state.state(), "seen": self.seen.clone()}, ())
 
     def load_simulation_state(self, state: TensorDictBase) -> None:
-        """Continue, bit for bit, from what ``simulation_state`` of the same engine returned.
+        """Continue, bit for bit, from a ``simulation_state`` of the same engine.
 
         Raises:
             ValueError: if it is of an engine whose packed state has another shape.

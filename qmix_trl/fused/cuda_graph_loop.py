@@ -11,19 +11,19 @@ from torch import Tensor
 
 from qmix_trl.cuda_graph import captured, warmed_up
 from qmix_trl.envs.compiled.engines.buffers import Buffers
-from qmix_trl.envs.compiled.engines.triton import TritonEngine
+from qmix_trl.envs.contract import CUDA_GRAPH
 from qmix_trl.functional import greedy_action
 from qmix_trl.fused.policy_kernel import is_known
 from qmix_trl.fused.step_loop import Collected, Key, StepLoop
 from qmix_trl.keys import ACTION, ACTION_VALUE
-from qmix_trl.policy import EpsilonGreedyAction
+from qmix_trl.policy import AgentPolicy
 
 
 def why_not(policy: TensorDictModuleBase, env: Any) -> str | None:
     """Return the reason why a policy and an environment have no graph; None if they have one."""
-    if not isinstance(getattr(env, "engine", None), TritonEngine):
+    if env.compiled_loop != CUDA_GRAPH:
         return "no Triton kernel steps the environment"
-    return None if is_known(policy) else "the policy is none of make_policy's"
+    return None if is_known(policy) else "the policy has no form that a graph can hold"
 
 
 class DrawnAhead(TensorDictModuleBase):
@@ -81,7 +81,7 @@ class GraphLoop:
 
     def __init__(
         self,
-        policy: TensorDictSequential,
+        policy: AgentPolicy,
         env: Any,
         buffers: Buffers,
         begins: Tensor,
@@ -110,11 +110,11 @@ class GraphLoop:
         self._begins.copy_(begins)
         for key, value in memory.items():
             self._memory[key].copy_(value)
-        if isinstance(self._head, EpsilonGreedyAction):
-            shape = tuple(self._drawn.choose.shape)
-            explore, choose = self._head.draws(shape[0], shape[1:])
-            self._drawn.explore.copy_(explore)
-            self._drawn.choose.copy_(choose)
+        n_steps, *shape = self._drawn.choose.shape
+        draws = self._head.draws(n_steps, tuple(shape))
+        if draws is not None:
+            self._drawn.explore.copy_(draws[0])
+            self._drawn.choose.copy_(draws[1])
             self._drawn.epsilon.fill_(self._head.epsilon)
         self._replay()
         for field in fields(buffers):

@@ -9,12 +9,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from qmix_trl.agents import FeedforwardAgent, RecurrentAgent
 from qmix_trl.envs.compiled.engines.buffers import Buffers
-from qmix_trl.envs.compiled.engines.kernel import LANES, KernelEngine
+from qmix_trl.envs.compiled.engines.kernel import LANES
+from qmix_trl.envs.contract import CPP_LOOP
 from qmix_trl.fused.packed_weights import PackedWeights, array
 from qmix_trl.fused.step_loop import Collected, Key
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, next_key
@@ -23,15 +23,10 @@ from qmix_trl.native.large_pages import empty
 from qmix_trl.native.networks.layers import INT, READ, WRITTEN, Linear
 from qmix_trl.native.networks.library import network_library
 from qmix_trl.native.structures import pointer_to
-from qmix_trl.policy import EpsilonGreedyAction, GreedyAction, RememberAction
+from qmix_trl.policy import AgentPolicy
 
 SAMPLES_TOGETHER = 96  # agents computed at a time: weights are read once, and the cache holds all
 STEPS_PER_CALL = 20  # the pool of initial states is refilled between calls
-PARTS = (  # of the policies that the kernel computes: agent, head, memory
-    (RecurrentAgent, FeedforwardAgent),
-    (GreedyAction, EpsilonGreedyAction),
-    (RememberAction,),
-)
 _LAYERS = ctypes.POINTER(Linear)
 
 
@@ -91,22 +86,23 @@ def library() -> ctypes.CDLL:
 
 
 def is_known(policy: TensorDictModuleBase) -> bool:
-    """Return whether a policy is one of ``make_policy``'s, with an agent of this package.
+    """Return whether a policy is one of ``make_policy``'s whose agent and head have a C++ form.
 
-    Types are compared exactly, as a subclass may compute something else.
+    Their classes define it themselves: a subclass that inherits it may compute something else.
     """
-    parts = list(policy.module) if isinstance(policy, TensorDictSequential) else []
-    return len(parts) == len(PARTS) and all(
-        type(part) in known for part, known in zip(parts, PARTS, strict=True)
+    return (
+        isinstance(policy, AgentPolicy)
+        and "network_layers" in vars(type(policy.agent))
+        and "draws" in vars(type(policy.head))
     )
 
 
 def why_not(policy: TensorDictModuleBase, env: Any) -> str | None:
     """Return the reason why the kernel cannot run a policy in an environment; None if it can."""
-    if not isinstance(getattr(env, "engine", None), KernelEngine):
+    if env.compiled_loop != CPP_LOOP:
         return "the environment's step is not compiled for the CPU"
     if not is_known(policy):
-        return "the policy is none of make_policy's"
+        return "the policy has no form in C++"
     if any(p.dtype != torch.float32 for p in policy.parameters()):
         return "the agent's weights are not float32"
     try:
@@ -124,9 +120,8 @@ class PolicyKernel:
         env: to act in.
     """
 
-    def __init__(self, policy: TensorDictSequential, env: Any) -> None:
-        self.agent: RecurrentAgent | FeedforwardAgent
-        self.agent, self.head, _ = policy.module  # pyright: ignore[reportAttributeAccessIssue]
+    def __init__(self, policy: AgentPolicy, env: Any) -> None:
+        self.agent, self.head = policy.agent, policy.head
         self.env = env
 
     def collect(self, buffers: Buffers, begins: Tensor, memory: dict[Key, Tensor]) -> Collected:
@@ -165,8 +160,8 @@ class PolicyKernel:
         reset_when_done = self.env.reset_when_done
         for t in range(0, n_steps, STEPS_PER_CALL):
             acting.first, acting.n_steps = t, min(STEPS_PER_CALL, n_steps - t)
-            if isinstance(self.head, EpsilonGreedyAction):
-                draws = self.head.draws(acting.n_steps, written[ACTION_VALUE][:, 0].shape)
+            draws = self.head.draws(acting.n_steps, written[ACTION_VALUE][:, 0].shape)
+            if draws is not None:
                 acting.explore, acting.choose = (draw.data_ptr() for draw in draws)
                 acting.epsilon = self.head.epsilon
             self.env.engine.advance_by(

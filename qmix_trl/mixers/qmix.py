@@ -164,7 +164,15 @@ class Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, chosen, state, n_layers, *parameters):
-        """Return joint values; keep inputs and the outputs of the hypernetworks' layers."""
+        """Return joint values; keep inputs and the outputs of the hypernetworks' layers.
+
+        Args:
+            ctx: torch's, for the backward pass.
+            chosen: float [samples, N], the utilities.
+            state: float [samples, S].
+            n_layers: the number of layers of each hypernetwork.
+            *parameters: weight and bias of every layer.
+        """
         ctx.n_layers = n_layers
         chosen, state = chosen.contiguous(), state.contiguous()
         total, kept = kernel.forward(chosen, state, n_layers, parameters, keep=True)

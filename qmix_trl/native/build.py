@@ -27,7 +27,7 @@ TIMEOUT_SECONDS = 300
 
 
 class NoCompiler(Refused):
-    """The machine has no compiler; the message says what to install."""
+    """The machine has no compiler; the message names the package to install."""
 
 
 class BuildFailed(Refused):

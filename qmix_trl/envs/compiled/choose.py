@@ -31,18 +31,27 @@ class Engine(Protocol):
     """Steps and resets E environments.
 
     Attributes:
+        compiled_loop: as ``contract.BufferedEnv`` has it.
         layout: of observation and state.
         env_state: saves, loads and seeds the environments' state, and renews their initial states.
     """
 
+    compiled_loop: str | None
     layout: SeenLayout
     env_state: EnvState | EagerState
 
     def reset(self, mask: Tensor, seen: Tensor) -> None:
-        """Reset the environments of a mask [E]; write what they observe to seen [E, R]."""
+        """Reset environments of a mask bool [E]; write their observations to seen float [E, R]."""
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
-        """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions in them."""
+        """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions in them.
+
+        Args:
+            buffers: hold the actions; the results are written to them.
+            t: the first step.
+            n_steps: the number of steps.
+            reset_when_done: reset environments that are done.
+        """
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,14 @@ class Checked(Protocol):
     env_state: EnvState
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
-        """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions in them."""
+        """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions in them.
+
+        Args:
+            buffers: hold the actions; the results are written to them.
+            t: the first step.
+            n_steps: the number of steps.
+            reset_when_done: reset environments that are done.
+        """
 
 
 def compiled_step(task: Task, backend: Backend) -> CompiledStep:

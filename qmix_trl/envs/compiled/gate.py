@@ -184,10 +184,10 @@ def check(
             wrong = differing(ours.parts(), theirs.parts(), allowed)
         wrong_steps += int(torch.stack([bad.any(1) for bad in wrong]).any(0).sum())
         if wrong_steps > TOLERATED * n_steps * simulation.n_envs:
-            raise Mismatch(described(ours, theirs, wrong, i))
+            raise Mismatch(_described(ours, theirs, wrong, i))
 
 
-def described(ours: Outcome, theirs: Outcome, wrong: list[Tensor], i: int) -> str:
+def _described(ours: Outcome, theirs: Outcome, wrong: list[Tensor], i: int) -> str:
     """Return a line that names the first number that differs."""
     part = next(p for p, bad in enumerate(wrong) if bad.any())
     e, j = wrong[part].nonzero()[0].tolist()

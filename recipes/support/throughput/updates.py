@@ -23,6 +23,7 @@ from qmix_trl.keys import (
     ACTION,
     ACTION_VALUE,
     CHOSEN_ACTION_VALUE,
+    CUT_STEPS,
     DONE,
     IS_INIT,
     MASK,
@@ -38,6 +39,7 @@ N_ROWS, N_STEPS = 32, 100  # of a batch
 HIDDEN_DIM, EMBED_DIM = 64, 32
 GAMMA, LR, MAX_GRAD_NORM, PERIOD_UPDATES = 0.99, 5e-4, 10.0, 200
 ROUND_UPDATES = 5
+CUT_STEPS_OF_SLICES = 4
 RESETS = 0.02  # of a step, where there are any inside rows
 
 
@@ -73,6 +75,8 @@ def random_batch(*, resets: bool) -> TensorDictBase:
     batch[next_key(REWARD)] = torch.randn(done.shape, generator=generator)
     batch[IS_INIT] = begins
     batch[next_key(DONE)] = batch[next_key(TERMINATED)] = done
+    n_cut_steps = CUT_STEPS_OF_SLICES if resets else 0  # as replay's rows have room for
+    batch[CUT_STEPS] = torch.zeros(N_ROWS, N_STEPS, n_cut_steps, dtype=torch.int64)
     return batch
 
 

@@ -69,6 +69,8 @@ class EagerEngine:
         max_steps: the time limit in steps.
     """
 
+    compiled_loop = None
+
     def __init__(self, simulation: VmasSimulation, layout: SeenLayout, max_steps: int) -> None:
         self.simulation = simulation
         self.env_state = EagerState(simulation)

@@ -33,6 +33,8 @@ class InductorEngine:
         Refused: if its graph is too large.
     """
 
+    compiled_loop = None
+
     def __init__(
         self, simulation: VmasSimulation, layout: SeenLayout, max_steps: int, seed: int
     ) -> None:

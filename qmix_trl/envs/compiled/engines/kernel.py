@@ -12,6 +12,7 @@ from qmix_trl.envs.compiled.codegen.rollout import BUFFERS, Rollout
 from qmix_trl.envs.compiled.engines.buffers import Buffers
 from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.pool import FreshStates
+from qmix_trl.envs.contract import CPP_LOOP
 
 LANES = 16  # the widest block of environments of any build
 
@@ -34,6 +35,8 @@ class KernelEngine:
         max_steps: the time limit in steps.
         seed: of the random numbers of steps.
     """
+
+    compiled_loop = CPP_LOOP
 
     def __init__(self, library: Path, fresh: FreshStates, max_steps: int, seed: int) -> None:
         self.fresh = fresh

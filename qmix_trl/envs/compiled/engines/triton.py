@@ -15,6 +15,7 @@ from qmix_trl.envs.compiled.engines.buffers import Buffers
 from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.kernel import blocks_of_lanes
 from qmix_trl.envs.compiled.engines.pool import FreshStates
+from qmix_trl.envs.contract import CUDA_GRAPH
 from qmix_trl.native.build import BuildFailed, NoCompiler
 
 BLOCK = 32  # environments of a program: one warp, one environment a thread; guards need no barrier
@@ -40,6 +41,8 @@ class TritonEngine:
         NoCompiler: if Triton is not installed.
         BuildFailed: if Triton does not compile the kernel.
     """
+
+    compiled_loop = CUDA_GRAPH
 
     def __init__(self, source: Path, fresh: FreshStates, max_steps: int, seed: int) -> None:
         self.fresh = fresh

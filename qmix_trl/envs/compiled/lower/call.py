@@ -143,7 +143,14 @@ class Call:
         return self.each(op, a, b, of=dtype, to=BOOL)
 
     def where(self, condition: Any, a: Any, b: Any, dtype: str) -> Array:
-        """Return, elementwise, a where a condition holds and b elsewhere, of one type."""
+        """Return, elementwise, ``a`` where a condition holds and ``b`` elsewhere.
+
+        Args:
+            condition: an array, taken as booleans.
+            a: an array or a constant.
+            b: an array or a constant.
+            dtype: the type of both, and of the result.
+        """
 
         def apply(*args: Any) -> Any:
             return self.program.apply("where", *args, dtype=dtype)
@@ -174,7 +181,17 @@ class Call:
         return x
 
     def first_index(self, op: str, x: Array, dim: int, *, keepdim: bool) -> tuple[Array, Array]:
-        """Return the "minimum" or the "maximum" along an axis, and the first index that has it."""
+        """Return an extreme along an axis, and the first index that has it.
+
+        Args:
+            op: "minimum" or "maximum".
+            x: the array; the call's first argument.
+            dim: the axis, of any sign.
+            keepdim: the axis keeps the size 1.
+
+        Raises:
+            Unlowerable: if the axis is the batch's.
+        """
         dtype = INT if self.input_dtype(0) == BOOL else self.input_dtype(0)
         (axis,) = self.axes(dim)
         parts = [self.cast(part, dtype) for part in unstacked(x, axis)]

@@ -1,7 +1,8 @@
 """The rule that lowers each aten operation.
 
-A rule takes the ``Call`` and the operation's own arguments, with arrays of expressions in place of
-tensors. It returns the result's array, or several; for an operation in place, the value to write.
+A rule takes the ``Call`` and the operation's own arguments, by the names that aten gives them, with
+arrays of expressions in place of tensors. It returns the result's array, or several; for an
+operation in place, the value to write. Any rule may raise ``Unlowerable``.
 """
 
 from collections.abc import Callable, Mapping
