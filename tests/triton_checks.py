@@ -27,7 +27,7 @@ from qmix_trl.envs.compiled.engines import triton as triton_kernel
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.engines.kernel import KernelEngine
 from qmix_trl.envs.compiled.engines.packed_state import PackedNumber, as_bits
-from qmix_trl.envs.compiled.engines.pool import FreshStates
+from qmix_trl.envs.compiled.engines.pool import PASSES, FreshStates
 from qmix_trl.envs.compiled.engines.triton import TritonEngine
 from qmix_trl.envs.compiled.trace import draws
 from qmix_trl.envs.contract import env_dims
@@ -152,7 +152,7 @@ def check_pools(pair, rows, seen):
     pool = cpp.fresh.pool.clone()
     for engine, to in zip(pair, seen, strict=True):
         engine.env_state.load_state({**kept, "resets": torch.zeros_like(kept["resets"])})
-        for _ in range(cpp.fresh.n_layers):
+        for _ in range(PASSES * cpp.fresh.n_layers):
             engine.reset(everywhere, to)
         assert torch.equal(engine.fresh.pool.cpu(), pool)
         engine.env_state.renew()
