@@ -121,7 +121,8 @@ class PolicyKernel:
     """
 
     def __init__(self, policy: AgentPolicy, env: Any) -> None:
-        self.agent, self.head = policy.agent, policy.head
+        self.agent: Any = policy.agent
+        self.head = policy.head
         self.env = env
 
     def collect(self, buffers: Buffers, begins: Tensor, memory: dict[Key, Tensor]) -> Collected:
