@@ -49,7 +49,7 @@ def make_collector(
             f"make_collector: expected collector of {', '.join(COLLECTORS)}, got {collector!r}"
         )
     add_mask = mask_episodes if rows == "episodes" else mask_nothing
-    not_fused = "collection.collector is stock" if collector == "stock" else why_not(env)
+    not_fused = "collector is 'stock'" if collector == "stock" else why_not(env)
     if collector == "fused" or not_fused is None:
         return FusedCollector(
             env,

@@ -94,7 +94,7 @@ class Update:
         self._is_compiled = compile
         self._compute_loss = torch.compile(loss) if compile else loss
         self._must_be_graph = cuda_graph is True
-        self._no_graph = None if cuda_graph else "runtime.cuda_graph is false"
+        self._no_graph = None if cuda_graph else "cuda_graph is False"
         # TorchRL's own updaters do not say whether they can be captured.
         self._targets_in_graph = getattr(target_updater, "steps_in_graph", False)
         device = self._parameters[0].device

@@ -50,7 +50,7 @@ def test_updates_by_a_graph_equal_updates_by_operation(kind):
             batch = random_batch(4, 12, seed=i, ends=some_ends(4, 12, seed=i))
             batch = batch.apply(lambda x: x.float() if x.is_floating_point() else x)
             found.append(update(batch.to("cuda"))["loss"])
-        assert (update.no_graph is None) == cuda_graph
+        assert (update.how.name == "CUDA graph") == cuda_graph
         return torch.stack(found)
 
     torch.testing.assert_close(losses(True), losses(False), rtol=1e-4, atol=1e-5)

@@ -9,22 +9,13 @@ import evaluate
 import pytest
 import torch
 from recipe_tools import AGENTS, COMBINATIONS, MIXERS, game, metrics, run, summary
+from vmas_tools import SEVERAL_GROUPS
 
 from qmix_trl import ConfigError, load_config
 from qmix_trl.config import vmas_scenarios
 from qmix_trl.errors import DivergedError
 
 # By the names of their agents; ``env.group`` chooses the team.
-SEVERAL_GROUPS = (
-    "diff_drive",
-    "kinematic_bicycle",
-    "simple_adversary",
-    "simple_crypto",
-    "simple_push",
-    "simple_speaker_listener",
-    "simple_tag",
-    "simple_world_comm",
-)
 LARGE = ("road_traffic", "sampling")  # a run takes longer than 15 s
 SINGLE_GROUP = [name for name in vmas_scenarios() if name not in SEVERAL_GROUPS]
 

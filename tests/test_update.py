@@ -205,7 +205,7 @@ class OnGpu(torch.nn.Parameter):
 
 GRAPHS = [
     ("auto", Chosen("CUDA graph")),
-    (False, Chosen("torch's operations", {"CUDA graph": "runtime.cuda_graph is false"})),
+    (False, Chosen("torch's operations", {"CUDA graph": "cuda_graph is False"})),
 ]
 
 
