@@ -15,7 +15,6 @@ from qmix_trl import ConfigError, load_config
 from qmix_trl.config import vmas_scenarios
 from qmix_trl.errors import DivergedError
 
-# By the names of their agents; ``env.group`` chooses the team.
 LARGE = ("road_traffic", "sampling")  # a run takes longer than 15 s
 SINGLE_GROUP = [name for name in vmas_scenarios() if name not in SEVERAL_GROUPS]
 
