@@ -54,7 +54,7 @@ TOO_LONG = {
     '.venv/bin/pip install -q -e ".[recipes,dev]"': "2026-11-25",
     ".venv/bin/pytest -q -n 2": "2026-11-25",
     ".venv/bin/python recipes/names.py engines": "2026-11-23",
-    ".venv/bin/python recipes/games.py": "2026-11-25",
+    ".venv/bin/python recipes/games.py": "2026-11-26",
     ".venv/bin/python recipes/benchmark.py": "2026-11-25",
     ".venv/bin/python recipes/benchmark.py --tasks balance navigation --algorithms qmix "
     "benchmarl_qmix --seeds 1": "2026-11-25",
