@@ -9,12 +9,14 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
 import torch
 import triton_checks
 import triton_operations
+from packaging.version import Version
 from triton_checks import SCENARIOS, assert_same, engines, state_of, task_of, zeros
 
 from qmix_trl.envs.compiled.choose import Settings, kernel
@@ -26,6 +28,11 @@ from qmix_trl.errors import Refused
 from qmix_trl.native import build
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+needs_interpreter = pytest.mark.skipif(
+    find_spec("triton") is None
+    or (Version(version("triton")).minor < 7 and Version(version("numpy")) >= Version("2.4")),
+    reason="needs Triton; the interpreter of Triton 3.6 needs NumPy before 2.4",
+)
 needs_cuda = pytest.mark.skipif(
     not torch.cuda.is_available() or find_spec("triton") is None,
     reason="needs a CUDA device and Triton",
@@ -84,7 +91,7 @@ def interpreted(tmp_path_factory):
     return run_checks(tmp_path_factory.mktemp("interpreted"), INTERPRETED, interpreted=True)
 
 
-@needs_triton
+@needs_interpreter
 @pytest.mark.parametrize("name", INTERPRETED)
 def test_in_the_interpreter(name, interpreted):
     try:
