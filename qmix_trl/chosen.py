@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+CPP_LOOP, CUDA_GRAPH = "C++ loop", "CUDA graph"  # the compiled loops of ``qmix_trl.fused``
+
 
 @dataclass(frozen=True)
 class Chosen:

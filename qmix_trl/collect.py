@@ -48,7 +48,7 @@ def make_collector(
         raise ValueError(
             f"make_collector: expected collector of {', '.join(COLLECTORS)}, got {collector!r}"
         )
-    add_mask = mask_episodes if rows == "episodes" else mask_nothing
+    add_mask = mask_episodes if rows == "episodes" else mark_all_valid
     not_fused = "collector is 'stock'" if collector == "stock" else why_not(env)
     if collector == "fused" or not_fused is None:
         return FusedCollector(
@@ -79,12 +79,12 @@ def mask_episodes(batch: TensorDictBase) -> TensorDictBase:
     return batch.set(MASK, first_episode_mask(batch.get(next_key(DONE))))
 
 
-def mask_nothing(batch: TensorDictBase) -> TensorDictBase:
-    """Set the mask of a batch [E, T] to all steps."""
+def mark_all_valid(batch: TensorDictBase) -> TensorDictBase:
+    """Mark all steps of a batch [E, T] as valid."""
     return batch.set(MASK, batch.get(next_key(DONE))[..., 0].new_ones(batch.shape))
 
 
-def finished_returns(batch: TensorDictBase) -> float | None:
+def finished_return(batch: TensorDictBase) -> float | None:
     """Return the mean team return of the episodes that ended in a batch; None if none did.
 
     Args:

@@ -49,9 +49,9 @@ class QMixLoss(LossModule):
     ``action_mask`` (of both steps), ``done`` under ``"next"``, ``mask`` (the valid steps),
     ``is_init``, ``priority_weight`` (one per row), and at a row's first step ``hidden`` and
     ``last_action``. Without the last two a row starts from zeros; without ``is_init`` a row
-    begins with an episode, and another episode follows each done. Replay adds ``cut_steps``, the
-    steps where the true next observation is not the row's next one; without it the agents take
-    one more batched step at every observation.
+    begins with an episode, and another episode follows each done. Replay adds ``cut_steps``, K
+    steps of each row, its cuts among them: there the true next observation is not the row's next
+    one, and the agents take one more step. Without the entry they take it at every observation.
 
     Args:
         agent: an agent of ``qmix_trl.agents``, or a module with the same ``step`` and ``unroll``.
@@ -236,9 +236,9 @@ class QMixLoss(LossModule):
             if self.burn_in == 0:
                 return self.agent.unroll(*sequence, rows.hidden)
             with torch.no_grad():
-                burnt = self.agent.unroll(*_cut(sequence, slice(self.burn_in)), rows.hidden)
+                burnt = self.agent.unroll(*_range_of(sequence, slice(self.burn_in)), rows.hidden)
             hidden = None if burnt[1] is None else burnt[1][:, -1]
-            after = _cut(sequence, slice(self.burn_in, None))
+            after = _range_of(sequence, slice(self.burn_in, None))
             value, hidden = self.agent.unroll(*after, hidden)
         hidden = None if hidden is None else torch.cat([burnt[1], hidden], 1)
         return torch.cat([burnt[0], value], 1), hidden
@@ -325,8 +325,8 @@ class QMixLoss(LossModule):
         n_steps = trained.sum().clamp(min=1)
         n_trained = n_steps * error.shape[-1]
         absolute = error.abs()
-        buffer_steps = trained.sum(1).clamp(min=1) * error.shape[-1]  # [B]
-        largest, mean = absolute.amax((1, 2)), absolute.sum((1, 2)) / buffer_steps
+        row_steps = trained.sum(1).clamp(min=1) * error.shape[-1]  # [B]
+        largest, mean = absolute.amax((1, 2)), absolute.sum((1, 2)) / row_steps
         if self.reduction == "mean":
             loss = loss.sum() / n_trained
         elif self.reduction == "sum":
@@ -342,7 +342,7 @@ class QMixLoss(LossModule):
         )
 
 
-def _cut(sequence: tuple[Tensor | None, ...], steps: slice) -> list[Tensor | None]:
+def _range_of(sequence: tuple[Tensor | None, ...], steps: slice) -> list[Tensor | None]:
     """Return a range of steps of tensors [B, T, ..]."""
     return [None if x is None else x[:, steps] for x in sequence]
 

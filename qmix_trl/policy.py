@@ -24,7 +24,6 @@ class GreedyAction(TensorDictModuleBase):
 
     in_keys = [ACTION_VALUE]
     out_keys = [ACTION]
-    epsilon = 0.0
 
     def draws(self, n_steps: int, shape: tuple[int, ...]) -> None:
         """Return None: a greedy choice needs no random numbers."""
@@ -147,8 +146,10 @@ class Repeats:
         steps = torch.arange(1, MOST_REPEATED + 1, dtype=torch.float64)
         sums = (steps**-exponent).cumsum(0)
         self._up_to = (sums / sums[-1]).float().to(device)  # [MOST_REPEATED]
-        self._left = torch.empty(0, device=device)  # steps left to repeat, int64 [*B, N]
-        self._choose = torch.empty(0, device=device)  # the draw of the last step, [*B, N, A]
+        # Both take their shapes at the first call: int64 [*B, N], steps left to repeat, and float
+        # [*B, N, A], the draw of the last step.
+        self._left = torch.empty(0, dtype=torch.int64, device=device)
+        self._choose = torch.empty(0, device=device)
 
     def __call__(
         self, explore: Tensor, choose: Tensor, epsilon: float, generator: torch.Generator
@@ -210,7 +211,7 @@ class RandomPolicy(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
-        like = action_scores(tensordict, self.n_actions)
+        like = equal_scores(tensordict, self.n_actions)
         mask = tensordict.get(ACTION_MASK, None)
         return tensordict.set(ACTION, random_action(like, mask, self.generator))
 
@@ -231,11 +232,11 @@ class NoOpPolicy(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
-        like = action_scores(tensordict, self.n_actions)
+        like = equal_scores(tensordict, self.n_actions)
         return tensordict.set(ACTION, greedy_action(like, tensordict.get(ACTION_MASK, None)))
 
 
-def action_scores(tensordict: TensorDictBase, n_actions: int) -> Tensor:
+def equal_scores(tensordict: TensorDictBase, n_actions: int) -> Tensor:
     """Return the same score for every action of every agent: float [*B, N, A]."""
     observation = tensordict.get(OBSERVATION)
     return observation.new_zeros(*observation.shape[:-1], n_actions)

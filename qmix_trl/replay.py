@@ -49,9 +49,9 @@ class SequenceRows(Transform):
         max_steps: the time limit of episodes in steps, for rows that hold parts of several
             episodes: a row of T steps then has at most ceil((T - 1) / max_steps) cuts. None for
             rows that hold one episode each.
-        burn_in: the number of last steps of the batch before that are put in front of each row,
-            so that leaving them out of the loss (``QMixLoss``) loses no frame. In front of the
-            first batch, which has to begin with resets, stands padding.
+        burn_in: the number of steps of the previous batch that precede each row; ``QMixLoss``
+            leaves them out, so that no frame is lost. A sampled row has burn_in + T steps. The
+            first batch gets padding, and must begin with resets.
 
     Raises:
         ValueError: if ``max_steps`` is below 1 or ``burn_in`` below 0.

@@ -16,7 +16,8 @@ WARM_UP_STEPS = 3  # eager steps before a capture: optimiser state and cuBLAS se
 
 
 class HardTargets(HardUpdate):
-    """TorchRL's ``HardUpdate``; it counts its calls in Python, which no CUDA graph repeats."""
+    """TorchRL's ``HardUpdate``; it counts its calls in Python: a CUDA graph cannot repeat
+    that, so it steps outside."""
 
     steps_in_graph = False
 
@@ -66,8 +67,8 @@ class Update:
         optimizer: over ``loss.parameters()``; ``capturable`` for a graph.
         target_updater: of the loss; it steps once per gradient step.
         max_grad_norm: the norm at which the gradient of agent and mixer together is clipped.
-        compile: compile the loss by ``torch.compile``. On the CPU it gains nothing and takes
-            minutes; beside a graph there is little left to gain.
+        compile: compile the loss by ``torch.compile``. On the CPU it gains nothing and takes half
+            a minute; next to a graph there is little left to gain.
         cuda_graph: "auto": where the parameters are on a GPU, with eager steps if a step cannot
             be captured; True: a graph or an error; False: no graph.
 

@@ -228,7 +228,9 @@ def benchmark(
                 raise ConfigError(f"unknown name {name!r}{hint}")
     for override in overrides:
         if override.startswith(("seed=", "name=")):
-            raise ConfigError(f"{override}: seeds are 0 to --seeds, and names are those of cells")
+            raise ConfigError(
+                f"{override}: seeds are 0 to --seeds - 1, and names are those of cells"
+            )
     if seeds < 1 or jobs < 1:
         raise ConfigError(f"expected --seeds and --jobs of at least 1, got {seeds} and {jobs}")
     cells = cells_of(dict.fromkeys(tasks), dict.fromkeys(algorithms), seeds, overrides)

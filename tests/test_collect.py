@@ -6,7 +6,7 @@ from collect_tools import A, CounterEnv, balance_env, collect, make_agent, slice
 from torchrl.envs import RewardSum, TransformedEnv, check_env_specs
 
 from qmix_trl import env_dims
-from qmix_trl.collect import finished_returns, make_collector
+from qmix_trl.collect import finished_return, make_collector
 from qmix_trl.keys import (
     ACTION,
     ACTION_MASK,
@@ -128,16 +128,16 @@ def test_finished_returns_are_those_of_the_episodes_that_end_in_the_batch():
                     running[env] = 0.0
     assert [len(of_batch) for of_batch in returns] == [2, 4, 4]
     for batch, of_batch in zip(batches, returns, strict=True):
-        assert finished_returns(batch) == pytest.approx(sum(of_batch) / len(of_batch))
+        assert finished_return(batch) == pytest.approx(sum(of_batch) / len(of_batch))
 
 
 def test_finished_returns_leave_padding_out():
     (batch,) = with_returns("episodes", 7, 1)
     rewards = batch[next_key(REWARD)][..., 0]  # [E, T]
     expected = (rewards[0, :5].sum() + rewards[1, :3].sum()) / 2
-    assert finished_returns(batch) == pytest.approx(expected.item())
+    assert finished_return(batch) == pytest.approx(expected.item())
 
 
 def test_finished_returns_are_none_if_no_episode_ended():
     (batch,) = with_returns("slices", 2, 1)
-    assert finished_returns(batch) is None
+    assert finished_return(batch) is None

@@ -140,7 +140,7 @@ def check_pools(pair, buffers, seen):
     cpp, ours = pair
     kept = cpp.env_state.state()
     assert cpp.fresh.taken == kept["resets"].sum() > cpp.fresh.n_envs
-    kept["resets"] = kept["resets"] + cpp.fresh.n_layers  # in the second pass through the pool
+    kept["resets"] = kept["resets"] + cpp.fresh.states_per_env  # the second pass through the pool
     kept["steps"][::2] = 2  # so that these episodes end
     everywhere = torch.ones(cpp.fresh.n_envs, dtype=torch.bool)
     for engine, to in zip(pair, buffers, strict=True):
@@ -152,7 +152,7 @@ def check_pools(pair, buffers, seen):
     pool = cpp.fresh.pool.clone()
     for engine, to in zip(pair, seen, strict=True):
         engine.env_state.load_state({**kept, "resets": torch.zeros_like(kept["resets"])})
-        for _ in range(PASSES * cpp.fresh.n_layers):
+        for _ in range(PASSES * cpp.fresh.states_per_env):
             engine.reset(everywhere, to)
         assert torch.equal(engine.fresh.pool.cpu(), pool)
         engine.env_state.renew()

@@ -51,7 +51,7 @@ def unroll(
     return _unroll(gates, is_init, hidden, rnn.weight_hh, rnn.bias_hh)
 
 
-@torch.compiler.disable  # it takes minutes for the steps, and cannot trace C++
+@torch.compiler.disable  # it would unroll T steps, which takes minutes, and cannot trace C++
 def _unroll(
     gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor, bias: Tensor
 ) -> Tensor:

@@ -14,7 +14,6 @@ from qmix_trl import keys
 from qmix_trl.errors import ConfigError, nearest
 
 # The state that the mixer sees: the true state of the world, or all observations of the team.
-CPP_LOOP, CUDA_GRAPH = "C++ loop", "CUDA graph"  # loops of ``qmix_trl.fused``
 STATES = ("world", "observations")
 
 
@@ -41,8 +40,8 @@ class BufferedEnv(Protocol):
 
     Attributes:
         reset_when_done: whether an environment that is done is reset at once.
-        compiled_loop: the compiled loop that can take its steps, ``CPP_LOOP`` or ``CUDA_GRAPH``;
-            None if there is none.
+        compiled_loop: the compiled loop that can take its steps: ``CPP_LOOP`` or ``CUDA_GRAPH`` of
+            ``chosen.py``; None if there is none.
     """
 
     reset_when_done: bool

@@ -9,9 +9,9 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 
+from qmix_trl.chosen import CUDA_GRAPH
 from qmix_trl.cuda_graph import captured, warmed_up
 from qmix_trl.envs.compiled.engines.buffers import Buffers
-from qmix_trl.envs.contract import CUDA_GRAPH
 from qmix_trl.functional import greedy_action
 from qmix_trl.fused.policy_kernel import is_known
 from qmix_trl.fused.step_loop import Collected, Key, StepLoop

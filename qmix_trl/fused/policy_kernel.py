@@ -12,9 +12,9 @@ import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
+from qmix_trl.chosen import CPP_LOOP
 from qmix_trl.envs.compiled.engines.buffers import Buffers
 from qmix_trl.envs.compiled.engines.kernel import LANES
-from qmix_trl.envs.contract import CPP_LOOP
 from qmix_trl.fused.packed_weights import PackedWeights, array
 from qmix_trl.fused.step_loop import Collected, Key
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, next_key
@@ -88,7 +88,7 @@ def library() -> ctypes.CDLL:
 def is_known(policy: TensorDictModuleBase) -> bool:
     """Return whether a policy is one of ``make_policy``'s whose agent and head have a C++ form.
 
-    Their classes define it themselves: a subclass that inherits it may compute something else.
+    A subclass that only inherits the form is refused: it may compute something else.
     """
     return (
         isinstance(policy, AgentPolicy)

@@ -25,7 +25,7 @@ SUPPLIED: dict[NestedKey, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MixerInputs:
-    """The inputs of a mixer for T steps of B rows; the time of all of them is the same.
+    """The inputs of a mixer for T steps of B rows; all inputs belong to the same step.
 
     For the joint value Q_tot(tau_t, u_t) they are those of step t and of the online agent; for
     the value of a target, of step t + 1 and of the target agent, with the action u*_{t+1}.
@@ -34,7 +34,7 @@ class MixerInputs:
         action_value: float [B, T, N, A], Q_a of every action.
         action: int64 [B, T, N], the joint action.
         action_mask: bool [B, T, N, A], True = available; None if all are.
-        state: float [B, T, *S]; None if it was not read.
+        state: float [B, T, *S]; None if the mixer does not read it.
         hidden: float [B, T, N, H], after the observation; None for agents without.
         observation: float [B, T, N, O].
     """

@@ -154,7 +154,7 @@ def mix_by_layers(
     nets = [list(islice(rest, 2 * n)) for n in n_layers]
     w1, b1, w2, v = (dense_by_layers(state, net) for net in nets)
     w1 = w1.abs().unflatten(-1, (chosen.shape[-1], -1))  # [samples, N, E]
-    # A sum over N products costs less than a batch of matrix products of one line each.
+    # Multiply and sum: faster than one small matrix product for each sample.
     hidden = F.elu((chosen.unsqueeze(-1) * w1).sum(-2) + b1)  # [samples, E]
     return (hidden * w2.abs()).sum(-1, keepdim=True) + v  # [samples, 1]
 

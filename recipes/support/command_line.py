@@ -33,7 +33,7 @@ def training_arguments(
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="a file such as recipes/configs/balance_qmix.yaml")
     parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
-    parser.add_argument("--runs", default="runs", help="the folder of all runs; runs")
+    parser.add_argument("--runs", default="runs", help="the folder of all runs (default: runs)")
     arguments = parser.parse_intermixed_args()
     with exit_on_mistake():
         config = load(arguments.config, arguments.overrides)
@@ -54,13 +54,14 @@ def evaluation_arguments(description: str | None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path, help="a run's folder, such as runs/balance_quick-1")
+    parser.add_argument("--episodes", type=int, help="the number of episodes (default: the run's)")
+    parser.add_argument("--seed", type=int, help="the seed of the episodes (default: the run's)")
     parser.add_argument(
-        "--episodes", type=int, help="the number of episodes; that of the run's configuration"
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto: CUDA where there is one",
     )
-    parser.add_argument(
-        "--seed", type=int, help="the seed of the episodes; that of the run's configuration"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     arguments = parser.parse_args()
     with exit_on_mistake():
         evaluation_config(arguments.folder, arguments.episodes, arguments.seed)
@@ -96,9 +97,13 @@ def games_arguments(description: str | None) -> argparse.Namespace:
         SystemExit: if a game is unknown, or there is no seed.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("games", nargs="*", help=f"of {', '.join(GAMES)}; all")
-    parser.add_argument("--seeds", type=int, default=2, help="the number of seeds, from 0; 2")
-    parser.add_argument("--runs", default="runs", help="the folder of all runs; runs")
+    parser.add_argument(
+        "games", nargs="*", help=f"games to learn: {', '.join(GAMES)} (default: all)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=2, help="the number of seeds, from 0 (default: 2)"
+    )
+    parser.add_argument("--runs", default="runs", help="the folder of all runs (default: runs)")
     arguments = parser.parse_args()
     with exit_on_mistake():
         for name in arguments.games:
@@ -118,19 +123,44 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
     """
     scenarios = ["balance", "navigation", "simple_spread", "dispersion", "transport", "discovery"]
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--what", nargs="+", choices=TITLES, default=list(TITLES))
+    parser.add_argument(
+        "--what",
+        nargs="+",
+        choices=TITLES,
+        default=list(TITLES),
+        help="measurements (default: all)",
+    )
     parser.add_argument(
         "--scenarios",
         nargs="+",
         choices=vmas_scenarios(),
         default=scenarios,
         metavar="NAME",
-        help=f"of VMAS; {' '.join(scenarios)}",
+        help=f"scenarios of VMAS (default: {' '.join(scenarios)})",
     )
-    parser.add_argument("--envs", nargs="+", type=int, default=(32, 600, 4096))
-    parser.add_argument("--engines", nargs="+", choices=COLORS, default=("kernel", "eager"))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--envs",
+        nargs="+",
+        type=int,
+        default=(32, 600, 4096),
+        help="numbers of environments (default: 32 600 4096)",
+    )
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        choices=COLORS,
+        default=("kernel", "eager"),
+        help="engines of ours to time (default: kernel eager)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="interleaved rounds of each case (default: 7)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of the CPU (default: 1)")
     parser.add_argument("--json", type=Path, help="a file for the lines of the table")
-    parser.add_argument("--picture", type=Path, default=Path("throughput.png"))
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        default=Path("throughput.png"),
+        help="a file for the picture (default: throughput.png)",
+    )
     return parser.parse_args()

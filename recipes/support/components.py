@@ -210,8 +210,8 @@ def check_finite(means: TensorDictBase, n_updates: int, folder: Path) -> None:
     """
     if not (means["loss"].isfinite() and means["grad_norm"].isfinite()):
         raise DivergedError(
-            f"the loss is {means['loss']:.3g} by update {n_updates} (gradient norm "
-            f"{means['grad_norm']:.3g}, mean Q_tot {means['total_value']:.3g}); the last weights "
-            f"evaluated, if any, are in {folder}; try a lower update.optimizer.lr or "
+            f"the loss is {means['loss']:.3g} at update {n_updates} (gradient norm "
+            f"{means['grad_norm']:.3g}, mean Q_tot {means['total_value']:.3g}); the weights "
+            f"of the last evaluation, if any, are in {folder}; try a lower update.optimizer.lr or "
             "loss.reward_scale"
         )

@@ -12,7 +12,7 @@ from support.evaluation import compare
 from support.run_folder import SUMMARY_FILE
 from tensordict import TensorDictBase
 
-from qmix_trl.collect import finished_returns
+from qmix_trl.collect import finished_return
 from qmix_trl.config import RunConfig
 from qmix_trl.logs import Column, RunLog, write_json
 
@@ -106,7 +106,7 @@ class TrainingReport:
             {
                 "frames": frames,
                 "frames_per_second": frames / self._seconds,
-                "train_return": finished_returns(batch),
+                "train_return": finished_return(batch),
                 "greedy_return": greedy["mean"] if greedy else None,
                 **{name: value.item() for name, value in means.items()},
                 "epsilon": epsilon,

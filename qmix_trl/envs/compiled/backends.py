@@ -22,7 +22,7 @@ class Backend:
     Attributes:
         device: of the packed state and of the buffers.
         file: the name of the built file.
-        most: the most expressions of a step; compilers take minutes for more.
+        most_operations: the most expressions of a step; compilers take minutes for more.
         tools: returns the versions of the tools that a built file depends on; raises ``NoCompiler``
             if they are not installed.
         source: prints a step.
@@ -33,7 +33,7 @@ class Backend:
 
     device: torch.device
     file: str
-    most: int
+    most_operations: int
     tools: Callable[[], str]
     source: Callable[[Step], str]
     build: Callable[[str, Path], None]
@@ -55,12 +55,12 @@ def of_gpu(device: torch.device) -> Backend:
         30_000,
         lambda: triton_toolchain(device),
         triton_print.source,
-        written,
+        write_source,
         TritonEngine,
     )
 
 
-def written(source: str, path: Path) -> None:
+def write_source(source: str, path: Path) -> None:
     """Write a source to a file."""
     path.write_text(source)
 

@@ -111,7 +111,7 @@ def inductor(s: Settings) -> Engine:
 
 
 def check_known(task: Task) -> None:
-    """Refuse, before tracing it, a task whose trace failed or was too large in an earlier build.
+    """Refuse a task whose trace failed, or was too large, in an earlier build.
 
     Raises:
         Refused: if it did, with the reason.

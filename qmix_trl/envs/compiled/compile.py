@@ -140,8 +140,8 @@ def _built(
     step = lower(graphs, state_is_observations=of_team)
     numbers = packed_numbers(graphs[0], step)
     n = len(live(step.outputs))
-    if n > backend.most:
-        raise Unlowerable(f"its step has {n:,} operations, more than {backend.most:,}")
+    if n > backend.most_operations:
+        raise Unlowerable(f"its step has {n:,} operations, more than {backend.most_operations:,}")
     laps.end("lower")
     text = backend.source(step)
     laps.end("print")
@@ -170,7 +170,7 @@ def _layout(step: Step, of_team: bool) -> SeenLayout:
 def check_again(compiled: CompiledStep, task: Task, backend: Backend) -> None:
     """Compare a step from disk with VMAS as it is installed now.
 
-    The number of environments differs from the build's, so that a step that depends on it fails.
+    The build used another number of environments, so a step that depends on that number fails here.
 
     Raises:
         Mismatch: if they differ.

@@ -34,6 +34,7 @@ PACKAGES = ("vmas", "torch", "numpy")
 COMPILER = Path(__file__).parent
 PACKAGE = COMPILER.parents[1]
 OTHER_FILES = (
+    "chosen.py",
     "envs/vmas_scenarios.py",
     "envs/vmas_simulation.py",
     "errors.py",

@@ -40,8 +40,8 @@ class RunsInCpp(Protocol):
 def serves(library: Library, *tensors: Tensor) -> bool:
     """Return whether a library computes with these tensors; if not, torch's operations do.
 
-    They do on other devices and for other dtypes, where torch compiles, maps (``vmap``) or casts
-    (``autocast``), and where the library cannot be built.
+    torch's operations compute on other devices and dtypes, under ``torch.compile``, ``vmap`` and
+    ``autocast``, and where the library cannot be built.
     """
     dtype = tensors[0].dtype
     return (

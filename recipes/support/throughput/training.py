@@ -23,7 +23,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import InitTracker
 
 from qmix_trl import SequenceRows, env_dims, make_collector, make_replay
-from qmix_trl.collect import mask_nothing
+from qmix_trl.collect import mark_all_valid
 from qmix_trl.keys import OBSERVATION, REWARD, STATE, next_key
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
@@ -70,7 +70,7 @@ def with_state_and_team_reward(batch: TensorDictBase) -> TensorDictBase:
     for part in (batch, batch["next"]):
         part[STATE] = part[OBSERVATION].flatten(-2)
     batch[next_key(REWARD)] = batch["next", "agents", "reward"].mean(-2)
-    return mask_nothing(batch).exclude(("agents", "info"), ("next", "agents", "info"))
+    return mark_all_valid(batch).exclude(("agents", "info"), ("next", "agents", "info"))
 
 
 def learning(

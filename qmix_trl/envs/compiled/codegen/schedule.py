@@ -26,7 +26,7 @@ class Guard:
         mask: a boolean.
         side: the guarded side: 1 where the mask holds, 2 where it does not.
         selections: the ``where`` expressions, in order.
-        body: the expressions that only the guarded side uses, in order.
+        body: the expressions that nothing outside the guarded side uses, in order.
     """
 
     mask: Expression

@@ -43,7 +43,7 @@ class EnvState:
         self.key.copy_(key)
 
     def reset(self, mask: Tensor, seen: Tensor) -> None:
-        """Reset environments to states of the pool, by torch's operations.
+        """Reset environments from the pool, for engines without a kernel of their own for it.
 
         Args:
             mask: bool [E], the environments to reset.

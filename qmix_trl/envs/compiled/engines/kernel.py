@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qmix_trl.chosen import CPP_LOOP
 from qmix_trl.envs.compiled.codegen.rollout import BUFFERS, Rollout
 from qmix_trl.envs.compiled.engines.buffers import Buffers
 from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.pool import FreshStates
-from qmix_trl.envs.contract import CPP_LOOP
 
-LANES = 16  # the widest block of environments of any build
+LANES = 16  # environments of the widest blocks that a library may have
 
 
 def blocks_of_lanes(fresh: FreshStates) -> Tensor:

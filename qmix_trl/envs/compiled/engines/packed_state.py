@@ -25,7 +25,7 @@ class PackedNumber:
         path: of the value in the simulator that holds the number.
         place: index of the number in that value, for one environment.
         dtype: of the expression; whole numbers and booleans are packed as their bits.
-        batched: the value has a number for each environment, else one for all.
+        batched: True if the value has one number per environment, False if one for all.
     """
 
     path: str
@@ -132,7 +132,10 @@ def numbers_from_json(listed: list[dict[str, Any]]) -> list[PackedNumber]:
 
 
 def as_numbers(packed: Tensor, numbers: list[PackedNumber]) -> Tensor:
-    """Return the values, float32 [E, K], of a packed state [E, K]; whole numbers without sign."""
+    """Return the values, float32 [E, K], of a packed state [E, K].
+
+    Integers lose their sign, because True is packed as -1.
+    """
     columns = [
         column if number.dtype == FLOAT else column.view(torch.int32).abs().to(torch.float32)
         for number, column in zip(numbers, packed.unbind(1), strict=True)

@@ -23,10 +23,10 @@ from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
 CPU = torch.device("cpu")
 SHARED_STATES = 16  # environments of a reset that draws once for all of them
-LAYERS = 4  # states that a pool holds for each environment, at least
-PASSES = 4  # through a pool before it is refilled, which takes VMAS a tenth of a second
+STATES_PER_ENV = 4  # states of a pool for each environment; 1 where resets share draws
+PASSES = 4  # through a pool before a refill, which takes VMAS 0.1 s
 LEAST_STATES = 1024
-MOST_TOGETHER = 4096  # environments of a reset, unless E is greater: it bounds VMAS's memory
+MOST_TOGETHER = 4096  # environments of one reset, unless E is greater; bounds VMAS's memory
 WATCHED = (*KINDS, *OTHER_DRAWS, torch.Tensor.uniform_, torch.Tensor.normal_)
 
 
@@ -99,17 +99,17 @@ def _python_generators() -> tuple:
 class FreshStates:
     """A pool of P initial states, packed, with the observation and state of each.
 
-    Environment e's r-th reset since the pool was drawn takes state e + r E; each pass through the
-    pool begins one state further. So ``PASSES`` environments begin in each state, or E if that is
-    fewer, and none of them twice.
+    Reset r of environment e takes state e + r E. Each further pass through the pool is shifted by
+    one state, so that an environment never gets a state twice. After ``PASSES`` passes, or E if
+    that is fewer, the pool is refilled.
 
     Args:
         task: the task to simulate.
         n_envs: E.
         seed: of the pool's random numbers.
         step: the compiled step.
-        least_states: P is at least this, and at least ``LAYERS`` E, or E where a reset draws
-            numbers once for all environments.
+        least_states: P is at least this, and at least ``STATES_PER_ENV`` E, or E where a reset
+            draws numbers once for all environments.
         device: of the pool; VMAS draws on the CPU, the same states for all devices.
 
     Attributes:
@@ -130,8 +130,8 @@ class FreshStates:
         self.n_envs = n_envs
         self.device = device
         self.step = step
-        self.n_layers = max(1 if step.shared else LAYERS, -(-least_states // n_envs))
-        together = max(n_envs, min(self.n_layers * n_envs, MOST_TOGETHER))
+        self.states_per_env = max(1 if step.shared else STATES_PER_ENV, -(-least_states // n_envs))
+        together = max(n_envs, min(self.states_per_env * n_envs, MOST_TOGETHER))
         drawn_together = SHARED_STATES if step.shared else together
         self.simulation = VmasSimulation(task, drawn_together, seed, CPU)
         self.taken = 0
@@ -157,7 +157,7 @@ class FreshStates:
 
     def drawn(self) -> Tensor:
         """Return the states of a new pool, float32 [P, K + R], on the CPU."""
-        wanted = self.n_layers * self.n_envs
+        wanted = self.states_per_env * self.n_envs
         parts = [self._reset() for _ in range(-(-wanted // self.simulation.n_envs))]
         pool = torch.cat(parts)[:wanted]
         if self.step.shared:

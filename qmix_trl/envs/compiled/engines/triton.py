@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qmix_trl.chosen import CUDA_GRAPH
 from qmix_trl.envs.compiled.codegen.rollout import BUFFERS
 from qmix_trl.envs.compiled.engines.buffers import Buffers
 from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.kernel import blocks_of_lanes
 from qmix_trl.envs.compiled.engines.pool import FreshStates
-from qmix_trl.envs.contract import CUDA_GRAPH
 from qmix_trl.native.build import BuildFailed, NoCompiler
 
 BLOCK = 32  # environments of a program: one warp, one environment a thread; guards need no barrier

@@ -121,7 +121,7 @@ class Call:
         Args:
             op: a name in ``OPS``.
             *xs: arrays and numbers.
-            of: the type as which it takes them.
+            of: the type that the arguments are cast to.
             to: the type of its result; None for the same.
         """
 
@@ -166,7 +166,7 @@ class Call:
             x: the array.
             axes: numbers from 0, or one of any sign.
             keepdim: reduced axes keep the size 1.
-            dtype: the type as which x is taken, and of the result.
+            dtype: the type that x is cast to, and of the result.
 
         Raises:
             Unlowerable: if an axis is empty.

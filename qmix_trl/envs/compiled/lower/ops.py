@@ -24,8 +24,8 @@ class Op:
         int_form: its code where the result is an integer, if that differs.
         cost: of computing it, in additions.
         commutes: its two arguments may be exchanged.
-        aten: how aten's operation of the same name is lowered: it takes FLOATS, or NUMBERS of the
-            result's type; None if a rule of its own does that.
+        aten: FLOATS or NUMBERS (of the result's type) generates the rule of aten's operation of
+            the same name; None: a rule is written by hand, or aten has no such operation.
     """
 
     fold: Callable

@@ -21,8 +21,8 @@ from qmix_trl.errors import one_line
 # Environments of a trace: a prime, so that an axis of a multiple of this size holds environments.
 TRACE_ENVS = 37
 N_RESULTS = 5  # outputs of a graph before the next state
-CHOICE_RESETS = 200  # resets in which every choice should appear
-SAME_CHOICES = 8  # if the graphs of so many choices are equal, the graphs of all are
+CHOICE_RESETS = 200  # resets made to see every choice
+SAME_CHOICES = 8  # after so many equal graphs, the graphs of all other choices are assumed equal
 MOST_CHOICES = 24
 MOST_CALLS = 40_000  # of torch in a step
 
