@@ -422,9 +422,9 @@ def test_a_failed_build_is_told_and_tried_again(monkeypatch, tmp_path):
 
 
 def test_on_another_device_each_compiled_engine_says_why_not(monkeypatch):
+    task = env_of(engine="eager").engine.simulation.task
     monkeypatch.setitem(engines.MAKERS, "eager", lambda settings: "VMAS")
     monkeypatch.setitem(sys.modules, "triton", None)
-    task = env_of(engine="eager").engine.simulation.task
     reasons = {}
     for device in ("xpu", "cuda"):
         settings = engines.Settings(task, SeenLayout(4, 16, None), 8, 5, 0, torch.device(device))
