@@ -5,6 +5,7 @@ checked without torch.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -102,12 +103,14 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Return a public name from its module.
+    """Return a public name from its module, or a module of the package.
 
     Raises:
         AttributeError: if there is no such name.
     """
     if name not in _MODULES:
+        if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value  # the next use finds it without this function

@@ -188,7 +188,7 @@ class RememberAction(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the one-hot actions, float32 [*B, N, A]."""
         action = tensordict.get(ACTION)
-        like = torch.empty(self.n_actions, device=action.device)
+        like = torch.empty(self.n_actions, dtype=torch.float32, device=action.device)
         return tensordict.set(next_key(LAST_ACTION), one_hot(action, like))
 
 

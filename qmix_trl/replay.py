@@ -101,7 +101,9 @@ class SequenceRows(Transform):
             return first.unsqueeze(1).expand(n_rows, n_steps, *first.shape[1:])
 
         steps = tensordict.get(CUT_STEPS)  # [B, K]
-        batch.set(CUT_STEPS, at_every_step(steps))
+        # Relative to t, so that a range of a batch's steps can be taken.
+        t = torch.arange(n_steps, device=steps.device)[:, None]
+        batch.set(CUT_STEPS, steps.unsqueeze(1) - t)  # [B, T, K]
         for key in [key for key in OBSERVED if key in present]:
             sequence = tensordict.get(key)  # [B, T+1, ..]
             after = sequence[:, 1:]

@@ -144,9 +144,10 @@ def read_rows(
 
 def _cut_steps(entry: Tensor | None, mask: Tensor) -> Tensor:
     """Return steps [B, K] that hold all cuts: the entry's [B, T, K], or every step of a row."""
+    n_steps = mask.shape[1]
     if entry is not None:
-        return entry[:, 0]
-    return torch.arange(mask.shape[1], device=mask.device).expand(mask.shape)
+        return entry[:, 0].clamp(0, n_steps - 1)  # of a range of steps, cuts may lie outside
+    return torch.arange(n_steps, device=mask.device).expand(mask.shape)
 
 
 def may_be_padded(mask: Tensor) -> bool:

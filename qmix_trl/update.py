@@ -73,7 +73,7 @@ class Update:
             be captured; True: a graph or an error; False: no graph.
 
     Raises:
-        ValueError: if a graph is asked for without a GPU.
+        ValueError: if a graph is asked for without a GPU, or ``compile`` is not a boolean.
         RuntimeError: at the capture, if it fails and ``cuda_graph`` is True.
     """
 
@@ -87,6 +87,8 @@ class Update:
         compile: bool = False,
         cuda_graph: bool | str = "auto",
     ) -> None:
+        if not isinstance(compile, bool):
+            raise ValueError(f"Update: expected compile of True or False, got {compile!r}")
         self.loss = loss
         self.optimizer = optimizer
         self.target_updater = target_updater
@@ -119,12 +121,14 @@ class Update:
             if self._no_graph is None:
                 return Chosen("CUDA graph")
             return Chosen(name, {"CUDA graph": self._no_graph})
-        reason = networks.why_not(self._parameters, self.loss.agent, self.loss.mixer)
         if self._is_compiled:
-            reason = "torch.compile traces torch's operations"
-        return (
-            Chosen("layers in C++") if reason is None else Chosen(name, {"layers in C++": reason})
-        )
+            reason = "torch.compile traces torch's operations, but for a GRU over sequences"
+        else:
+            modules = (self.loss.agent, self.loss.mixer)
+            reason = networks.why_not(self._parameters, *modules)
+        if reason is None:
+            return Chosen("layers in C++")
+        return Chosen(name, {"layers in C++": reason})
 
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
         """Take one step; return the loss's outputs, detached, and ``grad_norm`` before clipping."""

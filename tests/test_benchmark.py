@@ -239,7 +239,10 @@ def test_a_stopped_table_ends_its_running_cells(tiny_table):
     assert not (tiny_table / "runs" / cell.name / "summary.json").exists()
 
 
-@pytest.mark.parametrize("name", ["balance_qmix_recurrent", "transport_iql"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("balance_qmix_recurrent", marks=pytest.mark.slow), "transport_iql"],
+)
 def test_the_same_seed_gives_the_same_curve(name, tmp_path):
     small = [
         *("env.n_envs=8", "collection.total_frames=2400", "replay.batch_rows=4"),

@@ -82,23 +82,22 @@ def run_checks(folder, names, *, interpreted):
     return json.loads(outcome.read_text())
 
 
-INTERPRETED = (*SCENARIOS, "operations", "task_to_batch")
-
-
-@pytest.fixture(scope="module")
-def interpreted(tmp_path_factory):
-    """The outcome of the checks in Triton's interpreter; 70 seconds together, at most 16 each."""
-    return run_checks(tmp_path_factory.mktemp("interpreted"), INTERPRETED, interpreted=True)
+# A check takes 2 to 16 seconds.
+INTERPRETED = [
+    name if name in ("balance", "operations") else pytest.param(name, marks=pytest.mark.slow)
+    for name in (*SCENARIOS, "operations", "task_to_batch")
+]
 
 
 @needs_interpreter
 @pytest.mark.parametrize("name", INTERPRETED)
-def test_in_the_interpreter(name, interpreted):
+def test_in_the_interpreter(name, tmp_path):
     try:
         build.compiler()
     except build.NoCompiler as error:
         pytest.skip(str(error))
-    assert not interpreted[name], interpreted[name]
+    raised = run_checks(tmp_path, [name], interpreted=True)[name]
+    assert not raised, raised
 
 
 @needs_triton

@@ -2,11 +2,13 @@
 
 import copy
 import gc
+import pickle
 import resource
 import subprocess
 import sys
 from contextlib import nullcontext
 
+import cloudpickle
 import pytest
 import torch
 from scipy.stats import ks_2samp
@@ -96,9 +98,15 @@ def simulation_of(env, n_envs, seed):
 # --------------------------------------------------------------- steps compared with VMAS
 
 DRAWS_IN_STEPS = ("discovery", "line_trajectory")  # other tests compare the distributions
+QUICK = ("balance", "dispersion", "navigation", "simple_spread", "transport")
+COMPARED = [
+    s if s in QUICK else pytest.param(s, marks=pytest.mark.slow)
+    for s in SCENARIOS
+    if s not in DRAWS_IN_STEPS
+]
 
 
-@pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s not in DRAWS_IN_STEPS])
+@pytest.mark.parametrize("scenario", COMPARED)
 def test_200_steps_equal_vmas_from_equal_states(scenario):
     env = env_of(scenario, n_envs=16, max_steps=10**6)
     fresh, engine = env.engine.fresh, env.engine
@@ -147,6 +155,7 @@ def test_balance_is_bit_equal_to_vmas():
     assert torch.equal(buffers.seen[:, 1], engine.layout.pack(theirs.seen))
 
 
+@pytest.mark.slow
 def test_spawning_in_a_step_has_the_distribution_of_vmas():
     # discovery: covered targets come back at a random place, at a distance from all others.
     env = env_of("discovery", n_envs=500, max_steps=10**6)
@@ -180,7 +189,10 @@ def state_position(state, engine, entity):
 # ----------------------------------------------------------------------------- resets
 
 
-@pytest.mark.parametrize(("scenario", "shared"), [("balance", False), ("give_way", True)])
+@pytest.mark.parametrize(
+    ("scenario", "shared"),
+    [("balance", False), pytest.param("give_way", True, marks=pytest.mark.slow)],
+)
 def test_the_pool_has_the_distribution_of_vmas_resets_one_by_one(scenario, shared):
     env = env_of(scenario, n_envs=200)
     fresh = env.engine.fresh
@@ -299,6 +311,19 @@ def test_a_deep_copy_continues_independently_from_the_same_state(engine):
     got = rollout(other, 40, seed=1)  # not shared: the first has gone on
     assert torch.equal(got.next_seen, expected.next_seen)
     assert torch.equal(got.done, expected.done)
+
+
+def test_an_environment_sent_to_another_process_saves_and_loads_its_state():
+    env = env_of(engine="kernel")
+    env.reset()
+    rollout(env, 7)
+    other = pickle.loads(cloudpickle.dumps(env))  # as TorchRL sends environments
+    state = other.simulation_state()
+    expected = rollout(other, 20, seed=1)
+    other.load_simulation_state(state)
+    got = rollout(other, 20, seed=1)
+    assert torch.equal(got.next_seen, expected.next_seen)
+    assert torch.equal(rollout(env, 20, seed=1).next_seen, expected.next_seen)
 
 
 # -------------------------------------------------------------------- the environment
@@ -521,6 +546,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.slow
 def test_memory_at_4096_environments_is_below_twice_vmas():
     env_of("navigation")  # built before memory is measured
     peaks = []

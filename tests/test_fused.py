@@ -38,7 +38,7 @@ from qmix_trl.keys import (
     next_key,
 )
 from qmix_trl.native import build
-from qmix_trl.policy import RandomPolicy
+from qmix_trl.policy import AgentPolicy, RandomPolicy
 
 try:
     build.compiler()
@@ -266,11 +266,19 @@ def test_unknown_policies_have_no_kernel():
     class Louder(RecurrentAgent):
         """An agent that may compute something else."""
 
+    class LastAction(GreedyAction):
+        """A head that chooses in its own way."""
+
+        def forward(self, tensordict):
+            return tensordict.set(ACTION, tensordict.get(ACTION_VALUE).argmin(-1))
+
     louder = Louder(3, 16, 5)
     for policy, reason in (
         (make_policy(agent.double(), GreedyAction()), "the agent's weights are not float32"),
         (make_policy(louder, GreedyAction()), "the policy has no form in C++"),
         (TensorDictSequential(agent, GreedyAction()), "the policy has no form in C++"),
+        (AgentPolicy(agent, GreedyAction()), "the policy has no form in C++"),
+        (make_policy(agent, LastAction()), "the policy has no form in C++"),
     ):
         assert policy_kernel.why_not(policy, env.base_env) == reason
 

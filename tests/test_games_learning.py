@@ -87,18 +87,22 @@ def check_random_games(outcomes):
         assert errors.mean() < 7 / 6 * within.mean()
 
 
+@pytest.mark.slow
 def test_two_step_game(summary):
     check_two_step(summary[1]["two_step"])
 
 
+@pytest.mark.slow
 def test_matrix_games(summary):
     check_matrix_games(summary[1])
 
 
+@pytest.mark.slow
 def test_random_games(summary):
     check_random_games(summary[1]["random_matrix"])
 
 
+@pytest.mark.slow
 def test_independent_learners_converge_to_averages_over_the_other_agents(summary):
     for name, tolerance in (("two_step", 0.3), ("matrix_8", 0.15), ("matrix_12", 0.15)):
         outcome = summary[1][name]["iql"]
@@ -116,6 +120,7 @@ def check_summary(games, seeds):
             assert np.shape(outcome["tables"][0]) == np.shape(outcome["exact"])
 
 
+@pytest.mark.slow
 def test_the_summary_holds_every_seed(tmp_path):
     _, games = run(["matrix_12"], 2, tmp_path)
     assert list(games) == ["matrix_12"]
@@ -124,6 +129,7 @@ def test_the_summary_holds_every_seed(tmp_path):
         assert outcome["tables"][0] != outcome["tables"][1]
 
 
+@pytest.mark.slow
 def test_the_summary_holds_every_game_and_the_picture_every_table(summary):
     folder, games = summary
     assert list(games) == list(GAMES)
@@ -156,6 +162,7 @@ def check_memory(seed, tmp_path):
     assert learned_memory(seed, tmp_path / "feedforward", FEEDFORWARD) <= 0.5
 
 
+@pytest.mark.slow
 def test_only_recurrent_agents_remember(tmp_path):
     check_memory(0, tmp_path)
 

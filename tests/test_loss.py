@@ -162,7 +162,7 @@ def test_a_row_of_several_episodes_has_the_sum_of_their_losses(kind, mixer, td_l
 def with_cut_steps(batch, n_steps, is_cut):
     """Return a batch [B, T] with ``n_steps`` steps of each row that hold its cuts first."""
     steps = is_cut.int().topk(n_steps, 1).indices.unsqueeze(1)
-    return batch.clone().set(CUT_STEPS, steps.expand(*batch.shape, n_steps))
+    return batch.clone().set(CUT_STEPS, steps - torch.arange(batch.shape[1]).unsqueeze(1))
 
 
 def test_cut_steps_give_the_exact_loss_if_they_hold_all_cuts():
@@ -176,6 +176,19 @@ def test_cut_steps_give_the_exact_loss_if_they_hold_all_cuts():
     )
     assert two == pytest.approx(exact, abs=1e-12)
     assert abs(none - exact) > 1e-5
+
+
+@pytest.mark.parametrize("steps", [slice(2, None), slice(6, None), slice(0, 5), slice(5, 8)])
+def test_a_range_of_steps_has_the_same_loss_with_and_without_cut_steps(steps):
+    """Cuts before the range, inside it and behind it."""
+    ends = torch.zeros(4, 12, dtype=torch.bool)
+    ends[0, 3] = ends[1, 5] = ends[3, 0] = ends[3, 10] = True
+    batch = random_batch(4, 12, ends=ends)
+    batch[next_key(TERMINATED)][:] = False
+    carried = with_cut_steps(batch, 2, ends)
+    loss = make_loss(td_lambda=0.5)
+    exact = loss(batch[:, steps])["loss"]
+    torch.testing.assert_close(loss(carried[:, steps])["loss"], exact, rtol=0, atol=1e-12)
 
 
 def test_padding_before_a_reset_is_no_cut():
@@ -435,6 +448,7 @@ def test_weights_trained_in_the_loss_are_those_of_the_modules():
     assert ours == {id(p) for p in loss.parameters()}
 
 
+@pytest.mark.slow
 def test_eager_equals_compiled():
     loss = make_loss("feedforward", td_lambda=0.5)
     batch = random_batch(2, 3)

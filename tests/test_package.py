@@ -26,6 +26,12 @@ def test_a_public_name_is_that_of_its_module(name):
     assert name in dir(qmix_trl)
 
 
+def test_modules_are_attributes_without_an_import_of_their_own():
+    code = "import qmix_trl; print(qmix_trl.loss.QMixLoss.__name__, qmix_trl.envs.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["QMixLoss", "qmix_trl.envs"], done.stderr
+
+
 def test_a_misspelt_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'qmix_trl' has no attribute 'QMixr'"):
         qmix_trl.QMixr  # noqa: B018

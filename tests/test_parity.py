@@ -217,7 +217,7 @@ def test_loss_of_one_row_of_all_episodes_equals_the_oracle(seed):
         lengths = torch.tensor([len(episode.action) for episode in case.episodes])
         truncated = torch.tensor([not episode.terminated for episode in case.episodes[:-1]]).bool()
         cuts = (lengths.cumsum(0) - 1)[:-1][truncated]  # [K]
-        row[CUT_STEPS] = cuts.expand(*row.shape, len(cuts))
+        row[CUT_STEPS] = cuts - torch.arange(row.shape[1])[None, :, None]
     absent = ((), (MASK,), (IS_INIT,))[seed % 3]
     expected = reference.loss(case.episodes, case.online, case.target, **case.settings)
     assert case.loss(row.exclude(*absent))["loss"].item() == pytest.approx(

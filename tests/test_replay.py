@@ -61,7 +61,7 @@ def test_sampled_rows_carry_the_steps_of_their_cuts():
     (batch,) = slices(STEPS, 1)
     back = packed_and_back(batch, SequenceRows(max_steps=LIMIT))
     assert back[CUT_STEPS].shape == (2, STEPS, 3)  # ceil(15 / 5)
-    assert (back[CUT_STEPS] == back[CUT_STEPS][:, :1]).all()
+    assert torch.equal(back[CUT_STEPS][:, 1:], back[CUT_STEPS][:, :-1] - 1)
     first, second = (set(steps.tolist()) for steps in back[CUT_STEPS][:, 0])
     # Counted from 0: environment 0 is truncated at the 5th and the 13th step, environment 1 at the
     # 8th; at the 16th step no other episode follows in the row.

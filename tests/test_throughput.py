@@ -62,6 +62,7 @@ def test_an_update_is_few_operations(monkeypatch):
         assert counts[0] < 400 < counts[1]
 
 
+@pytest.mark.slow
 def test_the_recipe_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(training, "N_ENVS", 32)
     asked = "--what env collect update-mlp train-1 --scenarios simple_spread --envs 2"

@@ -114,7 +114,7 @@ def test_a_value_that_cannot_be_used_is_named(override, tmp_path):
 
 
 def test_a_run_that_diverges_is_stopped(tmp_path):
-    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) by update 1 "):
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at update 1 "):
         run(tmp_path, "loss.reward_scale=1e300")
     assert not list(tmp_path.rglob("weights.pt"))
 

@@ -160,8 +160,10 @@ def test_a_step_that_cannot_be_captured_is_taken_eagerly(monkeypatch):
     monkeypatch.setattr(update, "captured", refuse)
     for batch in batches():
         assert (plain(batch) == by_graph(batch)).all()
-    assert by_graph._no_graph == (
-        "a step cannot be captured: RuntimeError operation not permitted when stream is capturing"
+    by_graph._parameters = [OnGpu(torch.zeros(1))]
+    reason = "RuntimeError operation not permitted when stream is capturing"
+    assert by_graph.how == Chosen(
+        "torch's operations", {"CUDA graph": f"a step cannot be captured: {reason}"}
     )
 
 
@@ -193,8 +195,13 @@ def test_how_names_torch_for_other_dtypes():
 
 def test_how_names_torch_compile():
     how = updates_of(*SETTINGS[1], compile=True).how
-    assert how.name == "torch.compile"
-    assert list(how.passed_over) == ["layers in C++"]
+    reason = "torch.compile traces torch's operations, but for a GRU over sequences"
+    assert how == Chosen("torch.compile", {"layers in C++": reason})
+
+
+def test_compile_is_true_or_false():
+    with pytest.raises(ValueError, match="compile of True or False, got 'auto'"):
+        updates_of(*SETTINGS[0], compile="auto")
 
 
 class OnGpu(torch.nn.Parameter):
@@ -217,6 +224,7 @@ def test_how_names_the_graph_on_a_gpu(cuda_graph, how):
     assert step.how == how
 
 
+@pytest.mark.slow
 def test_compiled_steps_equal_eager_steps():
     plain = updates_of(*SETTINGS[1])
     compiled = updates_of(*SETTINGS[1], compile=True)

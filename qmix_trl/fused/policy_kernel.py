@@ -23,7 +23,7 @@ from qmix_trl.native.large_pages import empty
 from qmix_trl.native.networks.layers import INT, READ, WRITTEN, Linear
 from qmix_trl.native.networks.library import network_library
 from qmix_trl.native.structures import pointer_to
-from qmix_trl.policy import AgentPolicy
+from qmix_trl.policy import AgentPolicy, RememberAction
 
 SAMPLES_TOGETHER = 96  # agents computed at a time: weights are read once, and the cache holds all
 STEPS_PER_CALL = 20  # the pool of initial states is refilled between calls
@@ -90,10 +90,13 @@ def is_known(policy: TensorDictModuleBase) -> bool:
 
     A subclass that only inherits the form is refused: it may compute something else.
     """
+    if not isinstance(policy, AgentPolicy) or len(policy.module) != 3:
+        return False
+    agent, head, memory = policy.module
     return (
-        isinstance(policy, AgentPolicy)
-        and "network_layers" in vars(type(policy.agent))
-        and "draws" in vars(type(policy.head))
+        "network_layers" in vars(type(agent))
+        and {"draws", "forward"} <= vars(type(head)).keys()
+        and type(memory) is RememberAction
     )
 
 

@@ -92,14 +92,15 @@ class EnvState:
         """Continue from a dictionary that ``state`` of an engine with the same numbers returned.
 
         Raises:
-            ValueError: if a tensor has another shape, as the packed states of other engines may.
+            ValueError: if a tensor is missing or has another shape, as for other engines.
         """
         for name, tensor in self._tensors.items():
-            if state[name].shape != tensor.shape:
+            found = state.get(name)
+            if found is None or found.shape != tensor.shape:
                 raise ValueError(
                     f"EnvState.load_state: expected {name!r} of shape {tuple(tensor.shape)}, got "
-                    f"{tuple(state[name].shape)}; load a state of the same task, number of "
-                    "environments and engine"
+                    f"{None if found is None else tuple(found.shape)}; load a state of the same "
+                    "task, number of environments and engine"
                 )
         for name, tensor in self._tensors.items():
             tensor.copy_(state[name])

@@ -75,6 +75,8 @@ class KernelEngine:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        # Pickle copies a view as a tensor of its own.
+        self.env_state.packed = self._blocks[:, : self.fresh.n_envs].t()
         self._link()
 
     def reset(self, mask: Tensor, seen: Tensor) -> None:
