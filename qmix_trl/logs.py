@@ -114,7 +114,7 @@ class RunLog:
         if self._live is not None:
             self._live.stop()
 
-    def row(self, metrics: Mapping[str, float | None]) -> None:
+    def write(self, metrics: Mapping[str, float | None]) -> None:
         """Write and show one line of metrics.
 
         Raises:

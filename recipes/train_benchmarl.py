@@ -74,7 +74,7 @@ def main(config_path: str, overrides: Sequence[str], runs: str) -> Path:
             returns["greedy"] = evaluation.returns(greedy_policy(point["path"]))
             speed = point["frames"] / point["seconds"]
             greedy = returns["greedy"]["mean"]
-            log.row(
+            log.write(
                 {"frames": point["frames"], "frames_per_second": speed, "greedy_return": greedy}
             )
     summary = {

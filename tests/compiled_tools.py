@@ -253,7 +253,7 @@ def printed(i, outputs, number):
     numbers = [StateNumber(*x.args, x, 0) for x in sorted(leaves, key=lambda x: x.args)]
     step = Step(Program(), outputs, [], [], 0.0, False, numbers, 0)
     text = cpp.function(step).replace("static void step(", f"static void step_{i}(")
-    places = ", ".join(str(number[x.path, x.place]) for x in numbers)
+    places = ", ".join(str(number[x.tensor, x.place]) for x in numbers)
     return text + WRAPPER.format(i=i, places=places, n_numbers=len(numbers), n_out=len(outputs))
 
 

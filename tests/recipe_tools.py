@@ -120,10 +120,10 @@ def run(folder: Path, *overrides: str, config: Path | None = None) -> Path:
 def metrics(folder: Path) -> dict[str, list[float | None]]:
     """Return the columns of a run's metrics, without those that tell the time."""
     with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+        lines = list(csv.DictReader(file))
     return {
-        name: [float(row[name]) if row[name] else None for row in rows]
-        for name in rows[0]
+        name: [float(line[name]) if line[name] else None for line in lines]
+        for name in lines[0]
         if name not in TIMING
     }
 

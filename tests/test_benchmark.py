@@ -86,14 +86,14 @@ def test_the_printed_table(capsys):
     assert any(line.split() == ["balance", "no_op", "1.00"] for line in lines)
     assert any(line.split() == ["balance", "random", "-1.00"] for line in lines)
     # The mean of 10, 20 and 60, and all resamples alike with probability 1/27 each.
-    row = next(line.split() for line in lines if line.startswith("balance       qmix"))
-    assert row == ["balance", "qmix", "30.00", "[10.00,", "60.00]", "3", "200", "4"]
+    cells = next(line.split() for line in lines if line.startswith("balance       qmix"))
+    assert cells == ["balance", "qmix", "30.00", "[10.00,", "60.00]", "3", "200", "4"]
 
 
 def test_the_csv_has_each_evaluation_of_each_run(tmp_path):
     write_csv([curve("a", "vdn", s, [1.0, 2.5]) for s in (0, 1)], tmp_path / "all.csv")
-    rows = list(csv.reader((tmp_path / "all.csv").open()))
-    assert rows == [
+    lines = list(csv.reader((tmp_path / "all.csv").open()))
+    assert lines == [
         ["task", "algorithm", "seed", "frames", "seconds", "greedy_return"],
         ["a", "vdn", "0", "100", "2.00", "1.0"],
         ["a", "vdn", "0", "200", "4.00", "2.5"],
@@ -185,7 +185,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tiny_table, capsy
     said = capsys.readouterr()
     assert "exit code 2: error: " in said.out
     assert "1 failed" in said.err
-    assert {row["algorithm"] for row in csv.DictReader((runs / "benchmark.csv").open())} == {
+    assert {line["algorithm"] for line in csv.DictReader((runs / "benchmark.csv").open())} == {
         "qmix",
         "no_op",
         "random",

@@ -116,7 +116,7 @@ def with_returns(rows, steps, n_batches):
     return collect(summed, make_agent(env), rows=rows, steps=steps, n_batches=n_batches)
 
 
-def test_finished_returns_are_those_of_the_episodes_that_end_in_the_batch():
+def test_the_finished_return_is_the_mean_of_episodes_that_end_in_the_batch():
     batches = with_returns("slices", 7, 3)
     running, returns = [0.0, 0.0], [[], [], []]
     for i, batch in enumerate(batches):
@@ -131,13 +131,13 @@ def test_finished_returns_are_those_of_the_episodes_that_end_in_the_batch():
         assert finished_return(batch) == pytest.approx(sum(of_batch) / len(of_batch))
 
 
-def test_finished_returns_leave_padding_out():
+def test_the_finished_return_ignores_padding():
     (batch,) = with_returns("episodes", 7, 1)
     rewards = batch[next_key(REWARD)][..., 0]  # [E, T]
     expected = (rewards[0, :5].sum() + rewards[1, :3].sum()) / 2
     assert finished_return(batch) == pytest.approx(expected.item())
 
 
-def test_finished_returns_are_none_if_no_episode_ended():
+def test_the_finished_return_is_none_if_no_episode_ended():
     (batch,) = with_returns("slices", 2, 1)
     assert finished_return(batch) is None

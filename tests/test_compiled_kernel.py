@@ -240,15 +240,15 @@ def test_remainder_of_floats(simd):
 
 @pytest.mark.parametrize("simd", [8], indirect=True, ids=["8 lanes"])
 def test_transpose(simd):
-    rows = np.arange(64, dtype=np.float32).reshape(8, 8)
+    matrix = np.arange(64, dtype=np.float32).reshape(8, 8)
     aligned = (ctypes.c_float * (64 * 2 + 16))()
     first = (-ctypes.addressof(aligned) % 64) // 4  # vectors need addresses of their alignment
     memory_of = np.frombuffer(aligned, np.float32)[first:]
     before, after = memory_of[:64].reshape(8, 8), memory_of[64:128].reshape(8, 8)
-    before[:] = rows
+    before[:] = matrix
     if not simd.transposed(pointer(before), pointer(after)):
         pytest.skip("this compiler has no shuffles of vectors")
-    assert np.array_equal(after, rows.T)
+    assert np.array_equal(after, matrix.T)
 
 
 SEED, STEP, NUMBER = 0xDEADBEEF, 12, 5

@@ -93,8 +93,8 @@ def test_a_name_that_is_too_long_is_refused(tmp_path):
 
 def test_each_call_writes_a_line_with_empty_cells_for_none(tmp_path):
     with RunLog(tmp_path, COLUMNS, caption="") as log:
-        log.row({"frames": 8, "loss": 0.123456789, "greedy_return": None})
-        log.row({"greedy_return": -1.5, "frames": 16000, "loss": 1e-12, "unknown": 3})
+        log.write({"frames": 8, "loss": 0.123456789, "greedy_return": None})
+        log.write({"greedy_return": -1.5, "frames": 16000, "loss": 1e-12, "unknown": 3})
     assert table(tmp_path) == [
         ["frames", "loss", "greedy_return"],
         ["8", "0.123456789", ""],
@@ -104,20 +104,20 @@ def test_each_call_writes_a_line_with_empty_cells_for_none(tmp_path):
 
 def test_a_line_is_on_the_disk_at_once(tmp_path):
     with RunLog(tmp_path, COLUMNS, caption="") as log:
-        log.row({"frames": 8, "loss": 0.5, "greedy_return": 1.0})
+        log.write({"frames": 8, "loss": 0.5, "greedy_return": 1.0})
         assert table(tmp_path)[1:] == [["8", "0.5", "1.0"]]
 
 
 def test_a_missing_metric_is_refused_and_nothing_is_written(tmp_path):
     with RunLog(tmp_path, COLUMNS, caption="") as log, pytest.raises(KeyError, match="loss"):
-        log.row({"frames": 8, "greedy_return": None})
+        log.write({"frames": 8, "greedy_return": None})
     assert len(table(tmp_path)) == 1
 
 
 def test_plain_lines_without_a_terminal(tmp_path, capsys):
     with RunLog(tmp_path, COLUMNS, caption="below") as log:
-        log.row({"frames": 16000, "loss": 0.123456, "greedy_return": None})
-        log.row({"frames": 8, "loss": 100.0, "greedy_return": -1.006})
+        log.write({"frames": 16000, "loss": 0.123456, "greedy_return": None})
+        log.write({"frames": 8, "loss": 100.0, "greedy_return": -1.006})
     # Headings and formatted values, aligned right.
     cells = [
         ("frames", "the loss", "greedy"),
@@ -133,7 +133,7 @@ def test_a_live_table_in_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with RunLog(tmp_path, COLUMNS, caption="doing nothing 0.17") as log:
         for frames in range(SHOWN_LINES + 1):
-            log.row({"frames": frames + 1000, "loss": 0.5, "greedy_return": None})
+            log.write({"frames": frames + 1000, "loss": 0.5, "greedy_return": None})
     out = capsys.readouterr().out
     assert "doing nothing 0.17" in out
     assert "1,000" in out
@@ -146,7 +146,7 @@ def test_plain_lines_without_rich(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setitem(sys.modules, "rich.live", None)
     with RunLog(tmp_path, COLUMNS, caption="") as log:
-        log.row({"frames": 8, "loss": 0.5, "greedy_return": None})
+        log.write({"frames": 8, "loss": 0.5, "greedy_return": None})
     heading, row = capsys.readouterr().out.splitlines()
     assert heading.split("  ")[-1].strip() == "greedy"
     assert row.split() == ["8", "0.5000"]

@@ -102,7 +102,7 @@ class TrainingReport:
         self._frames, self._seconds = frames, time.perf_counter() - self._start
         if greedy:
             self._returns["greedy"] = greedy
-        self._log.row(
+        self._log.write(
             {
                 "frames": frames,
                 "frames_per_second": frames / self._seconds,

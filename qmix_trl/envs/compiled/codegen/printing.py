@@ -93,7 +93,7 @@ def statements(outputs: list[Output], printer: Printer) -> list[str]:
 
 def number_places(step: Step) -> dict[tuple[int, int], int]:
     """Return the index among a step's numbers, by path and place."""
-    return {(number.path, number.place): k for k, number in enumerate(step.numbers)}
+    return {(number.tensor, number.place): k for k, number in enumerate(step.numbers)}
 
 
 def argument_dtypes(x: Expression) -> list[str]:

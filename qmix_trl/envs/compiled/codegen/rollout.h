@@ -49,11 +49,11 @@ static int64_t advance(const Rollout *r, int64_t b, int64_t first, int64_t last)
       for (int a = 0; a < AGENTS; a++)
         r->agent_reward[place * AGENTS + a] = ((const float *)&agent_reward[a])[l];
       r->reward[place] = reward[l];
-      const bool ends = terminated[l] != 0, cut = ++r->steps[e] >= r->max_steps;
+      const bool ends = terminated[l] != 0, late = ++r->steps[e] >= r->max_steps;
       r->terminated[place] = ends;
-      r->truncated[place] = cut;
-      r->done[place] = ends | cut;
-      if (!(ends | cut)) continue;
+      r->truncated[place] = late;
+      r->done[place] = ends | late;
+      if (!(ends | late)) continue;
       memcpy(r->last_seen + place * SEEN, to[l], SEEN * sizeof(float));
       if (!r->reset_when_done) continue;
       const float *state = fresh(r, e);

@@ -42,14 +42,14 @@ def packed_numbers(graph: StepGraph, step: Step) -> list[PackedNumber]:
     """
     numbers = []
     for number in step.numbers:
-        if number.path == len(graph.state):
+        if number.tensor == len(graph.state):
             numbers.append(PackedNumber(CHOICE, 0, number.now.dtype, batched=False))
             continue
-        shape = graph.state[number.path].shape
+        shape = graph.state[number.tensor].shape
         batched = graph.n_envs in shape
         if batched and shape[0] != graph.n_envs:
             raise Unlowerable(f"a state of shape {tuple(shape)}")
-        path = graph.paths.all[number.path]
+        path = graph.paths.all[number.tensor]
         numbers.append(PackedNumber(path, number.place, number.now.dtype, batched))
     return numbers
 

@@ -40,13 +40,13 @@ class StateNumber:
     """One number of an environment's state.
 
     Attributes:
-        path: the number of the state tensor that holds it.
+        tensor: the number of the state tensor that holds it.
         place: the number of its element there, without the batch.
         now: its value before the step.
         then: its value after the step.
     """
 
-    path: int
+    tensor: int
     place: int
     now: Expression
     then: Scalar
@@ -142,14 +142,14 @@ def live_numbers(
 
     Args:
         results: of a step.
-        leaves: the state before the step, one array for each path.
+        leaves: the state before the step, one array for each tensor.
         next_state: the state after the step, in the same order.
     """
     numbers = {}
-    for path, (now, then) in enumerate(zip(leaves, next_state, strict=True)):
+    for tensor, (now, then) in enumerate(zip(leaves, next_state, strict=True)):
         then = np.broadcast_to(then, now.shape)
         for place, (a, b) in enumerate(zip(now.flat, then.flat, strict=True)):
-            numbers[a] = StateNumber(path, place, a, b)
+            numbers[a] = StateNumber(tensor, place, a, b)
     live: list[StateNumber] = []
     waiting = [x for array in results for x in array.flat if isinstance(x, Expression)]
     visited: set[Expression] = set()
@@ -164,7 +164,7 @@ def live_numbers(
             live.append(number)
             if isinstance(number.then, Expression):
                 waiting.append(number.then)
-    return sorted(live, key=lambda number: (number.path, number.place))
+    return sorted(live, key=lambda number: (number.tensor, number.place))
 
 
 class Run:
