@@ -148,6 +148,7 @@ def run_table(runs, *overrides, algorithms=("qmix", "vdn"), seeds=1):
     benchmark.benchmark(("tiny",), algorithms, seeds, 2, runs, overrides)
 
 
+@pytest.mark.slow
 def test_the_table_is_trained_once(tiny_table, capsys):
     runs = tiny_table / "runs"
     run_table(runs)
@@ -171,6 +172,7 @@ def test_the_table_is_trained_once(tiny_table, capsys):
         run_table(runs, "loss.gamma=0.5")
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_are_compared(tiny_table, capsys):
     path = tiny_table / "tiny_vdn.yaml"
     path.write_text(path.read_text().replace("lr: 0.001", "lr: -1"))
@@ -239,9 +241,10 @@ def test_a_stopped_table_ends_its_running_cells(tiny_table):
     assert not (tiny_table / "runs" / cell.name / "summary.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param("balance_qmix_recurrent", marks=pytest.mark.slow), "transport_iql"],
+    ["balance_qmix_recurrent", "transport_iql"],
 )
 def test_the_same_seed_gives_the_same_curve(name, tmp_path):
     small = [

@@ -84,7 +84,7 @@ def run_checks(folder, names, *, interpreted):
 
 # A check takes 2 to 16 seconds.
 INTERPRETED = [
-    name if name in ("balance", "operations") else pytest.param(name, marks=pytest.mark.slow)
+    name if name == "operations" else pytest.param(name, marks=pytest.mark.slow)
     for name in (*SCENARIOS, "operations", "task_to_batch")
 ]
 

@@ -97,13 +97,15 @@ def simulation_of(env, n_envs, seed):
 
 # --------------------------------------------------------------- steps compared with VMAS
 
+
+def slow(*values):
+    """Return a parameter set of slow tests: a kernel takes seconds to build."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 DRAWS_IN_STEPS = ("discovery", "line_trajectory")  # other tests compare the distributions
-QUICK = ("balance", "dispersion", "navigation", "simple_spread", "transport")
-COMPARED = [
-    s if s in QUICK else pytest.param(s, marks=pytest.mark.slow)
-    for s in SCENARIOS
-    if s not in DRAWS_IN_STEPS
-]
+QUICK = ("balance", "simple_spread")
+COMPARED = [s if s in QUICK else slow(s) for s in SCENARIOS if s not in DRAWS_IN_STEPS]
 
 
 @pytest.mark.parametrize("scenario", COMPARED)
@@ -191,7 +193,7 @@ def state_position(state, engine, entity):
 
 @pytest.mark.parametrize(
     ("scenario", "shared"),
-    [("balance", False), pytest.param("give_way", True, marks=pytest.mark.slow)],
+    [("balance", False), slow("give_way", True)],
 )
 def test_the_pool_has_the_distribution_of_vmas_resets_one_by_one(scenario, shared):
     env = env_of(scenario, n_envs=200)
@@ -268,7 +270,7 @@ def test_a_masked_reset_of_vmas_leaves_the_others_alone():
 # -------------------------------------------------------------------- seeds and state
 
 
-@pytest.mark.parametrize("scenario", ["balance", "discovery", "line_trajectory"])
+@pytest.mark.parametrize("scenario", ["balance", slow("discovery"), "line_trajectory"])
 def test_the_seed_reproduces(scenario):
     first, again, other = (env_of(scenario, seed=seed) for seed in (3, 3, 4))
     seen = []
@@ -285,7 +287,9 @@ def test_the_seed_reproduces(scenario):
 
 
 @pytest.mark.parametrize("engine", ["kernel", "eager"])
-@pytest.mark.parametrize("scenario", ["balance", "discovery", "het_mass", "simple_reference"])
+@pytest.mark.parametrize(
+    "scenario", ["balance", slow("discovery"), "het_mass", slow("simple_reference")]
+)
 def test_a_saved_state_continues_bit_for_bit(scenario, engine):
     env, other = env_of(scenario, engine=engine), env_of(scenario, engine=engine, seed=9)
     env.reset()
@@ -336,6 +340,7 @@ def test_environments_keep_their_specs(scenario):
     check_env_specs(env)
 
 
+@pytest.mark.slow
 def test_state_of_observations_concatenates_the_teams():
     env = env_of(state="observations")
     step = env.reset()
