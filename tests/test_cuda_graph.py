@@ -47,7 +47,7 @@ def test_a_failed_capture_leaves_the_stream_and_names_its_first_cause(streams):
     def waits():
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    with pytest.raises(RuntimeError, match="^RuntimeError operation not permitted when stream is"):
+    with pytest.raises(RuntimeError, match=r"^RuntimeError operation not permitted when stream is"):
         cuda_graph.captured(waits)
     assert streams == ["the user's"]
 
