@@ -5,6 +5,7 @@ A suffix names the time of a tensor's entry ``t``: ``_t`` this step, ``_tp1`` th
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def first_episode_mask(done_t: Tensor) -> Tensor:
@@ -42,6 +43,43 @@ def following(flag_t: Tensor) -> Tensor:
         bool [B, T, 1].
     """
     return torch.cat([flag_t[:, 1:], torch.zeros_like(flag_t[:, :1])], 1)
+
+
+def episode_returns(reward_t: Tensor, done_t: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of rewards since the last reset, before and after each step.
+
+    On the CPU they are added step by step, with the roundings of TorchRL's ``RewardSum``; on a GPU
+    in a few operations over all steps, in float64.
+
+    Args:
+        reward_t: float [E, T].
+        done_t: bool [E, T], the last steps of episodes; a reset follows each.
+        first: float [E], the sums before the first step.
+
+    Returns:
+        float [E, T] and float [E, T].
+    """
+    return (_summed_at_once if reward_t.is_cuda else _summed_by_step)(reward_t, done_t, first)
+
+
+def _summed_by_step(reward_t: Tensor, done_t: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    before, after = torch.empty_like(reward_t), torch.empty_like(reward_t)
+    for t in range(reward_t.shape[1]):
+        before[:, t] = first
+        after[:, t] = first + reward_t[:, t]
+        first = after[:, t].masked_fill(done_t[:, t], 0)
+    return before, after
+
+
+def _summed_at_once(reward_t: Tensor, done_t: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    steps = torch.arange(1, reward_t.shape[1] + 1, device=reward_t.device)
+    sums = pad(reward_t.double().cumsum(1), (1, 0))  # [E, T+1], over the steps before each
+    # The number of steps up to the last reset before each step, 0 where there is none.
+    until_reset = pad((steps * done_t).cummax(1).values, (1, 0))[:, :-1]  # [E, T]
+    of_others = sums.gather(1, until_reset)
+    of_others = torch.where(until_reset == 0, -first.double().unsqueeze(1), of_others)
+    before, after = sums[:, :-1] - of_others, sums[:, 1:] - of_others
+    return before.to(reward_t.dtype), after.to(reward_t.dtype)
 
 
 def cut_mask(is_init_t: Tensor, terminated_t: Tensor, mask: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Policies: an agent, a head that turns action values into actions, and the agent's memory."""
 
+from collections.abc import Mapping
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
@@ -25,8 +27,17 @@ class GreedyAction(TensorDictModuleBase):
     in_keys = [ACTION_VALUE]
     out_keys = [ACTION]
 
+    generators = ()
+
     def draws(self, n_steps: int, shape: tuple[int, ...]) -> None:
         """Return None: a greedy choice needs no random numbers."""
+
+    def random_state(self) -> dict[str, Tensor]:
+        """Return no tensors: a greedy choice has no random state."""
+        return {}
+
+    def set_random_state(self, state: Mapping[str, Tensor]) -> None:
+        """Do nothing: a greedy choice has no random state."""
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
@@ -88,9 +99,26 @@ class EpsilonGreedyAction(TensorDictModuleBase):
         self.epsilon_start = epsilon_start
         self.epsilon_end = epsilon_end
         self.anneal_frames = anneal_frames
-        self.frames = 0
         self.generator = torch.Generator(device).manual_seed(seed)
         self._repeats = None if repeat_exponent is None else Repeats(repeat_exponent, device)
+        # A CUDA graph reads epsilon from a tensor: it would repeat a number of Python.
+        self._epsilon = torch.zeros((), device=device)
+        self.frames = 0
+
+    @property
+    def frames(self) -> int:
+        """The frames that ``step`` has counted."""
+        return self._frames
+
+    @frames.setter
+    def frames(self, frames: int) -> None:
+        self._frames = frames
+        self._epsilon.fill_(self.epsilon)
+
+    @property
+    def generators(self) -> tuple[torch.Generator]:
+        """The generators that ``forward`` draws from."""
+        return (self.generator,)
 
     @property
     def epsilon(self) -> float:
@@ -109,7 +137,7 @@ class EpsilonGreedyAction(TensorDictModuleBase):
         values, mask = tensordict.get(ACTION_VALUE), tensordict.get(ACTION_MASK, None)
         explore, choose = (draws[0] for draws in self.draws(1, values.shape))
         explored, greedy = greedy_action(choose, mask), greedy_action(values, mask)
-        return tensordict.set(ACTION, torch.where(explore < self.epsilon, explored, greedy))
+        return tensordict.set(ACTION, torch.where(explore < self._epsilon, explored, greedy))
 
     def draws(self, n_steps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Return the random numbers that decide T steps.
@@ -129,8 +157,19 @@ class EpsilonGreedyAction(TensorDictModuleBase):
             explore[t].uniform_(generator=self.generator)
             choose[t].uniform_(generator=self.generator)
             if self._repeats is not None:
-                self._repeats(explore[t], choose[t], self.epsilon, self.generator)
+                self._repeats(explore[t], choose[t], self._epsilon, self.generator)
         return explore, choose
+
+    def random_state(self) -> dict[str, Tensor]:
+        """Return copies of the tensors that later draws depend on, but for epsilon."""
+        repeats = {} if self._repeats is None else self._repeats.state()
+        return {"generator": self.generator.get_state(), **repeats}
+
+    def set_random_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a dictionary that ``random_state`` returned."""
+        self.generator.set_state(state["generator"])
+        if self._repeats is not None:
+            self._repeats.load_state(state)
 
 
 class Repeats:
@@ -146,33 +185,43 @@ class Repeats:
         steps = torch.arange(1, MOST_REPEATED + 1, dtype=torch.float64)
         sums = (steps**-exponent).cumsum(0)
         self._up_to = (sums / sums[-1]).float().to(device)  # [MOST_REPEATED]
-        # Both take their shapes at the first call: int64 [*B, N], steps left to repeat, and float
-        # [*B, N, A], the draw of the last step.
+        # Both take their shapes at the first call, and keep their places from then on, as a CUDA
+        # graph holds them: int64 [*B, N], steps left to repeat, and float [*B, N, A], the draw of
+        # the last step.
         self._left = torch.empty(0, dtype=torch.int64, device=device)
         self._choose = torch.empty(0, device=device)
 
     def __call__(
-        self, explore: Tensor, choose: Tensor, epsilon: float, generator: torch.Generator
+        self, explore: Tensor, choose: Tensor, epsilon: Tensor, generator: torch.Generator
     ) -> None:
         """Replace, in place, the draws of one step where an agent repeats.
 
         Args:
             explore: float [*B, N], as drawn; it becomes -1 where an agent repeats.
             choose: float [*B, N, A], as drawn; it becomes the last step's where an agent repeats.
-            epsilon: an agent starts to explore where ``explore`` is below it.
+            epsilon: float [], an agent starts to explore where ``explore`` is below it.
             generator: the random stream.
         """
         if self._left.shape != explore.shape:
             self._left = torch.zeros_like(explore, dtype=torch.int64)
-            self._choose = choose.clone()
+            self._choose = torch.zeros_like(choose)
         repeats = self._left > 0
         starts = (explore < epsilon) & ~repeats
         explore.masked_fill_(repeats, -1.0)
         choose.copy_(torch.where(repeats.unsqueeze(-1), self._choose, choose))
         draw = torch.rand(explore.shape, generator=generator, device=explore.device)
         further = torch.searchsorted(self._up_to, draw)  # n - 1
-        self._left = torch.where(starts, further, (self._left - 1).clamp(min=0))
-        self._choose = choose.clone()
+        self._left.copy_(torch.where(starts, further, (self._left - 1).clamp(min=0)))
+        self._choose.copy_(choose)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return copies of the steps that are left and of the draws that are repeated."""
+        return {"left": self._left.clone(), "choose": self._choose.clone()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a dictionary that ``state`` returned, in the same places if they fit."""
+        for own, new in ((self._left, state["left"]), (self._choose, state["choose"])):
+            own.resize_(new.shape).copy_(new)
 
 
 class RememberAction(TensorDictModuleBase):

@@ -77,6 +77,7 @@ class SequenceRows(Transform):
         if MASK not in present:
             batch.set(MASK, torch.ones(batch.shape, dtype=torch.bool, device=batch.device))
         if self.burn_in:
+            check_memory_of_every_step(tensordict)
             batch = self._with_tail(batch)
         rows = TensorDict({}, batch.shape[:1], device=batch.device)
         steps = self._cut_steps(batch)  # [E, K]
@@ -151,6 +152,22 @@ class SequenceRows(Transform):
         whole = torch.cat([tail, batch], 1)
         self._tail = whole[:, -self.burn_in :].clone()
         return whole
+
+
+def check_memory_of_every_step(batch: TensorDictBase) -> None:
+    """Refuse a batch that shows its first memory at every step.
+
+    Raises:
+        ValueError: if a memory has no entry after each step.
+    """
+    present = batch.keys(True, True)
+    for key in CARRIED:
+        if key in present and next_key(key) not in present:
+            raise ValueError(
+                f"SequenceRows: expected {next_key(key)!r} for burn-in, as rows begin inside a "
+                f"batch, got {key!r} of the first step alone; make the collector with "
+                "memory='every_step'"
+            )
 
 
 def make_replay(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from qmix_trl import functional
 from qmix_trl.functional import (
     first_episode_mask,
     first_steps,
@@ -82,6 +83,27 @@ def test_random_action_is_uniform_over_the_available_ones():
 def test_value_of_gathers_the_taken_action():
     values = torch.arange(12.0).reshape(2, 2, 3)
     assert value_of(values, torch.tensor([[0, 2], [1, 1]]))[..., 0].tolist() == [[0, 5], [7, 10]]
+
+
+@pytest.mark.parametrize("summed", [functional._summed_by_step, functional._summed_at_once])
+def test_episode_returns_worked_by_hand(summed):
+    # The first environment ends after steps 1 and 2, the second never.
+    reward = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 1.0, 1.0]])
+    done = torch.tensor([[False, True, True, False], [False] * 4])
+    before, after = summed(reward, done, torch.tensor([10.0, -1.0]))
+    assert before.tolist() == [[10, 11, 0, 0], [-1, 0, 1, 2]]
+    assert after.tolist() == [[11, 13, 3, 4], [0, 1, 2, 3]]
+
+
+def test_episode_returns_at_once_equal_those_by_step():
+    torch.manual_seed(0)
+    reward, done, first = torch.randn(20, 50).double(), torch.rand(20, 50) < 0.1, torch.randn(20)
+    for one, other in zip(
+        functional._summed_at_once(reward, done, first),
+        functional._summed_by_step(reward, done, first.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Fused collection against TorchRL's, and its policy kernel against torch's networks."""
 
-import copy
 import resource
 from functools import cache
 from types import SimpleNamespace
 
+import graph_tools
 import pytest
 import torch
 from tensordict import TensorDict
@@ -23,6 +23,7 @@ from qmix_trl import (
     with_memory,
 )
 from qmix_trl.chosen import Chosen
+from qmix_trl.errors import MachineError
 from qmix_trl.fused import FusedCollector, cuda_graph_loop, policy_kernel
 from qmix_trl.keys import (
     ACTION,
@@ -84,13 +85,22 @@ def env_of(agent_of, *, env=None, **settings):
     return env, agent
 
 
-def collector_of(kind="fused", agent_of=RecurrentAgent, *, rows="slices", head=None, **settings):
+def collector_of(
+    kind="fused",
+    agent_of=RecurrentAgent,
+    *,
+    rows="slices",
+    head=None,
+    memory="every_step",
+    **settings,
+):
     """Return a collector of four batches of 12 steps, longer than an episode's 10."""
     env, agent = env_of(agent_of, rows=rows, **settings)
     device = settings.get("device", "cpu")
     explore = EpsilonGreedyAction(0.5, 0.5, 0, seed=0, device=device)
     policy = make_policy(agent, explore if head is None else head)
-    return make_collector(env, policy, rows=rows, steps=12, n_batches=4, collector=kind)
+    settings = {"rows": rows, "steps": 12, "n_batches": 4, "collector": kind, "memory": memory}
+    return make_collector(env, policy, **settings)
 
 
 # --------------------------------------------------------------------- against TorchRL's
@@ -309,32 +319,109 @@ def test_batches_leak_no_memory():
 # ------------------------------------------------------------------------ on a GPU
 
 
-def computed_again(function):
-    """Stand in for ``captured``: a replay calls the function again."""
-    collected = function()
-
-    def places(entries, begins, memory):
-        return [*entries.values(), begins, *memory.values()]
-
-    def replay():
-        for new, place in zip(places(*function()), places(*collected), strict=True):
-            place.copy_(new)
-
-    return collected, replay
-
-
-@pytest.mark.parametrize("head", [None, GreedyAction()])
-@pytest.mark.parametrize("agent_of", [RecurrentAgent, FeedforwardAgent])
-def test_the_graph_loop_equals_the_step_loop(agent_of, head, monkeypatch):
+@pytest.fixture
+def recorded(monkeypatch):
+    """Let graphs be taken without a GPU."""
     monkeypatch.setattr(policy_kernel, "why_not", lambda *_: "as asked for")
     monkeypatch.setattr(cuda_graph_loop, "warmed_up", lambda function: function())
-    monkeypatch.setattr(cuda_graph_loop, "captured", computed_again)
-    called, collector = (collector_of(agent_of=agent_of, head=copy.copy(head)) for _ in range(2))
-    env, dims = collector.env, env_dims(collector.env)
-    values = torch.empty(4, dims.n_agents, dims.n_actions)
-    start = (env.begin_buffers(12), torch.zeros(4, 1, dtype=torch.bool), collector._memory)
-    collector._loop = cuda_graph_loop.GraphLoop(collector.policy, env, *start, values)
-    for a, b in zip(called, collector, strict=True):
+    monkeypatch.setattr(cuda_graph_loop, "captured", graph_tools.captured)
+    monkeypatch.setattr(cuda_graph_loop, "free_bytes", lambda device: 2**40)
+
+
+def graph_loop_of(collector):
+    """Return the graph loop of a collector whose step loop runs, in the same state."""
+    env, head = collector.env, collector.policy.head
+    env.engine.advance = graph_tools.foreign(env.engine.advance)
+    kept = head.random_state()
+    start = collector._begins, collector._memory
+    step = collector._loop.act(env.begin_buffers(1), 0, *start)
+    head.set_random_state(kept)
+    return cuda_graph_loop.GraphLoop(collector._loop, step, *start)
+
+
+HEADS = {
+    "annealed": lambda: EpsilonGreedyAction(1.0, 0.1, 100, seed=0),
+    "repeats": lambda: EpsilonGreedyAction(0.5, 0.2, 100, 1.5, seed=0),
+    "greedy": GreedyAction,
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("agent_of", [RecurrentAgent, FeedforwardAgent])
+def test_the_graph_loop_equals_the_step_loop(agent_of, head, recorded):
+    plain, by_graph = (collector_of(agent_of=agent_of, head=HEADS[head]()) for _ in range(2))
+    by_graph._loop = graph_loop_of(by_graph)
+    for a, b in zip(plain, by_graph, strict=True):
+        assert (a == b).all()
+        for collector in (plain, by_graph):
+            if head != "greedy":
+                collector.policy.head.step(a.numel())  # a graph reads the new epsilon
+
+
+@pytest.mark.parametrize("kind", ["stock", "fused"])
+def test_batches_without_the_memory_of_later_steps(kind, recorded):
+    whole, first = (
+        collector_of("fused" if memory == "every_step" else kind, memory=memory)
+        for memory in ("every_step", "first_step")
+    )
+    if kind == "fused":
+        first._loop = graph_loop_of(first)
+    for a, b in zip(whole, first, strict=True):
+        left_out = {next_key(HIDDEN), next_key(LAST_ACTION)}
+        assert set(b.keys(True, True)) - {("collector", "traj_ids")} == (
+            set(a.keys(True, True)) - left_out
+        )
+        for key in set(a.keys(True, True)) - left_out:
+            expected = a[key][:, :1].expand_as(a[key]) if key in (HIDDEN, LAST_ACTION) else a[key]
+            torch.testing.assert_close(b[key], expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("memory", ["every_step", "first_step"])
+def test_a_graph_needs_the_memory_of_its_tensors_and_of_a_batch(memory, recorded, monkeypatch):
+    collector = collector_of(memory=memory)
+    needs, needed = [], cuda_graph_loop.bytes_needed
+    monkeypatch.setattr(
+        cuda_graph_loop, "bytes_needed", lambda *given: needs.append(needed(*given)) or needs[0]
+    )
+    collector._loop = graph_loop_of(collector)
+    entries, *_ = collector._loop._collected
+    own = [*vars(collector._loop._buffers).values(), *entries.values()]
+    after = sum(tensor.nbytes for tensor in own)
+    batch = collector.collect()
+    after += sum(storage_bytes(batch).values())
+    after += collector._loop._buffers.last_seen.nbytes  # of the batch's buffers, until it is packed
+    assert 0.95 * after < needs[0] < 1.05 * after
+
+
+def storage_bytes(batch):
+    """Return the bytes of a batch's storages by address, without entries that repeat one step."""
+    tensors = [batch[key] for key in batch.keys(True, True)]
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.stride(1) > 0]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
+def test_a_graph_that_has_no_room_is_refused_with_sizes(recorded, monkeypatch):
+    collector = collector_of(n_envs=32)
+    monkeypatch.setattr(cuda_graph_loop, "free_bytes", lambda device: 1000)
+    message = (
+        r"expected at least \d+\.\d GiB of free memory on cpu for batches of 32 environments and "
+        r"12 steps, got 0\.0 GiB; lower env\.n_envs or collection\.steps"
+    )
+    with pytest.raises(MachineError, match=message):
+        graph_loop_of(collector)
+
+
+@pytest.mark.parametrize("raised", [torch.OutOfMemoryError("no room"), RuntimeError("refused")])
+def test_a_failed_capture_leaves_environment_and_policy_as_they_were(raised, recorded, monkeypatch):
+    def refuse(function, generators):
+        raise raised
+
+    plain, collector = (collector_of(head=HEADS["repeats"]()) for _ in range(2))
+    monkeypatch.setattr(cuda_graph_loop, "captured", refuse)
+    of_room = isinstance(raised, torch.OutOfMemoryError)
+    with pytest.raises(MachineError if of_room else RuntimeError, match=str(raised)):
+        graph_loop_of(collector)
+    for a, b in zip(plain, collector, strict=True):
         assert (a == b).all()
 
 
@@ -351,11 +438,23 @@ def test_how_says_why_there_is_no_cuda_graph(refused, reason, monkeypatch):
 
     monkeypatch.setattr(cuda_graph_loop, "why_not", lambda *_: refused)
     monkeypatch.setattr(cuda_graph_loop, "GraphLoop", refuse)
-    env = SimpleNamespace(device=torch.device("cuda"), begin_buffers=lambda n_steps: None)
+    env = SimpleNamespace(device=torch.device("cuda"))
     collector = SimpleNamespace(env=env, policy=None, steps=1, _begins=None, _memory={})
     loop, how = FusedCollector._choose_loop(collector, "step loop", None)
     assert loop == "step loop"
     assert str(how) == f"step loop (no CUDA graph: {reason})"
+
+
+def test_a_graph_without_room_does_not_fall_back(monkeypatch):
+    def refuse(*args):
+        raise MachineError("no room")
+
+    monkeypatch.setattr(cuda_graph_loop, "why_not", lambda *_: None)
+    monkeypatch.setattr(cuda_graph_loop, "GraphLoop", refuse)
+    env = SimpleNamespace(device=torch.device("cuda"))
+    collector = SimpleNamespace(env=env, policy=None, steps=1, _begins=None, _memory={})
+    with pytest.raises(MachineError, match="no room"):
+        FusedCollector._choose_loop(collector, "step loop", None)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

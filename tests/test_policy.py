@@ -151,6 +151,22 @@ def test_a_repeat_continues_over_calls_without_new_exploration():
     assert not (later[1:] & ~later[:-1]).any()
 
 
+@pytest.mark.parametrize("repeat_exponent", [None, 1.5])
+def test_the_head_continues_from_a_random_state(repeat_exponent):
+    head = EpsilonGreedyAction(0.5, 0.5, 0, repeat_exponent, seed=0)
+    values = TensorDict({ACTION_VALUE: torch.zeros(20, 3, 5)}, (20,))
+
+    def actions():
+        return torch.stack([head(values)[ACTION].clone() for _ in range(10)])
+
+    actions()
+    state = head.random_state()
+    expected = actions()
+    assert not torch.equal(actions(), expected)
+    head.set_random_state(state)
+    assert torch.equal(actions(), expected)
+
+
 def test_a_repeat_skips_an_action_that_is_masked():
     head = EpsilonGreedyAction(1.0, 1.0, 0, 0.0, seed=0)
     for _ in range(20):

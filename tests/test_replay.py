@@ -162,6 +162,17 @@ def test_burn_in_longer_than_the_batches_reaches_back_over_several():
     assert torch.equal(backs[-1][HIDDEN][:, 0], whole[HIDDEN][:, 1])
 
 
+def test_burn_in_refuses_batches_with_the_first_memory_alone():
+    (batch,) = slices(STEPS, 1)
+    first = batch.exclude(next_key(HIDDEN))
+    SequenceRows(max_steps=LIMIT).inv(first)
+    message = (
+        r"expected \('next', 'agents', 'hidden'\) for burn-in, .* make the collector with memory="
+    )
+    with pytest.raises(ValueError, match=message):
+        SequenceRows(max_steps=LIMIT, burn_in=2).inv(first)
+
+
 def test_rows_with_burn_in_unroll_to_the_values_of_acting():
     env = CounterEnv()
     agent = make_agent(env)

@@ -15,11 +15,12 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from qmix_trl.chosen import Chosen
+from qmix_trl.chosen import CPP_LOOP, CUDA_GRAPH, Chosen
 from qmix_trl.envs.contract import BufferedEnv
-from qmix_trl.errors import one_line
-from qmix_trl.fused.step_loop import Loop, StepLoop
-from qmix_trl.keys import ACTION_VALUE, DONE, EPISODE_REWARD, REWARD, next_key
+from qmix_trl.errors import MachineError, one_line
+from qmix_trl.functional import episode_returns
+from qmix_trl.fused.step_loop import Key, Loop, StepLoop
+from qmix_trl.keys import DONE, EPISODE_REWARD, REWARD, next_key
 
 
 def split(env: EnvBase) -> tuple[EnvBase, list[Transform]]:
@@ -46,6 +47,25 @@ def is_known(transform: Transform) -> bool:
     return isinstance(transform, TensorDictPrimer) and not transform.random
 
 
+def carried_keys(policy: TensorDictModuleBase) -> list[Key]:
+    """Return the keys of a policy's memory: the entries that it writes for the next step."""
+    return [key[1:] for key in policy.out_keys if key[0] == "next"]
+
+
+def show_first_memory(batch: TensorDictBase, memory: dict[Key, Tensor]) -> TensorDictBase:
+    """Return a batch that shows the memory at the first step at every step.
+
+    Args:
+        batch: [E, T].
+        memory: by key [E, ..], before the first step.
+    """
+    # TorchRL's collector writes to the tensors of its batch again, so they are left alone.
+    batch = batch.exclude(*memory, *map(next_key, memory))
+    for key, first in memory.items():
+        batch.set(key, first.unsqueeze(1).expand(*batch.shape, *first.shape[1:]))
+    return batch
+
+
 class FusedCollector:
     """Iterates over batches [E, T] with the entries and the layout of TorchRL's collector.
 
@@ -64,12 +84,15 @@ class FusedCollector:
         n_batches: the number of batches.
         reset_at_each_iter: all environments are reset before each batch.
         postproc: a function that is applied to each batch.
+        keeps_memory: whether batches hold the policy's memory before and after each step. If not,
+            they show the memory at their first step at every step, as replay does.
 
     Attributes:
         how: the loop that runs, and why a faster one does not.
 
     Raises:
         ValueError: if the environment has no fused collection.
+        MachineError: if a GPU has no room for the steps of a batch.
     """
 
     def __init__(
@@ -81,6 +104,7 @@ class FusedCollector:
         n_batches: int,
         reset_at_each_iter: bool,
         postproc: Callable[[TensorDictBase], TensorDictBase],
+        keeps_memory: bool = True,
     ) -> None:
         reason = why_not(env)
         if reason is not None:
@@ -91,23 +115,25 @@ class FusedCollector:
         self.n_batches = n_batches
         self.reset_at_each_iter = reset_at_each_iter
         self.postproc = postproc
+        self.keeps_memory = keeps_memory
         observed = env.observation_spec.keys(True, True)
-        carried = [key[1:] for key in policy.out_keys if key[0] == "next"]
-        self._zero_memory = {k: env.observation_spec[k].zero() for k in carried if k in observed}
+        self._zero_memory = {
+            key: env.observation_spec[key].zero() for key in carried_keys(policy) if key in observed
+        }
         self._sums_rewards = any(isinstance(t, RewardSum) for t in transforms)
         self._begin()
-        step_loop = StepLoop(policy, self.env, steps)
+        step_loop = StepLoop(policy, self.env, steps, keeps_memory=keeps_memory)
         # TorchRL's collector calls the policy once when it is made, and so advances the policy's
         # random stream. Without the same call here, exploration would differ from its batches.
         first = step_loop.act(self.env.begin_buffers(1), 0, self._begins, self._memory)
-        self._loop, self.how = self._choose_loop(step_loop, first.get(ACTION_VALUE, None))
+        self._loop, self.how = self._choose_loop(step_loop, first)
 
-    def _choose_loop(self, step_loop: StepLoop, values: Tensor | None) -> tuple[Loop, Chosen]:
+    def _choose_loop(self, step_loop: StepLoop, step: TensorDictBase) -> tuple[Loop, Chosen]:
         """Return the fastest loop that can run, and why a faster one cannot.
 
         Args:
             step_loop: the loop that always can.
-            values: action values of one step, [E, N, A], if the policy computes any.
+            step: a step [E] that it has acted.
         """
         # Imported here, not above: they import vmas, which other environments do without.
         from qmix_trl.fused import cuda_graph_loop, policy_kernel
@@ -115,19 +141,18 @@ class FusedCollector:
         if self.env.device.type != "cuda":
             reason = policy_kernel.why_not(self.policy, self.env)
             if reason is None:
-                return policy_kernel.PolicyKernel(self.policy, self.env), Chosen("C++ loop")
-            return step_loop, Chosen("step loop", {"C++ loop": reason})
+                return policy_kernel.PolicyKernel(self.policy, self.env), Chosen(CPP_LOOP)
+            return step_loop, Chosen("step loop", {CPP_LOOP: reason})
         reason = cuda_graph_loop.why_not(self.policy, self.env)
         if reason is None:
-            buffers = self.env.begin_buffers(self.steps)
             try:
-                graph = cuda_graph_loop.GraphLoop(
-                    self.policy, self.env, buffers, self._begins, self._memory, values
-                )
-                return graph, Chosen("CUDA graph")
+                graph = cuda_graph_loop.GraphLoop(step_loop, step, self._begins, self._memory)
+                return graph, Chosen(CUDA_GRAPH)
+            except MachineError:  # the step loop would need as much memory
+                raise
             except RuntimeError as error:
                 reason = f"its steps cannot be captured: {one_line(error)}"
-        return step_loop, Chosen("step loop", {"CUDA graph": reason})
+        return step_loop, Chosen("step loop", {CUDA_GRAPH: reason})
 
     def _begin(self) -> None:
         """Reset all environments, the policy's memory and the returns."""
@@ -146,23 +171,24 @@ class FusedCollector:
     def collect(self) -> TensorDictBase:
         """Return the next batch [E, T]."""
         buffers = self.env.begin_buffers(self.steps)
+        first_memory = self._memory
         collected = self._loop.collect(buffers, self._begins, self._memory)
         self._begins, self._memory = collected.begins, collected.memory
         batch = TensorDict({}, (*self.env.batch_size, self.steps), device=self.env.device)
         for key, sequence in collected.entries.items():
             batch.set(key, sequence)
         self.env.pack_buffers(buffers, batch)
+        if not self.keeps_memory:
+            batch = show_first_memory(batch, first_memory)
         return self._with_returns(batch) if self._sums_rewards else batch
 
     def _with_returns(self, batch: TensorDict) -> TensorDict:
         """Set the team's return since the reset [E, T, 1], before and after each step."""
-        rewards, done = batch.get(next_key(REWARD)), batch.get(next_key(DONE))  # [E, T, 1]
-        before, after = torch.empty_like(rewards), torch.empty_like(rewards)
-        for t in range(self.steps):
-            before[:, t, 0] = self._returns
-            after[:, t, 0] = self._returns + rewards[:, t, 0]
-            self._returns = after[:, t, 0].masked_fill(done[:, t, 0], 0)
-        return batch.set(EPISODE_REWARD, before).set(next_key(EPISODE_REWARD), after)
+        reward, done = batch.get(next_key(REWARD))[..., 0], batch.get(next_key(DONE))[..., 0]
+        before, after = episode_returns(reward, done, self._returns)
+        self._returns = after[:, -1].masked_fill(done[:, -1], 0)
+        batch.set(EPISODE_REWARD, before.unsqueeze(-1))
+        return batch.set(next_key(EPISODE_REWARD), after.unsqueeze(-1))
 
     def update_policy_weights_(self) -> None:
         """Do nothing: the policy that acts is the one that is trained."""

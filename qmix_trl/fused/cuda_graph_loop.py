@@ -1,22 +1,22 @@
 """The steps of a batch as one CUDA graph: one launch instead of thousands."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase, TensorDictSequential
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from qmix_trl.chosen import CUDA_GRAPH
 from qmix_trl.cuda_graph import captured, warmed_up
 from qmix_trl.envs.compiled.engines.buffers import Buffers
-from qmix_trl.functional import greedy_action
+from qmix_trl.errors import MachineError, one_line
 from qmix_trl.fused.policy_kernel import is_known
 from qmix_trl.fused.step_loop import Collected, Key, StepLoop
-from qmix_trl.keys import ACTION, ACTION_VALUE
-from qmix_trl.policy import AgentPolicy
+
+GIB = 2**30
 
 
 def why_not(policy: TensorDictModuleBase, env: Any) -> str | None:
@@ -26,83 +26,51 @@ def why_not(policy: TensorDictModuleBase, env: Any) -> str | None:
     return None if is_known(policy) else "the policy has no form that a graph can hold"
 
 
-class DrawnAhead(TensorDictModuleBase):
-    """``EpsilonGreedyAction`` by random numbers drawn before, and an epsilon held in a tensor.
-
-    Args:
-        n_steps: T.
-        values: action values of one step, [E, N, A], of any content.
-
-    Attributes:
-        explore: float [T, E, N].
-        choose: float [T, E, N, A].
-        epsilon: float [].
-    """
-
-    in_keys = [ACTION_VALUE]
-    out_keys = [ACTION]
-
-    def __init__(self, n_steps: int, values: Tensor) -> None:
-        super().__init__()
-        self.explore = values.new_ones(n_steps, *values.shape[:-1])
-        self.choose = values.new_zeros(n_steps, *values.shape)
-        self.epsilon = values.new_zeros(())
-        self.begin()
-
-    def begin(self) -> None:
-        """Go back to the first step."""
-        self._steps: Iterator = zip(self.explore, self.choose, strict=True)
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the actions, int64 [E, N], of the next step."""
-        explore, choose = next(self._steps)
-        greedy = greedy_action(tensordict.get(ACTION_VALUE), None)
-        action = torch.where(explore < self.epsilon, greedy_action(choose, None), greedy)
-        return tensordict.set(ACTION, action)
-
-
 class GraphLoop:
     """Acts by a policy of ``make_policy`` in an environment that a Triton kernel steps.
 
     The graph reads and writes tensors of its own: the start of a batch is copied to them, and the
-    results are copied from them.
+    results are copied from them. It draws the random numbers of eager steps.
 
     Args:
-        policy: to act by, with the weights that it has at the time.
-        env: to act in; its simulation is in the same state afterwards.
-        buffers: of T steps, begun; the graph keeps them.
-        begins: bool [E, 1].
-        memory: by key [E, N, ..], the agent's memory.
-        values: action values of one step, [E, N, A], of any content.
+        loop: takes the same steps, one by one. Policy and environment are in the same state
+            afterwards.
+        step: a step that ``loop`` has acted.
+        begins: bool [E, 1], as for ``Loop.collect``.
+        memory: by key [E, ..], as for ``Loop.collect``.
 
     Raises:
+        MachineError: if the device has no room for the graph and a batch.
         RuntimeError: if the steps cannot be captured.
     """
 
     def __init__(
         self,
-        policy: AgentPolicy,
-        env: Any,
-        buffers: Buffers,
+        loop: StepLoop,
+        step: TensorDictBase,
         begins: Tensor,
         memory: dict[Key, Tensor],
-        values: Tensor,
     ) -> None:
-        agent, self._head, remember = policy.module
-        n_steps = buffers.action.shape[1]
-        self._drawn = DrawnAhead(n_steps, values)
-        loop = StepLoop(TensorDictSequential(agent, self._drawn, remember), env, n_steps)
-        self._buffers, self._begins = buffers, begins.clone()
+        policy, env = loop.policy, loop.env
+        needed, free = bytes_needed(loop, step, memory), free_bytes(begins.device)
+        if free < needed:
+            raise no_room(loop, needed, f"{free / GIB:.1f} GiB")
+        self._buffers = env.begin_buffers(loop.n_steps)
+        self._begins = begins.clone()
         self._memory = {key: value.clone() for key, value in memory.items()}
 
         def steps() -> Collected:
-            self._drawn.begin()
             return loop.collect(self._buffers, self._begins, self._memory)
 
-        before = env.simulation_state()
-        warmed_up(steps)
-        self._collected, self._replay = captured(steps)
-        env.load_simulation_state(before)
+        simulation, randomness = env.simulation_state(), policy.head.random_state()
+        try:
+            warmed_up(steps)
+            self._collected, self._replay = captured(steps, policy.head.generators)
+        except torch.OutOfMemoryError as error:
+            raise no_room(loop, needed, one_line(error)) from error
+        finally:
+            env.load_simulation_state(simulation)
+            policy.head.set_random_state(randomness)
 
     def collect(self, buffers: Buffers, begins: Tensor, memory: dict[Key, Tensor]) -> Collected:
         """Take all steps of the buffers, as ``Loop.collect``."""
@@ -110,12 +78,6 @@ class GraphLoop:
         self._begins.copy_(begins)
         for key, value in memory.items():
             self._memory[key].copy_(value)
-        n_steps, *shape = self._drawn.choose.shape
-        draws = self._head.draws(n_steps, tuple(shape))
-        if draws is not None:
-            self._drawn.explore.copy_(draws[0])
-            self._drawn.choose.copy_(draws[1])
-            self._drawn.epsilon.fill_(self._head.epsilon)
         self._replay()
         for field in fields(buffers):
             getattr(buffers, field.name).copy_(getattr(self._buffers, field.name))
@@ -126,3 +88,44 @@ class GraphLoop:
 def _copied(tensors: dict[Key, Tensor]) -> dict[Key, Tensor]:
     """Return copies of tensors by key."""
     return {key: tensor.clone() for key, tensor in tensors.items()}
+
+
+def bytes_needed(loop: StepLoop, step: TensorDictBase, memory: Iterable[Key]) -> int:
+    """Return the bytes of a graph's tensors and of one batch that is copied from them.
+
+    Args:
+        loop: whose steps the graph takes.
+        step: a step [E] that it has acted.
+        memory: the keys that the policy carries.
+    """
+    one, two = loop.env.begin_buffers(1), loop.env.begin_buffers(2)
+    of_step = _bytes(vars(two)) - _bytes(vars(one))
+    of_step += sum(step.get(key).nbytes for key in loop.kept_keys(memory))
+    # A batch also holds the observations after each step, before any reset.
+    return loop.n_steps * (2 * of_step + one.last_seen.nbytes)
+
+
+def _bytes(tensors: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the bytes of a GPU that torch can still allocate."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def no_room(loop: StepLoop, needed: int, got: str) -> MachineError:
+    """Return the error of a graph that has no room.
+
+    Args:
+        loop: whose steps the graph takes.
+        needed: bytes.
+        got: the memory that is free, or the device's own message.
+    """
+    (n_envs,), device = loop.env.batch_size, loop.env.device
+    return MachineError(
+        f"collection: expected at least {needed / GIB:.1f} GiB of free memory on {device} for "
+        f"batches of {n_envs} environments and {loop.n_steps} steps, got {got}; lower env.n_envs "
+        "or collection.steps"
+    )

@@ -1,5 +1,6 @@
 """The steps of a batch, each by one call of the policy and one of the environment."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,8 +18,8 @@ class Collected(NamedTuple):
     """The policy's part of a batch, and the start of the next batch.
 
     Attributes:
-        entries: by key [E, T, ..], all that the policy read and wrote, without the entries of the
-            environment's own.
+        entries: by key [E, T, ..], the policy's outputs but for the actions, ``is_init``, and, if
+            asked for, the memory before and after each step.
         begins: bool [E, 1], the environments that are at an episode's first step now.
         memory: by key [E, ..], the entries that the policy carries to the next step.
     """
@@ -49,26 +50,50 @@ class StepLoop:
         policy: reads observations, ``is_init`` and memory; writes actions and the next memory.
         env: to act in.
         n_steps: T.
+        keeps_memory: whether the entries hold the memory before and after each step.
     """
 
-    def __init__(self, policy: TensorDictModuleBase, env: BufferedEnv, n_steps: int) -> None:
+    def __init__(
+        self,
+        policy: TensorDictModuleBase,
+        env: BufferedEnv,
+        n_steps: int,
+        *,
+        keeps_memory: bool = True,
+    ) -> None:
         self.policy = policy
         self.env = env
         self.n_steps = n_steps
+        self.keeps_memory = keeps_memory
+
+    def kept_keys(self, memory: Iterable[Key]) -> list[Key]:
+        """Return the keys of the entries, without ``is_init``.
+
+        Args:
+            memory: the keys that the policy carries from step to step.
+        """
+        # Buffers hold the actions.
+        written: list[Key] = [key for key in self.policy.out_keys if key != ACTION]
+        if self.keeps_memory:
+            return [*memory, *written]
+        return [key for key in written if key[0] != "next"]
 
     def collect(self, buffers: Any, begins: Tensor, memory: dict[Key, Tensor]) -> Collected:
         """Take all steps of the buffers, as ``Loop.collect``."""
-        entries: dict[Key, list[Tensor]] = {}
+        kept = self.kept_keys(memory)
+        entries: dict[Key, Tensor] = {}
         for t in range(self.n_steps):
             step = self.act(buffers, t, begins, memory)
-            for key in (*memory, *self.policy.out_keys):
-                entries.setdefault(key, []).append(step.get(key))
-            entries.setdefault(IS_INIT, []).append(begins)
+            for key in (*kept, IS_INIT):
+                value = step.get(key)
+                if t == 0:
+                    n_envs, *shape = value.shape
+                    entries[key] = value.new_empty(n_envs, self.n_steps, *shape)
+                entries[key][:, t] = value
             done = self.env.step_buffers(buffers, t, step.get(ACTION))  # [E, 1]
             begins = done if self.env.reset_when_done else torch.zeros_like(done)
             memory = {key: _zero_where(done, step.get(next_key(key))) for key in memory}
-        stacked = {key: torch.stack(steps, 1) for key, steps in entries.items()}
-        return Collected(stacked, begins, memory)
+        return Collected(entries, begins, memory)
 
     @torch.no_grad()
     def act(

@@ -145,6 +145,8 @@ def build_collector(
         steps=c.steps,
         n_batches=n_batches(config),
         collector=c.collector,
+        # Replay stores the memory at the beginning of rows, which burn-in puts inside a batch.
+        memory="every_step" if config.replay.burn_in else "first_step",
     )
 
 
