@@ -1,36 +1,34 @@
 """All values reachable from a VMAS simulator, by path.
 
-VMAS has no list of its state. A scenario may keep tensors in its own attributes, in those of
-entities, controllers, sensors or joints, in lists, dictionaries, closures and distributions.
-``walk`` follows all of them.
+VMAS has no list of its state. A scenario may keep it in attributes and slots of any object, in
+containers, arrays, closures, default arguments, attributes of classes and globals of modules.
+``walk`` follows all of them. An object that it cannot look into is listed as unwatched.
 """
 
+import functools
+import gc
 import types
+import weakref
 from collections import deque
 from collections.abc import Iterable, MutableMapping, MutableSequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from vmas.simulator.environment import Environment
 
-PRIMITIVES = (int, float, str, bool, type(None), bytes, complex)
-OPAQUE = (
-    type,
-    types.ModuleType,
-    torch.device,
-    torch.dtype,
-    np.ndarray,
-    np.generic,
-    torch.Generator,
+from qmix_trl.envs.compiled.trace.leaves import HARMLESS, UNKNOWN, leaf_text
+from qmix_trl.envs.compiled.trace.own_code import (
+    code_digest,
+    is_own_module,
+    module_data,
+    packages_of,
+    referenced_globals,
 )
-# Packages whose objects hold no state of a simulation.
-FOREIGN = {"gym", "gymnasium", "numpy", "threading", "pyglet", "builtins", "logging", "random"}
-CONTAINERS = (list, tuple, set, frozenset, dict)
-FOLLOWED = (deque, types.MethodType, types.FunctionType, partial)  # though of foreign packages
+
+PRIMITIVES = (int, float, str, bool, type(None), bytes, complex)
+CONTAINERS = (list, tuple, set, frozenset, deque)
 # Words in the paths of values that only rendering and seeding use.
 RENDERING = ("render", "viewer", "visible_display", "headless", "text_lines", "_seed")
 
@@ -48,6 +46,17 @@ class Slot:
         self.holder[self.key] = value
 
 
+class Attributes(dict):
+    """The attributes of an object in ``__slots__``, as a mapping that writes to the object."""
+
+    def __init__(self, owner: Any, names: Iterable[str]) -> None:
+        super().__init__((name, getattr(owner, name)) for name in names if hasattr(owner, name))
+        self.owner = owner
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self.owner, name, value)
+
+
 @dataclass
 class Contents:
     """All values reachable from a simulator, by path.
@@ -57,9 +66,12 @@ class Contents:
         floats: places of Python floats.
         counts: places of integers and booleans.
         entities: places that refer to an entity of the world.
-        unsettable: tensors in tuples, closures and partials, where no other can be put.
-        values: Python values to compare: primitives, lengths of lists (path + "#") and names of
-            entities referred to (path + "@").
+        unsettable: tensors in tuples, closures, classes and modules, where no other can be put.
+        arrays: arrays of NumPy.
+        values: values to compare: primitives, texts of arrays and other leaves, lengths of
+            containers (path + "#"), names of entities and first paths of other objects that are
+            referred to (path + "@"), and types of objects (path + "!").
+        unwatched: the types of objects whose state cannot be seen.
     """
 
     slots: dict[str, Slot] = field(default_factory=dict)
@@ -67,7 +79,9 @@ class Contents:
     counts: dict[str, Slot] = field(default_factory=dict)
     entities: dict[str, Slot] = field(default_factory=dict)
     unsettable: dict[str, Tensor] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+    unwatched: dict[str, str] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by path."""
@@ -76,17 +90,30 @@ class Contents:
 
 def walk(simulator: Environment) -> Contents:
     """Return everything reachable from a simulator; each entity has one path."""
-    walker = _Walker()
+    walker = _Walker(packages_of(simulator.scenario))
+    for entity in simulator.world.entities:
+        walker.visit(entity, f"<{entity.name}>", None, None)
     walker.visit(simulator, "env", None, None)
+    walker.visit_waiting()
     return walker.contents
 
 
 class _Walker:
-    """Fills the contents of a simulator; visits each object once."""
+    """Fills the contents of a simulator; visits each object once.
 
-    def __init__(self) -> None:
+    Objects wait in a queue, entities first: the path of an object that several others share does
+    not depend on references between entities, which resets change.
+
+    Args:
+        packages: top-level packages that count as the user's code wherever they are.
+    """
+
+    def __init__(self, packages: frozenset[str]) -> None:
         self.contents = Contents()
-        self._seen: dict[int, Any] = {}  # objects by id: held, as a freed id can be reused
+        self._packages = packages
+        # Objects by id, with their paths: held, as a freed id can be reused.
+        self._seen: dict[int, tuple[Any, str]] = {}
+        self._waiting: deque[tuple[Any, str]] = deque()
 
     def visit(self, thing: Any, path: str, holder: Any, key: Any) -> None:
         """Record a value that ``holder[key]`` holds, and all values below it.
@@ -101,12 +128,16 @@ class _Walker:
             self._add_tensor(thing, path, holder, key)
         elif isinstance(thing, PRIMITIVES):
             self._add_primitive(thing, path, holder, key)
-        elif not (isinstance(thing, OPAQUE) or _is_foreign(thing)):
-            name = entity_name(thing)
-            if name is not None:
-                self._add_entity(thing, name, path, holder, key)
-                path = f"<{name}>"
-            self._visit_children(thing, path)
+        elif isinstance(thing, types.ModuleType):
+            if self._is_own(thing.__name__):
+                self._enqueue(thing, f"module {thing.__name__}")
+        elif isinstance(thing, type):
+            self._visit_class(thing, path)
+        else:
+            self._visit_object(thing, path, holder, key)
+
+    def _is_own(self, module: str | None) -> bool:
+        return is_own_module(module or "", self._packages)
 
     def _add_tensor(self, tensor: Tensor, path: str, holder: Any, key: Any) -> None:
         if holder is None:
@@ -123,29 +154,101 @@ class _Walker:
         elif isinstance(value, int):
             self.contents.counts[path] = Slot(holder, key, value)
 
+    def _visit_class(self, cls: type, path: str) -> None:
+        """Record which class is referred to; visit the attributes of the user's classes."""
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        self.contents.values[f"{path}@"] = f"class {name}"
+        for base in cls.__mro__:
+            if self._is_own(base.__module__):
+                self._enqueue(base, f"class {base.__module__}.{base.__qualname__}")
+
+    def _visit_object(self, thing: Any, path: str, holder: Any, key: Any) -> None:
+        text = leaf_text(thing)
+        if text is HARMLESS:
+            return
+        if isinstance(thing, np.ndarray):
+            self.contents.arrays[path] = thing
+        if text is UNKNOWN:
+            self.contents.unwatched[path] = type(thing).__qualname__
+        elif text is not None:
+            self.contents.values[path] = text
+            return
+        name = entity_name(thing)
+        if name is not None:
+            self._add_entity(thing, name, path, holder, key)
+            path = f"<{name}>"
+        self._enqueue(thing, path)
+
     def _add_entity(self, entity: Any, name: str, path: str, holder: Any, key: Any) -> None:
         self.contents.values[f"{path}@"] = name
         if holder is not None:
             self.contents.entities[path] = Slot(holder, key, entity)
 
-    def _visit_children(self, thing: Any, path: str) -> None:
-        if id(thing) in self._seen:
+    def _enqueue(self, thing: Any, path: str) -> None:
+        """Let an object wait, once."""
+        _, first = self._seen.setdefault(id(thing), (thing, path))
+        if first is not path:
+            if first != path:
+                self.contents.values[f"{path}@"] = first
             return
-        self._seen[id(thing)] = thing
-        if isinstance(thing, (list, tuple, set, frozenset, deque)):
-            self.contents.values[f"{path}#"] = len(thing)
-        for suffix, child, holder, key in children(thing):
-            self.visit(child, path + suffix, holder, key)
+        self._waiting.append((thing, path))
+
+    def visit_waiting(self) -> None:
+        """Visit what the objects hold that were met, and all values below."""
+        while self._waiting:
+            thing, path = self._waiting.popleft()
+            self.contents.values[f"{path}!"] = described(thing)
+            for suffix, child, holder, key in self._children(thing):
+                self.visit(child, path + suffix, holder, key)
+
+    def _children(self, thing: Any) -> list[tuple[str, Any, Any, Any]]:
+        """Return the values that an object holds.
+
+        Returns:
+            (suffix of the path, child, holder, key) for each child; holder and key are None where
+            no other value can be put.
+        """
+        if isinstance(thing, types.FunctionType):
+            return self._of_function(thing)
+        if isinstance(thing, types.ModuleType):
+            return [(f".{k}", child, None, None) for k, child in module_data(thing).items()]
+        if isinstance(thing, type):
+            return [(f".{k}", child, None, None) for k, child in class_data(thing)]
+        own = []
+        if self._is_own(type(thing).__module__):
+            own = [(".class", type(thing), None, None)]
+        return own + children(thing)
+
+    def _of_function(self, function: types.FunctionType) -> list[tuple[str, Any, Any, Any]]:
+        """Return the closure, defaults and attributes of a function, and its globals if it is of
+        the user's code."""
+        found = [
+            (f".closure[{i}]", cell.cell_contents, None, None)
+            for i, cell in enumerate(function.__closure__ or ())
+            if _is_filled(cell)
+        ]
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        found += [(f".default[{i}]", value, None, None) for i, value in enumerate(defaults)]
+        attributes = function.__dict__
+        found += [(f".{k}", value, attributes, k) for k, value in sorted(attributes.items())]
+        module = function.__globals__.get("__name__", "")
+        if self._is_own(module):
+            for name, value in referenced_globals(function).items():
+                # Under the module's path: all functions see the same global.
+                self.visit(value, f"module {module}.{name}", None, None)
+        return found
 
 
-def _is_foreign(thing: Any) -> bool:
-    """Say whether an object's class belongs to a package that holds no state of a simulation."""
-    if type(thing) in CONTAINERS or isinstance(thing, FOLLOWED):
-        return False
-    module = type(thing).__module__ or ""
-    if module.startswith("torch"):
-        return not module.startswith("torch.distributions")
-    return module.split(".")[0] in FOREIGN
+def described(thing: Any) -> str:
+    """Return the text of an object's kind: its class, its length, or the code of a function."""
+    if isinstance(thing, types.FunctionType):
+        return f"{thing.__module__}.{thing.__qualname__} {code_digest(thing.__code__)}"
+    if isinstance(thing, types.BuiltinFunctionType):
+        return f"{thing.__module__}.{thing.__qualname__}"
+    kind = f"{type(thing).__module__}.{type(thing).__qualname__}"
+    if isinstance(thing, dict):
+        return f"{kind} {','.join(map(_key_name, thing))}"
+    return f"{kind} {len(thing)}" if isinstance(thing, CONTAINERS) else kind
 
 
 def entity_name(thing: Any) -> str | None:
@@ -154,28 +257,81 @@ def entity_name(thing: Any) -> str | None:
     return name if isinstance(name, str) and hasattr(thing, "_state") else None
 
 
+def class_data(cls: type) -> list[tuple[str, Any]]:
+    """Return the attributes of a class, with the functions of its descriptors."""
+    found = []
+    for name, value in sorted(vars(cls).items()):
+        if name == "_abc_impl" or (
+            name.startswith("__") and not isinstance(value, types.FunctionType)
+        ):
+            continue  # of Python itself
+        if isinstance(value, staticmethod | classmethod):
+            value = value.__func__
+        if isinstance(value, property):
+            accessors = {"get": value.fget, "set": value.fset, "del": value.fdel}
+            found += [(f"{name}.{kind}", f) for kind, f in accessors.items() if f is not None]
+        elif not isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
+            found.append((name, value))
+    return found
+
+
 def children(thing: Any) -> list[tuple[str, Any, Any, Any]]:
-    """Return the values that an object holds.
+    """Return the values that an object holds, but for its class.
 
     Returns:
         (suffix of the path, child, holder, key) for each child; holder and key are None where
         no other value can be put.
     """
+    found: list[tuple[str, Any, Any, Any]] = []
     if isinstance(thing, (list, deque)):
-        return [(f"[{i}]", child, thing, i) for i, child in enumerate(thing)]
-    if isinstance(thing, (tuple, set, frozenset)):
-        return [(f"({i})", child, None, None) for i, child in enumerate(thing)]
-    if isinstance(thing, dict):
-        return [(f"[{_key_name(k)}]", child, thing, k) for k, child in list(thing.items())]
-    if isinstance(thing, types.MethodType):
+        found = [(f"[{i}]", child, thing, i) for i, child in enumerate(thing)]
+    elif isinstance(thing, (tuple, set, frozenset)):
+        found = [(f"({i})", child, None, None) for i, child in enumerate(thing)]
+    elif isinstance(thing, (dict, types.MappingProxyType)):
+        found = _items(thing)
+    elif isinstance(thing, types.MethodType):
+        return [(".self", thing.__self__, None, None), (".function", thing.__func__, None, None)]
+    elif isinstance(thing, functools.partial):
+        held = (thing.func, *thing.args, *thing.keywords.values())
+        found = [(f".args[{i}]", child, None, None) for i, child in enumerate(held)]
+    elif isinstance(thing, types.BuiltinFunctionType):
         return [(".self", thing.__self__, None, None)]
-    if isinstance(thing, partial):
-        return [(f".args[{i}]", child, None, None) for i, child in enumerate(thing.args)]
-    if isinstance(thing, types.FunctionType):
-        cells = [cell.cell_contents for cell in thing.__closure__ or () if _is_filled(cell)]
-        return [(f".closure[{i}]", child, None, None) for i, child in enumerate(cells)]
-    attributes = getattr(thing, "__dict__", {})
-    return [(f".{k}", child, attributes, k) for k, child in sorted(attributes.items())]
+    elif isinstance(thing, weakref.ref):
+        return [(".referent", thing(), None, None)]
+    elif isinstance(thing, np.ndarray):  # of objects
+        return [(f"[{i}]", child, None, None) for i, child in enumerate(thing.flat)]
+    for attributes in (getattr(thing, "__dict__", {}), _slots_of(thing)):
+        found += [(f".{k}", child, attributes, k) for k, child in sorted(attributes.items())]
+    if isinstance(thing, functools._lru_cache_wrapper):  # its results
+        held = enumerate(gc.get_referents(thing))
+        found += [(f".cached[{i}]", child, None, None) for i, child in held]
+    return found
+
+
+def _items(thing: Any) -> list[tuple[str, Any, Any, Any]]:
+    """Return the keys and the values of a dictionary."""
+    found, names = [], set()
+    holder = thing if isinstance(thing, dict) else None
+    for key, child in list(thing.items()):
+        name = _key_name(key)
+        if name in names:  # keys of the same text
+            name = f"{name} {len(names)}"
+        names.add(name)
+        found.append((f"[{name}]", child, holder, key if holder is not None else None))
+        if not isinstance(key, (*PRIMITIVES, tuple, frozenset)):
+            found.append((f"[{name}].key", key, None, None))
+    return found
+
+
+def _slots_of(thing: Any) -> Attributes | dict:
+    """Return the attributes of an object in ``__slots__`` of its classes."""
+    names = [
+        name
+        for cls in type(thing).__mro__
+        for name, member in vars(cls).items()
+        if isinstance(member, types.MemberDescriptorType) and "__slots__" in vars(cls)
+    ]
+    return Attributes(thing, names) if names else {}
 
 
 def _is_filled(cell: types.CellType) -> bool:
@@ -218,6 +374,6 @@ def overlapping(contents: Contents, paths: Iterable[str]) -> set[str]:
 
 
 def differing(a: Contents, b: Contents) -> set[str]:
-    """Return the paths of Python values that differ, except values for rendering."""
+    """Return the paths of values that differ, except values for rendering."""
     paths = {p for p in a.values.keys() | b.values.keys() if a.values.get(p) != b.values.get(p)}
     return {p for p in paths if not any(word in p for word in RENDERING)}

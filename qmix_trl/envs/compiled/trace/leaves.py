@@ -1,0 +1,100 @@
+"""The texts of objects without parts that ``walk`` can follow: arrays, generators, iterators."""
+
+import hashlib
+import io
+import logging
+import pickle
+import random
+import types
+import weakref
+from collections import deque
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+HARMLESS, UNKNOWN = object(), object()
+# Packages whose objects draw pictures, describe spaces, lock or log.
+SILENT = frozenset({"gym", "gymnasium", "pyglet", "threading", "_thread", "logging", "ctypes"})
+DESCRIBED = (torch.device, torch.dtype, torch.Size, np.dtype, np.generic, range, slice, type(...))
+# Objects without attributes whose parts ``walk`` knows.
+PARTS = (
+    dict,
+    list,
+    tuple,
+    set,
+    frozenset,
+    deque,
+    partial,
+    weakref.ref,
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    types.MappingProxyType,
+)
+
+
+def leaf_text(thing: Any) -> Any:
+    """Return the text of an object's state.
+
+    Returns:
+        None for an object whose parts can be followed; ``HARMLESS`` for one that holds no state;
+        ``UNKNOWN`` for one that cannot be looked into.
+    """
+    if type(thing).__module__.split(".")[0] in SILENT or isinstance(thing, logging.Logger):
+        return HARMLESS
+    if isinstance(thing, DESCRIBED):
+        return f"{type(thing).__qualname__} {thing!r}"
+    if isinstance(thing, np.ndarray):
+        if thing.dtype.hasobject:
+            return None
+        return f"array {thing.dtype} {thing.shape} {digest(thing.tobytes())}"
+    if isinstance(thing, io.IOBase):
+        return _place_in_file(thing)
+    state = generator_state(thing)
+    if state is not None:
+        return f"generator {digest(state)}"
+    if hasattr(thing, "__dict__") or isinstance(thing, PARTS) or has_slots(thing):
+        return None
+    return _pickled(thing)
+
+
+def digest(content: bytes) -> str:
+    """Return a hash of bytes, 32 characters."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def generator_state(thing: Any) -> bytes | None:
+    """Return the state of a generator of random numbers, None for anything else."""
+    if isinstance(thing, torch.Generator):
+        return thing.get_state().numpy().tobytes()
+    if isinstance(thing, random.Random):
+        return repr(thing.getstate()).encode()
+    if isinstance(thing, np.random.RandomState):
+        return pickle.dumps(thing.get_state())
+    if isinstance(thing, np.random.Generator):
+        return pickle.dumps(thing.bit_generator.state)
+    if isinstance(thing, np.random.BitGenerator):
+        return pickle.dumps(thing.state)
+    return None
+
+
+def has_slots(thing: Any) -> bool:
+    """Return whether a class of an object has attributes in ``__slots__``."""
+    return any("__slots__" in vars(cls) for cls in type(thing).__mro__[:-1])
+
+
+def _place_in_file(file: io.IOBase) -> Any:
+    try:
+        return f"file {getattr(file, 'name', '')} at {file.tell()}"
+    except (OSError, ValueError):  # closed, or a stream
+        return HARMLESS if file.closed else UNKNOWN
+
+
+def _pickled(thing: Any) -> Any:
+    """Return the text of an iterator or another object that only its own class can describe."""
+    try:
+        return f"{type(thing).__qualname__} {digest(pickle.dumps(thing))}"
+    except Exception:  # a class may raise anything
+        return UNKNOWN

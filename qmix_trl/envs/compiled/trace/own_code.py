@@ -1,0 +1,87 @@
+"""The code and the data that a scenario brings: everything outside of the installed libraries."""
+
+import marshal
+import site
+import sys
+import sysconfig
+import types
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vmas.simulator.scenario import BaseScenario
+
+from qmix_trl.envs.compiled.trace.leaves import digest
+
+# Their objects hold a simulation's state only where ``walk`` says so.
+LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
+    "gym",
+    "gymnasium",
+    "numpy",
+    "pyglet",
+    "qmix_trl",
+    "tensordict",
+    "torch",
+    "torchrl",
+    "vmas",
+}
+
+
+@cache
+def library_folders() -> tuple[Path, ...]:
+    """Return the folders of the standard library and of installed packages."""
+    names = ("stdlib", "platstdlib", "purelib", "platlib")
+    folders = {sysconfig.get_path(name) for name in names}
+    folders |= {*site.getsitepackages(), site.getusersitepackages()}
+    return tuple(Path(folder) for folder in folders)
+
+
+def packages_of(scenario: BaseScenario) -> frozenset[str]:
+    """Return the top-level packages of a scenario's classes, wherever they are installed."""
+    classes = type(scenario).__mro__
+    own = [cls for cls in classes if issubclass(cls, BaseScenario) and cls is not BaseScenario]
+    return frozenset(cls.__module__.split(".")[0] for cls in own)
+
+
+def is_own_module(name: str, packages: frozenset[str]) -> bool:
+    """Return whether a module is of the user's code.
+
+    Args:
+        name: of the module. VMAS loads its own scenarios under the empty name.
+        packages: top-level packages that count as the user's wherever they are.
+    """
+    top = name.split(".")[0]
+    if top in packages:
+        return True
+    return top not in LIBRARIES and not _is_installed(name)
+
+
+@cache
+def _is_installed(name: str) -> bool:
+    """Return whether a module's file is in a folder of libraries."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file is not None and any(f in Path(file).parents for f in library_folders())
+
+
+@cache
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """Return the names of globals and attributes in a function's code and in nested functions."""
+    nested = [names_in(const) for const in code.co_consts if isinstance(const, types.CodeType)]
+    return frozenset(code.co_names).union(*nested)
+
+
+@cache
+def code_digest(code: types.CodeType) -> str:
+    """Return a hash of a function's code, with its constants."""
+    return digest(marshal.dumps(code))
+
+
+def referenced_globals(function: types.FunctionType) -> dict[str, Any]:
+    """Return the globals that a function's code names, but for names with two underscores."""
+    names = sorted(names_in(function.__code__) & function.__globals__.keys())
+    return {name: function.__globals__[name] for name in names if not name.startswith("__")}
+
+
+def module_data(module: types.ModuleType) -> dict[str, Any]:
+    """Return the globals of a module, but for names with two underscores."""
+    return {k: v for k, v in sorted(vars(module).items()) if not k.startswith("__")}
