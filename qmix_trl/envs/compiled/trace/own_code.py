@@ -1,5 +1,6 @@
 """The code and the data that a scenario brings: everything outside of the installed libraries."""
 
+import linecache
 import marshal
 import site
 import sys
@@ -85,3 +86,9 @@ def referenced_globals(function: types.FunctionType) -> dict[str, Any]:
 def module_data(module: types.ModuleType) -> dict[str, Any]:
     """Return the globals of a module, but for names with two underscores."""
     return {k: v for k, v in sorted(vars(module).items()) if not k.startswith("__")}
+
+
+def describe_line(frame: types.FrameType) -> str:
+    """Return file, line number and text of the line that a frame is at."""
+    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({text})"

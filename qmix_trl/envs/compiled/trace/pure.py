@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -33,6 +32,7 @@ from vmas.simulator.core import Entity, World
 from vmas.simulator.utils import ScenarioUtils
 
 from qmix_trl.envs.compiled.trace.draws import spawn
+from qmix_trl.envs.compiled.trace.own_code import describe_line
 from qmix_trl.errors import Refused
 
 
@@ -165,12 +165,6 @@ def assertions(filename: str) -> list[tuple[int, int]]:
     tree = ast.parse("".join(linecache.getlines(filename)))
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
     return [(node.lineno, node.end_lineno or node.lineno) for node in found]
-
-
-def describe_line(frame: FrameType) -> str:
-    """Return file, line number and text of the line that a frame is at."""
-    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({text})"
 
 
 def may_collide(world: World, a: Entity, b: Entity) -> bool:

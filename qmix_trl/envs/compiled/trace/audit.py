@@ -1,0 +1,118 @@
+"""The Python code that runs in a step or a reset, and its sources of chance.
+
+Python's way through a step depends on the Python values that it reads, if it reads no tensor
+(``pure.py``), draws no numbers, and reads no clock and no file. A step that leaves these values as
+they were therefore takes the same way again, and one trace holds for all steps.
+"""
+
+import random
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from qmix_trl.envs.compiled.trace.own_code import describe_line, is_own_module, names_in
+
+# Python's modules of chance; functions in C are known by the module or the object they belong to.
+OF_CHANCE = frozenset({"random", "secrets", "uuid", "tempfile"})
+OF_CHANCE_IN_C = frozenset({"time", "posix", "nt", "io", "_io"})
+CLOCKS = frozenset({"now", "today", "utcnow"})
+# Names by which code may read attributes that it does not name.
+DYNAMIC = frozenset(
+    {"getattr", "attrgetter", "vars", "__dict__", "globals", "locals", "eval", "exec"}
+)
+
+
+@dataclass
+class Audit:
+    """The code that ran, and its sources of chance.
+
+    Attributes:
+        packages: top-level packages that count as the user's wherever they are.
+        codes: of all functions that ran, with whether they are the user's.
+        chances: a line for each call of the user's code whose result may be another one each time.
+    """
+
+    packages: frozenset[str]
+    codes: dict[types.CodeType, bool] = field(default_factory=dict)
+    chances: list[str] = field(default_factory=list)
+
+    def names(self) -> frozenset[str] | None:
+        """Return the names of all attributes and globals that the code may have read.
+
+        Returns:
+            None if the user's code may have read any, by ``getattr`` or the like.
+        """
+        own = [names_in(code) for code, is_own in self.codes.items() if is_own]
+        if any(names & DYNAMIC for names in own):
+            return None
+        return frozenset().union(*(names_in(code) for code in self.codes))
+
+    def note(self, frame: FrameType, event: str, argument: Any) -> None:
+        """Record an event of ``sys.setprofile``."""
+        if event == "call":
+            self.codes.setdefault(frame.f_code, self._is_own(frame))
+            caller = frame.f_back
+            of_chance = frame.f_globals.get("__name__") in OF_CHANCE
+            if of_chance and caller is not None and self._is_own(caller):
+                self.chances.append(describe_line(caller))
+        elif event == "c_call" and is_of_chance(argument) and self._is_own(frame):
+            self.chances.append(describe_line(frame))
+
+    def _is_own(self, frame: FrameType) -> bool:
+        return is_own_module(frame.f_globals.get("__name__", ""), self.packages)
+
+
+def is_of_chance(function: Any) -> bool:
+    """Say whether a function in C draws, reads a clock or reads a file."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, random.Random):
+        return True
+    if isinstance(owner, type):
+        return function.__name__ in CLOCKS
+    return getattr(function, "__module__", None) in OF_CHANCE_IN_C
+
+
+GENERATORS: dict[str, Callable[[], bytes]] = {
+    "Python's generator": lambda: repr(random.getstate()).encode(),
+    "NumPy's generator": lambda: repr(np.random.get_state()).encode(),  # noqa: NPY002
+    "torch's generator": lambda: torch.get_rng_state().numpy().tobytes(),
+}
+
+
+@contextmanager
+def audited(packages: frozenset[str]) -> Iterator[Audit]:
+    """Record the code that runs within a ``with`` block, and its sources of chance.
+
+    Args:
+        packages: top-level packages that count as the user's wherever they are.
+    """
+    audit, before = Audit(packages), {name: state() for name, state in GENERATORS.items()}
+    outside = sys.getprofile()
+    sys.setprofile(audit.note)
+    try:
+        yield audit
+    finally:
+        sys.setprofile(outside)
+        audit.chances += [
+            f"it draws from {name}" for name, state in GENERATORS.items() if state() != before[name]
+        ]
+
+
+def may_be_read(path: str, names: frozenset[str] | None) -> bool:
+    """Say whether code that names these attributes may have read the value at a path.
+
+    Args:
+        path: as ``walk`` has it: attributes after dots, in containers.
+        names: of all attributes and globals that code may have read; None for any.
+    """
+    if names is None:
+        return True
+    attribute = path.rstrip("@!").rpartition(".")[2]
+    return attribute.split("[")[0].split("(")[0] in names
