@@ -19,7 +19,7 @@ class Learner:
     On a GPU all K samples and steps are one CUDA graph: the first calls, of ``WARM_UP_STEPS``
     steps or more, are eager; then a call is captured, and the graph is replayed for every other
     call, also while the buffer fills. It keeps the optimiser's settings of the moment of its
-    capture, so a learning rate that changes needs ``update(replay.sample())`` without graphs.
+    capture; a learning rate that changes needs an update with ``cuda_graph=False``.
 
     Where the update is no graph, or the buffer is not as ``make_replay`` returns it, the steps
     are taken one by one.
