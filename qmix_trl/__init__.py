@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qmix_trl.envs import ENVS, EnvDims, env_dims, make_env
     from qmix_trl.errors import ConfigError, DivergedError, MachineError
     from qmix_trl.evaluate import episode_returns
+    from qmix_trl.learner import Learner
     from qmix_trl.loss import QMixLoss
     from qmix_trl.mixers import MIXERS, QMixer, VDNMixer
     from qmix_trl.policy import (
@@ -41,6 +42,7 @@ __all__ = [
     "EpsilonGreedyAction",
     "FeedforwardAgent",
     "GreedyAction",
+    "Learner",
     "MachineError",
     "NoOpPolicy",
     "QMixLoss",
@@ -76,6 +78,7 @@ _MODULES = {
     "EpsilonGreedyAction": "qmix_trl.policy",
     "FeedforwardAgent": "qmix_trl.agents",
     "GreedyAction": "qmix_trl.policy",
+    "Learner": "qmix_trl.learner",
     "MachineError": "qmix_trl.errors",
     "NoOpPolicy": "qmix_trl.policy",
     "QMixLoss": "qmix_trl.loss",

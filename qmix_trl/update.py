@@ -1,5 +1,8 @@
 """One gradient step: loss, backward, clipping, optimiser, targets."""
 
+import warnings
+from collections.abc import Callable, Iterable
+
 import torch
 from tensordict import TensorDictBase
 from torch.nn.utils import clip_grad_norm_
@@ -8,7 +11,7 @@ from torchrl.objectives.utils import TargetNetUpdater
 
 from qmix_trl.chosen import Chosen
 from qmix_trl.cuda_graph import captured, warmed_up
-from qmix_trl.errors import one_line
+from qmix_trl.errors import Refused
 from qmix_trl.loss import QMixLoss
 from qmix_trl.native.networks import library as networks
 
@@ -16,16 +19,47 @@ WARM_UP_STEPS = 3  # eager steps before a capture: optimiser state and cuBLAS se
 
 
 class HardTargets(HardUpdate):
-    """TorchRL's ``HardUpdate``; it counts its calls in Python: a CUDA graph cannot repeat
-    that, so it steps outside."""
+    """TorchRL's ``HardUpdate`` with its count in a tensor, so that a CUDA graph can hold its step.
 
-    steps_in_graph = False
+    On a GPU the device itself chooses between copying and keeping; the CPU reads the count.
+    """
+
+    def __init__(self, loss: QMixLoss, *, value_network_update_interval: int) -> None:
+        self._first = next(loss.parameters())  # tells where the networks are, also when they move
+        self._count = torch.zeros((), dtype=torch.int64, device=self._first.device)
+        super().__init__(loss, value_network_update_interval=value_network_update_interval)
+
+    @property
+    def counter(self) -> int:
+        """The number of steps since the last copy; reading it waits for the device."""
+        return int(self._count)
+
+    @counter.setter
+    def counter(self, value: int) -> None:
+        self._count.fill_(value)  # in place: a graph counts on in this tensor
+
+    def step(self) -> None:
+        """Count a gradient step; copy the networks to their targets at every n-th."""
+        self._count = self._count.to(self._first.device)
+        if not self._first.is_cuda:
+            super().step()
+            return
+        TargetNetUpdater.step(self)
+        self._count.add_(1).remainder_(self.value_network_update_interval + 1)
+
+    def _step(self, p_source: TensorDictBase, p_target: TensorDictBase) -> None:
+        if not self._first.is_cuda:
+            super()._step(p_source, p_target)
+            return
+        is_due = self._count == self.value_network_update_interval
+        sources, targets = p_source.data, p_target.data
+        for key in sources.keys(True, True):
+            target = targets.get(key)
+            torch.where(is_due, sources.get(key), target, out=target)
 
 
-class SoftTargets(SoftUpdate):
-    """TorchRL's ``SoftUpdate``; a CUDA graph can hold its step."""
-
-    steps_in_graph = True
+# Updaters whose step a graph can hold. Others, as TorchRL's HardUpdate, may count in Python.
+CAPTURABLE_UPDATERS = (HardTargets, SoftUpdate)
 
 
 def make_hard_updater(loss: QMixLoss, *, period_updates: int) -> HardTargets:
@@ -44,7 +78,7 @@ def make_hard_updater(loss: QMixLoss, *, period_updates: int) -> HardTargets:
     return HardTargets(loss, value_network_update_interval=period_updates - 1)
 
 
-def make_soft_updater(loss: QMixLoss, *, tau: float) -> SoftTargets:
+def make_soft_updater(loss: QMixLoss, *, tau: float) -> SoftUpdate:
     """Return an updater that moves targets by ``tau`` of the way to agent and mixer at each step.
 
     Raises:
@@ -52,15 +86,75 @@ def make_soft_updater(loss: QMixLoss, *, tau: float) -> SoftTargets:
     """
     if not 0 < tau <= 1:
         raise ValueError(f"expected tau in (0, 1], got {tau}")
-    return SoftTargets(loss, tau=tau)
+    return SoftUpdate(loss, tau=tau)
+
+
+class StepGraph:
+    """Gradient steps that become one CUDA graph after their first calls.
+
+    Args:
+        steps: takes the steps and returns their outputs; it reads tensors that keep their places,
+            and never waits for the device.
+        size: of the steps, for errors, such as "a step on [32, 100]".
+        n_warm_up: the number of calls before the capture.
+        generators: that the steps draw from.
+    """
+
+    def __init__(
+        self,
+        steps: Callable[[], TensorDictBase],
+        *,
+        size: str,
+        n_warm_up: int,
+        generators: Iterable[torch.Generator] = (),
+    ) -> None:
+        self._steps = steps
+        self._size = size
+        self._n_warm_up = n_warm_up
+        self._generators = generators
+        self._captured: tuple[TensorDictBase, Callable[[], None]] | None = None
+
+    def __call__(self) -> TensorDictBase:
+        """Take the steps; return their outputs.
+
+        Raises:
+            Refused: if the steps cannot be captured; none is taken then.
+            OutOfMemoryError: of torch, if the device has no room for the graph.
+        """
+        if self._n_warm_up > 0:
+            self._n_warm_up -= 1
+            return warmed_up(self._steps)
+        if self._captured is None:
+            self._captured = self._capture()
+        outputs, replay = self._captured
+        replay()
+        return outputs.clone()
+
+    def _capture(self) -> tuple[TensorDictBase, Callable[[], None]]:
+        """Capture the steps; return their static outputs and a function to replay them.
+
+        Raises:
+            Refused: if they cannot be captured.
+            OutOfMemoryError: of torch, if the device has no room.
+        """
+        try:
+            return captured(self._steps, self._generators)
+        except torch.OutOfMemoryError as error:
+            # Eager steps would need much of the same memory, and be slower without a word.
+            raise torch.OutOfMemoryError(
+                f"a CUDA graph of {self._size} is out of memory: {error}"
+            ) from None
+        except RuntimeError as error:
+            raise Refused(f"{self._size} cannot be captured: {error}") from error
 
 
 class Update:
     """The gradient step on a batch, for agent and mixer together.
 
-    On a GPU the whole step, except the period of a hard updater, is one CUDA graph: the first
-    batches are stepped on eagerly, then a step is captured, and the graph is replayed for every
-    batch of the same shape. A graph keeps the optimiser's settings of the moment of its capture.
+    On a GPU the whole step is one CUDA graph: the first batches are stepped on eagerly, then a
+    step is captured, and the graph is replayed for every batch of the same shape. A graph keeps
+    the optimiser's settings of the moment of its capture. A target updater that is neither of
+    this module nor TorchRL's ``SoftUpdate`` steps outside of the graph.
 
     Args:
         loss: the loss whose parameters are trained.
@@ -73,8 +167,15 @@ class Update:
             be captured; True: a graph or an error; False: no graph.
 
     Raises:
-        ValueError: if a graph is asked for without a GPU, or ``compile`` is not a boolean.
+        ValueError: if a graph is asked for without a GPU or with an optimiser that is not
+            capturable, or ``compile`` is not a boolean.
         RuntimeError: at the capture, if it fails and ``cuda_graph`` is True.
+        OutOfMemoryError: of torch, at the capture, if the device has no room for the graph.
+
+    Attributes:
+        no_graph: the reason why steps are no CUDA graph; None where they are, or will be.
+        must_be_graph: whether a failed capture is an error.
+        targets_in_graph: whether a graph can hold the target updater's step.
     """
 
     def __init__(
@@ -93,20 +194,39 @@ class Update:
         self.optimizer = optimizer
         self.target_updater = target_updater
         self.max_grad_norm = max_grad_norm
+        self.targets_in_graph = type(target_updater) in CAPTURABLE_UPDATERS
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._is_compiled = compile
         self._compute_loss = torch.compile(loss) if compile else loss
-        self._must_be_graph = cuda_graph is True
-        self._no_graph = None if cuda_graph else "cuda_graph is False"
-        # TorchRL's own updaters do not say whether they can be captured.
-        self._targets_in_graph = getattr(target_updater, "steps_in_graph", False)
-        device = self._parameters[0].device
-        if device.type != "cuda" and cuda_graph:
-            self._no_graph = f"the parameters are on {device}"
-            if self._must_be_graph:
-                raise ValueError(f"Update: expected parameters on a GPU for a graph, got {device}")
-        self._n_warm_up = 0
-        self._static_batch: TensorDictBase | None = None  # the input of the graph
+        self.must_be_graph = cuda_graph is True
+        self.no_graph = self._no_graph() if cuda_graph else "cuda_graph is False"
+        self._graph: tuple[TensorDictBase, StepGraph] | None = None  # with its static input
+
+    def _no_graph(self) -> str | None:
+        """Return the reason why no step can be captured, or None.
+
+        Raises:
+            ValueError: if there is one and the step must be a graph.
+        """
+        first, optimizer = self._parameters[0], self.optimizer
+        if not first.is_cuda:
+            if self.must_be_graph:
+                raise ValueError(
+                    f"Update: expected parameters on a GPU for a graph, got {first.device}; move "
+                    "agent and mixer there, or take cuda_graph='auto'"
+                )
+            return f"the parameters are on {first.device}"
+        if all(group.get("capturable", True) for group in optimizer.param_groups):
+            return None
+        name, remedy = type(optimizer).__name__, "make it with capturable=True"
+        if self.must_be_graph:
+            raise ValueError(
+                f"Update: expected an optimizer that a CUDA graph can hold, got {name} with "
+                f"capturable=False; {remedy}, or take cuda_graph=False"
+            )
+        reason = f"the optimizer is not capturable; {remedy}"
+        warnings.warn(f"Update: no CUDA graph: {reason}", stacklevel=3)
+        return reason
 
     @property
     def how(self) -> Chosen:
@@ -118,9 +238,9 @@ class Update:
         name = "torch.compile" if self._is_compiled else "torch's operations"
         first = self._parameters[0]
         if first.is_cuda:
-            if self._no_graph is None:
+            if self.no_graph is None:
                 return Chosen("CUDA graph")
-            return Chosen(name, {"CUDA graph": self._no_graph})
+            return Chosen(name, {"CUDA graph": self.no_graph})
         if self._is_compiled:
             reason = "torch.compile traces torch's operations, but for a GRU over sequences"
         else:
@@ -132,38 +252,43 @@ class Update:
 
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
         """Take one step; return the loss's outputs, detached, and ``grad_norm`` before clipping."""
-        outputs = self._step(batch) if self._no_graph else self._step_by_graph(batch)
-        if not self._targets_in_graph:
+        if self.no_graph is not None:
+            return self.step(batch)
+        if self._graph is None:
+            self._graph = self._make_graph(batch.clone())
+        static_batch, graph = self._graph
+        if batch.shape != static_batch.shape:
+            return self.step(batch)
+        static_batch.update_(batch)
+        try:
+            outputs = graph()
+        except Refused as refused:
+            if self.must_be_graph:
+                raise RuntimeError(f"Update: {refused}") from refused
+            self.no_graph = str(refused)
+            return self.step(batch)
+        if not self.targets_in_graph:
             self.target_updater.step()
         return outputs
 
-    def _step(self, batch: TensorDictBase) -> TensorDictBase:
+    def _make_graph(self, batch: TensorDictBase) -> tuple[TensorDictBase, StepGraph]:
+        """Return a batch and the graph of a step on it, not captured yet."""
+        step = self.step if self.targets_in_graph else self._step_networks
+        size = f"a step on {list(batch.shape)}"
+        return batch, StepGraph(lambda: step(batch), size=size, n_warm_up=WARM_UP_STEPS)
+
+    def step(self, batch: TensorDictBase) -> TensorDictBase:
+        """Take one step by single operations, with the outputs of a call."""
+        outputs = self._step_networks(batch)
+        self.target_updater.step()
+        return outputs
+
+    def _step_networks(self, batch: TensorDictBase) -> TensorDictBase:
+        """Take one step of agent and mixer, without their targets."""
         outputs = self._compute_loss(batch)
         for parameter in self._parameters:
             parameter.grad = None
         outputs.get("loss").backward()
         grad_norm = clip_grad_norm_(self._parameters, self.max_grad_norm)
         self.optimizer.step()
-        if self._targets_in_graph:
-            self.target_updater.step()
         return outputs.detach().set("grad_norm", grad_norm)
-
-    def _step_by_graph(self, batch: TensorDictBase) -> TensorDictBase:
-        if self._n_warm_up < WARM_UP_STEPS:
-            self._n_warm_up += 1
-            return warmed_up(lambda: self._step(batch))
-        if self._static_batch is None:
-            static = batch.clone()
-            try:
-                self._outputs, self._replay = captured(lambda: self._step(static))
-            except RuntimeError as error:
-                if self._must_be_graph:
-                    raise
-                self._no_graph = f"a step cannot be captured: {one_line(error)}"
-                return self._step(batch)
-            self._static_batch = static
-        if batch.shape != self._static_batch.shape:
-            return self._step(batch)
-        self._static_batch.update_(batch)
-        self._replay()
-        return self._outputs.clone()

@@ -33,7 +33,7 @@ from support.run_folder import CONFIG_FILE, run_stem
 from support.training_report import TrainingReport
 from torchrl.envs import RewardSum
 
-from qmix_trl import load_config, make_policy, save_config, save_weights, with_memory
+from qmix_trl import Learner, load_config, make_policy, save_config, save_weights, with_memory
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
 from qmix_trl.logs import make_run_folder
@@ -75,19 +75,20 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     collector = build_collector(config, env, make_policy(agent, explore))  # of batches [E, T]
     replay = build_replay(config, device)  # of batches [B, T]
     update = build_update(config, build_loss(config, agent, mixer))
+    learner = Learner(update, replay, n_steps=config.update.per_batch)
 
     folder = make_run_folder(Path(runs), config.name, stem=run_stem(Path(config_path)))
     save_config(config, folder / CONFIG_FILE)
-    parts = {"engine": env, "collector": collector, "update": update}
+    parts = {"engine": env, "collector": collector, "update": learner}
     frames = n_updates = 0
     with TrainingReport(config, folder, device, parts, evaluation.baselines()) as report:
         for batch in collector:
             frames += batch.numel()
             explore.step(batch.numel())
             replay.extend(batch)
-            steps = [update(replay.sample()) for _ in range(config.update.per_batch)]
-            n_updates += len(steps)
-            means = mean_outputs(steps)
+            outputs = learner()  # [K], of K updates
+            n_updates += len(outputs)
+            means = mean_outputs(outputs)
             check_finite(means, n_updates, folder)
             collector.update_policy_weights_()
             greedy = None

@@ -162,7 +162,7 @@ def test_every_source_file_stands_in_the_map(folder):
 def test_the_snippet_runs_and_learns_from_what_it_collects():
     (snippet,) = blocks(TEXTS["README.md"], "python")
     short = snippet.replace("n_envs=32", "n_envs=4").replace("n_batches=30", "n_batches=2")
-    short = short.replace("range(60)", "range(2)").replace("batch_rows=16", "batch_rows=2")
+    short = short.replace("n_steps=60", "n_steps=2").replace("batch_rows=16", "batch_rows=2")
     assert sum(a != b for a, b in zip(snippet.split(), short.split(), strict=True)) == 4
     names = {}
     exec(short, names)

@@ -1,5 +1,6 @@
 """Rows of replay: packing, cuts, burn-in, and the buffer."""
 
+import graph_tools
 import pytest
 import torch
 from collect_tools import (
@@ -33,7 +34,7 @@ from qmix_trl.keys import (
     TRUNCATED,
     next_key,
 )
-from qmix_trl.replay import SequenceRows, make_replay
+from qmix_trl.replay import GraphSampler, SequenceRows, make_replay
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:Nested")
 
@@ -246,6 +247,46 @@ def test_a_sample_has_the_shape_of_a_batch():
     replay = numbered_replay(batch_rows=3)
     replay.extend(numbered(0, 4, steps=6))
     assert replay.sample().shape == (3, 6)
+
+
+def test_a_graph_samples_uniformly_over_the_rows_stored_at_its_replay():
+    replay = numbered_replay(capacity_rows=8, batch_rows=4)
+    replay.extend(numbered(0, 2))
+    sampler = GraphSampler(replay)
+    sampler.count_rows()
+    batch, draw = graph_tools.captured(sampler.sample, [sampler.generator])
+    for n_rows in (2, 5, 8):
+        if len(replay) < n_rows:
+            replay.extend(numbered(len(replay), n_rows - len(replay)))
+        sampler.count_rows()
+        counts = torch.zeros(8)
+        for _ in range(500):
+            draw()
+            counts += torch.bincount(batch[STATE][:, 0, 0].long(), minlength=8)
+        # 2000 draws of n rows: a standard deviation of sqrt(2000 (n - 1)) / n; four of them.
+        deviation = (2000 * (n_rows - 1)) ** 0.5 / n_rows
+        assert (counts[:n_rows] - 2000 / n_rows).abs().max() < 4 * deviation
+        assert (counts[n_rows:] == 0).all()
+
+
+def test_a_graph_samples_batches_of_the_buffers_form():
+    replay = numbered_replay(batch_rows=3)
+    replay.extend(numbered(0, 4, steps=6))
+    sampler = GraphSampler(replay)
+    sampler.count_rows()
+    batch, expected = sampler.sample(), replay.sample().exclude("index")
+    assert batch.shape == (3, 6)
+    assert set(batch.keys(True, True)) == set(expected.keys(True, True))
+
+
+def test_a_graph_samples_no_empty_buffer():
+    replay = numbered_replay()
+    with pytest.raises(RuntimeError, match="expected rows in the replay buffer, got none"):
+        GraphSampler(replay).count_rows()
+    replay.extend(numbered(0, 2))
+    replay.empty()
+    with pytest.raises(RuntimeError, match="expected rows in the replay buffer, got none"):
+        GraphSampler(replay).count_rows()
 
 
 @pytest.mark.parametrize(("batch_rows", "capacity_rows"), [(0, 4), (5, 4), (0, 0), (-1, 4)])

@@ -1,11 +1,18 @@
 """The update step and the periods of target networks."""
 
-import copy
-
+import graph_tools
 import pytest
 import torch
 from loss_tools import make_loss, random_batch, some_ends
-from torch.utils._python_dispatch import TorchDispatchMode
+from torchrl.objectives import HardUpdate
+from update_tools import (
+    Looks,
+    OnGpu,
+    let_graphs_be_taken,
+    raising,
+    same_weights,
+    updates_of,
+)
 
 from qmix_trl import Update, make_hard_updater, make_soft_updater, update
 from qmix_trl.chosen import Chosen
@@ -89,6 +96,43 @@ def test_periods_out_of_range_are_refused(make, arguments):
         make(make_loss(), **arguments)
 
 
+def test_hard_targets_are_copied_at_every_nth_step_inside_graphs():
+    loss = make_loss()
+    updater = make_hard_updater(loss, period_updates=3)
+    updater._first = OnGpu(torch.zeros(1))
+
+    def four_steps():
+        for _ in range(4):
+            with torch.no_grad():
+                for parameter in loss.parameters():
+                    parameter.add_(1.0)
+            updater.step()
+
+    _, replay = graph_tools.captured(four_steps)
+    for n in (4, 8, 12, 16):
+        replay()
+        since = n - 3 * (n // 3)  # steps, each of which added 1 to the online weights
+        behind = weight(loss.agent_params) - weight(loss.target_agent_params)
+        torch.testing.assert_close(behind, torch.full_like(behind, since))
+        assert updater.counter == since
+    bias = ("module", "V", "2", "bias")  # one step after the copy at the 15th
+    assert torch.equal(loss.target_mixer_params[bias] + 1, loss.mixer_params[bias].data)
+
+
+def test_hard_targets_go_on_from_a_saved_count():
+    copied = make_hard_updater(make_loss(), period_updates=3)
+    for _ in range(2):
+        copied.step()
+    assert copied.state_dict()["counter"] == copied.counter == 2
+    updater = make_hard_updater(make_loss(), period_updates=3)
+    updater.load_state_dict(copied.state_dict())
+    updater.step()  # the third
+    assert torch.equal(
+        weight(updater.loss_module.target_agent_params), weight(updater.loss_module.agent_params)
+    )
+    assert updater.counter == 0
+
+
 # ------------------------------------------------------------------------ as a CUDA graph
 
 LEARNED = ("loss", "total_value", "grad_norm")
@@ -96,14 +140,6 @@ SETTINGS = [
     ("recurrent", make_hard_updater, {"period_updates": 2}),
     ("feedforward", make_soft_updater, {"tau": 0.1}),
 ]
-
-
-def updates_of(kind, make_updater, settings, **arguments):
-    """Return a gradient step on a loss that is new, and always the same."""
-    loss = make_loss(kind, td_lambda=0.8)
-    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
-    updater = make_updater(loss, **settings)
-    return Update(loss, optimizer, updater, max_grad_norm=1.0, **arguments)
 
 
 def batches(n=8):
@@ -115,61 +151,87 @@ def batches(n=8):
     ]
 
 
-def stand_in(monkeypatch, by_graph):
-    """Let a graph be taken without a GPU: it is computed at each replay; return the replays."""
-    replays = []
-
-    def captured(function):
-        kept = copy.deepcopy((by_graph.loss.state_dict(), by_graph.optimizer.state_dict()))
-        outputs = function()  # what is captured is not computed
-        by_graph.loss.load_state_dict(kept[0])
-        by_graph.optimizer.load_state_dict(kept[1])
-
-        def replay():
-            replays.append(outputs.update_(function()))
-
-        return outputs, replay
-
-    monkeypatch.setattr(update, "captured", captured)
-    monkeypatch.setattr(update, "warmed_up", lambda function: function())
-    by_graph._no_graph = None
-    return replays
+def their_hard_updater(loss):
+    """Return TorchRL's updater, which counts in Python; it copies at every second step."""
+    return HardUpdate(loss, value_network_update_interval=1)
 
 
-@pytest.mark.parametrize(("kind", "make_updater", "settings"), SETTINGS)
+@pytest.mark.parametrize(
+    ("kind", "make_updater", "settings"), [*SETTINGS, ("feedforward", their_hard_updater, {})]
+)
 def test_steps_by_a_graph_equal_eager_steps(kind, make_updater, settings, monkeypatch):
     plain = updates_of(kind, make_updater, settings)
     by_graph = updates_of(kind, make_updater, settings)
-    replays = stand_in(monkeypatch, by_graph)
+    replays = let_graphs_be_taken(by_graph, monkeypatch)
     for batch in batches():
         expected, found = plain(batch), by_graph(batch)
         assert (expected == found).all()
     assert len(replays) == len(batches()) - update.WARM_UP_STEPS - 1  # one has another shape
-    for one, other in zip(
-        plain.loss.state_dict().values(), by_graph.loss.state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, other)
+    assert same_weights(plain.loss, by_graph.loss)
 
 
 def test_a_step_that_cannot_be_captured_is_taken_eagerly(monkeypatch):
-    def refuse(function):
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
-
     plain, by_graph = (updates_of(*SETTINGS[0]) for _ in range(2))
-    stand_in(monkeypatch, by_graph)
-    monkeypatch.setattr(update, "captured", refuse)
+    let_graphs_be_taken(by_graph, monkeypatch)
+    monkeypatch.setattr(update, "captured", raising(RuntimeError("RuntimeError it waits")))
     for batch in batches():
         assert (plain(batch) == by_graph(batch)).all()
     by_graph._parameters = [OnGpu(torch.zeros(1))]
-    reason = "RuntimeError operation not permitted when stream is capturing"
-    assert by_graph.how == Chosen(
-        "torch's operations", {"CUDA graph": f"a step cannot be captured: {reason}"}
-    )
+    reason = "a step on [3, 4] cannot be captured: RuntimeError it waits"
+    assert by_graph.how == Chosen("torch's operations", {"CUDA graph": reason})
+
+
+NO_ROOM = torch.OutOfMemoryError("tried to allocate 9 GiB")
+ERRORS = [
+    ("auto", NO_ROOM, "a CUDA graph of a step on .3, 4. is out of memory: tried to allocate 9 GiB"),
+    (True, NO_ROOM, "a CUDA graph of a step on .3, 4. is out of memory: tried to allocate 9 GiB"),
+    (True, RuntimeError("it waits"), "Update: a step on .3, 4. cannot be captured: it waits"),
+]
+
+
+@pytest.mark.parametrize(("cuda_graph", "error", "message"), ERRORS)
+def test_a_capture_that_fails_is_an_error(cuda_graph, error, message, monkeypatch):
+    step = updates_of(*SETTINGS[0])
+    let_graphs_be_taken(step, monkeypatch)
+    step.must_be_graph = cuda_graph is True
+    monkeypatch.setattr(update, "captured", raising(error))
+    for batch in batches()[: update.WARM_UP_STEPS]:
+        step(batch)
+    with pytest.raises(type(error), match=message):
+        step(batches()[0])
 
 
 def test_a_graph_that_is_asked_for_is_built_or_an_error():
     with pytest.raises(ValueError, match="expected parameters on a GPU for a graph, got cpu"):
         updates_of(*SETTINGS[0], cuda_graph=True)
+
+
+def on_gpu_with(optimizer, **arguments):
+    """Return an update whose parameters say that they are on a GPU."""
+    loss = make_loss()
+    updater = make_soft_updater(loss, tau=0.1)
+    return Update(loss, optimizer, updater, max_grad_norm=1.0, **arguments)
+
+
+def test_an_optimizer_that_no_graph_can_hold_is_told_before_the_first_step():
+    optimizer = torch.optim.Adam([OnGpu(torch.zeros(1))], lr=0.1)
+    reason = "the optimizer is not capturable; make it with capturable=True"
+    with pytest.warns(UserWarning, match=f"Update: no CUDA graph: {reason}"):
+        step = on_gpu_with(optimizer)
+    assert step.how == Chosen("torch's operations", {"CUDA graph": reason})
+    message = "expected an optimizer that a CUDA graph can hold, got Adam with capturable=False"
+    with pytest.raises(ValueError, match=message):
+        on_gpu_with(optimizer, cuda_graph=True)
+
+
+@pytest.mark.parametrize("cuda_graph", ["auto", True])
+@pytest.mark.filterwarnings("error")
+def test_optimizers_that_a_graph_can_hold(cuda_graph):
+    parameters = [OnGpu(torch.zeros(1))]
+    capturable = torch.optim.RMSprop(parameters, lr=0.1, capturable=True)
+    without_the_choice = torch.optim.SGD(parameters, lr=0.1)
+    for optimizer in (capturable, without_the_choice):
+        assert on_gpu_with(optimizer, cuda_graph=cuda_graph).how == Chosen("CUDA graph")
 
 
 def test_how_names_the_layers_in_cpp():
@@ -204,12 +266,6 @@ def test_compile_is_true_or_false():
         updates_of(*SETTINGS[0], compile="auto")
 
 
-class OnGpu(torch.nn.Parameter):
-    """A parameter that says that it is on a GPU."""
-
-    is_cuda = True
-
-
 GRAPHS = [
     ("auto", Chosen("CUDA graph")),
     (False, Chosen("torch's operations", {"CUDA graph": "cuda_graph is False"})),
@@ -220,7 +276,7 @@ GRAPHS = [
 def test_how_names_the_graph_on_a_gpu(cuda_graph, how):
     step = updates_of(*SETTINGS[0], cuda_graph=cuda_graph)
     step._parameters = [OnGpu(torch.zeros(1))]
-    step._no_graph = None if cuda_graph else step._no_graph
+    step.no_graph = None if cuda_graph else step.no_graph
     assert step.how == how
 
 
@@ -234,39 +290,12 @@ def test_compiled_steps_equal_eager_steps():
             torch.testing.assert_close(found[name], expected[name])
 
 
-class Looks(TorchDispatchMode):
-    """Collects operations for which the host would wait for a GPU."""
-
-    names = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "equal", "is_nonzero")
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.name()
-        if any(looks in name for looks in self.names) or _is_masked_index(name, args):
-            self.found.append(name)
-        return function(*args, **(kwargs or {}))
-
-
-def _is_masked_index(name, args):
-    """Say whether places are chosen by a mask, whose number has to be known."""
-    return name.startswith("aten::index") and any(
-        x is not None and x.dtype == torch.bool
-        for x in args[1]
-        if isinstance(args[1], (list, tuple))
-    )
-
-
 @pytest.mark.parametrize(("kind", "make_updater", "settings"), SETTINGS)
 @pytest.mark.parametrize("n_cut_steps", [0, 2, None])
 def test_an_update_never_waits_for_a_gpu(kind, make_updater, settings, n_cut_steps, monkeypatch):
-    monkeypatch.setattr(networks, "serves", lambda *_: False)
-    monkeypatch.setattr("qmix_trl.rows.may_be_padded", lambda mask: True)  # asks on the CPU alone
-    loss = make_loss(kind, td_lambda=0.8)
-    optimizer = torch.optim.Adam(loss.parameters(), fused=True)
-    step = Update(loss, optimizer, make_updater(loss, **settings), max_grad_norm=1.0)
+    step = updates_of(kind, make_updater, settings)
+    let_graphs_be_taken(step, monkeypatch)
+    step.no_graph = "by single operations"
     given = batches(3)
     if n_cut_steps is not None:
         given = [

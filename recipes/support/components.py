@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -194,9 +193,9 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def mean_outputs(steps: Sequence[TensorDictBase]) -> TensorDictBase:
-    """Return the means of the updates' outputs that ``LEARNING`` names."""
-    return torch.stack([step.select(*LEARNING) for step in steps]).mean(0)
+def mean_outputs(outputs: TensorDictBase) -> TensorDictBase:
+    """Return the means of the updates' outputs [K] that ``LEARNING`` names."""
+    return outputs.select(*LEARNING).mean(0)
 
 
 def check_finite(means: TensorDictBase, n_updates: int, folder: Path) -> None:
