@@ -16,6 +16,7 @@ from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.packed_state import (
     as_numbers,
+    check_not_carried,
     numbers_as_json,
     numbers_from_json,
     packed_numbers,
@@ -26,8 +27,9 @@ from qmix_trl.envs.compiled.gate import STEPS, Outcome, Reference, check
 from qmix_trl.envs.compiled.lower.arrays import Unlowerable
 from qmix_trl.envs.compiled.lower.step import Step, lower
 from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
-from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, StepGraph, random_step, variants
-from qmix_trl.envs.compiled.trace.state import StatePaths, find_state
+from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, Trace, traced
+from qmix_trl.envs.compiled.trace.guard import Guard
+from qmix_trl.envs.compiled.trace.state import StatePaths, find_state, random_step
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused
 from qmix_trl.native.build import BuildFailed, NoCompiler
@@ -95,6 +97,7 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
         layout=SeenLayout(**notes["layout"]),
         choice_paths=notes["choice_paths"],
         choices=notes["choices"],
+        guard=Guard.from_json(notes["guard"]),
         shared=notes["shared"],
         seconds=notes["seconds"],
     )
@@ -105,10 +108,10 @@ def _make(task: Task, place: Path, backend: Backend) -> dict[str, Any]:
     simulation, n_nodes = VmasSimulation(task, TRACE_ENVS, 0, torch.device("cpu")), None
     begin = time.perf_counter()
     try:
-        graphs = variants(simulation)
-        n_nodes = len(graphs[0].graph.graph.nodes)
+        trace = traced(simulation)
+        n_nodes = len(trace.graphs[0].graph.graph.nodes)
         laps = Laps({"trace": round(time.perf_counter() - begin, 2)})
-        return _built(simulation, graphs, place / backend.file, laps, backend)
+        return _built(simulation, trace, place / backend.file, laps, backend)
     except (NoCompiler, BuildFailed):
         raise  # not kept: another build may succeed
     except Refused as error:
@@ -133,12 +136,13 @@ class Laps:
 
 
 def _built(
-    simulation: VmasSimulation, graphs: list[StepGraph], path: Path, laps: Laps, backend: Backend
+    simulation: VmasSimulation, trace: Trace, path: Path, laps: Laps, backend: Backend
 ) -> dict[str, Any]:
     """Lower, print, build and check a traced step; return its notes."""
-    of_team = simulation.task.state == "observations"
+    of_team, graphs, paths = simulation.task.state == "observations", trace.graphs, trace.paths
     step = lower(graphs, state_is_observations=of_team)
     numbers = packed_numbers(graphs[0], step)
+    check_not_carried(numbers, paths)
     n = len(live(step.outputs))
     if n > backend.most_operations:
         raise Unlowerable(f"its step has {n:,} operations, more than {backend.most_operations:,}")
@@ -151,13 +155,14 @@ def _built(
         "file": path.name,
         "numbers": numbers_as_json(numbers),
         "layout": vars(_layout(step, of_team)),
-        "choice_paths": list(graphs[0].choice_paths),
-        "choices": [list(graph.choices) for graph in graphs if graph.choices],
+        "choice_paths": list(paths.choices),
+        "choices": [[list(values) for values in graph.choices] for graph in graphs],
+        "guard": trace.guard.as_json(),
         "shared": shares_draws(simulation),
         "seconds": laps.seconds,
     }
     compiled = _from_notes(path.parent, notes)
-    check_kernel(compiled, simulation, graphs[0].paths, STEPS, backend)
+    check_kernel(compiled, simulation, paths, STEPS, backend)
     laps.end("gate")
     return notes
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from qmix_trl.envs.compiled.engines.buffers import SeenLayout
 from qmix_trl.envs.compiled.engines.packed_state import PackedNumber
+from qmix_trl.envs.compiled.trace.guard import Guard
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,9 @@ class CompiledStep:
         library: the path of the built file; None where the step is a function of torch.
         numbers: of the packed state.
         layout: of observation and state.
-        choice_paths: of the Python values that resets choose and the step depends on.
-        choices: their values, by the index of the choice.
+        choice_paths: of the Python values that resets choose and the step may read.
+        choices: for each kind of choice, the values at these paths that are of this kind.
+        guard: of all other Python values that the step may read.
         shared: resets of all environments draw something once for all of them.
         seconds: of each part of the build.
     """
@@ -26,6 +28,7 @@ class CompiledStep:
     numbers: list[PackedNumber]
     layout: SeenLayout
     choice_paths: list[str]
-    choices: list[list[Any]]
+    choices: list[list[list[Any]]]
+    guard: Guard
     shared: bool
     seconds: dict[str, float]

@@ -11,7 +11,7 @@ from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.packed_state import all_numbers, as_bits, from_bits
 from qmix_trl.envs.compiled.engines.pool import FreshStates, shares_draws
 from qmix_trl.envs.compiled.trace.draws import draw
-from qmix_trl.envs.compiled.trace.graph import N_RESULTS, TRACE_ENVS, StepGraph, variants
+from qmix_trl.envs.compiled.trace.graph import N_RESULTS, TRACE_ENVS, StepGraph, Trace, traced
 from qmix_trl.envs.compiled.trace.pure import Untraceable
 from qmix_trl.envs.vmas_simulation import Seen, VmasSimulation
 from qmix_trl.errors import Refused
@@ -38,12 +38,17 @@ class InductorEngine:
     def __init__(
         self, simulation: VmasSimulation, layout: SeenLayout, max_steps: int, seed: int
     ) -> None:
-        self.graph = traced(simulation)
+        trace = only_graph(simulation)
+        self.graph = trace.graphs[0]
         self.layout = layout
         self.max_steps = max_steps
         numbers = all_numbers(self.graph)
         shared = shares_draws(VmasSimulation(simulation.task, TRACE_ENVS, 0, simulation.device))
-        step = CompiledStep(None, numbers, layout, [], [], shared, {})
+        choices = [[list(values) for values in self.graph.choices]]
+        paths = self.graph.paths
+        step = CompiledStep(
+            None, numbers, layout, list(paths.choices), choices, trace.guard, shared, {}
+        )
         self.fresh = FreshStates(simulation.task, simulation.n_envs, seed, step)
         for k, number in enumerate(numbers):
             if not number.batched and (self.fresh.pool[:, k] != self.fresh.pool[0, k]).any():
@@ -92,18 +97,18 @@ class InductorEngine:
         return numbers
 
 
-def traced(simulation: VmasSimulation) -> StepGraph:
-    """Return the graph of a step of as many environments as the simulation has.
+def only_graph(simulation: VmasSimulation) -> Trace:
+    """Return the trace of a step of as many environments as the simulation has, with one graph.
 
     Raises:
         Untraceable: if there is none, or one for each choice that resets make in Python.
         Refused: if it is too large.
     """
-    graphs = variants(simulation)
-    check_size(len(graphs[0].graph.graph.nodes))
-    if len(graphs) > 1:
+    trace = traced(simulation)
+    check_size(len(trace.graphs[0].graph.graph.nodes))
+    if len(trace.graphs) > 1:
         raise Untraceable("its resets make choices in Python")
-    return graphs[0]
+    return trace
 
 
 def check_size(n_nodes: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qmix_trl.envs.compiled.trace.own_code import describe_line, is_own_module, names_in
+from qmix_trl.envs.compiled.trace.own_code import describe_line, is_own_module, names_in, texts_in
 
 # Python's modules of chance; functions in C are known by the module or the object they belong to.
 OF_CHANCE = frozenset({"random", "secrets", "uuid", "tempfile"})
@@ -26,6 +26,7 @@ CLOCKS = frozenset({"now", "today", "utcnow"})
 # Names by which code may read attributes that it does not name.
 DYNAMIC = frozenset(
     {"getattr", "attrgetter", "vars", "__dict__", "globals", "locals", "eval", "exec"}
+    | {"asdict", "astuple", "fields", "getmembers", "format", "format_map"}
 )
 
 
@@ -52,7 +53,8 @@ class Audit:
         own = [names_in(code) for code, is_own in self.codes.items() if is_own]
         if any(names & DYNAMIC for names in own):
             return None
-        return frozenset().union(*(names_in(code) for code in self.codes))
+        texts = [texts_in(code) for code, is_own in self.codes.items() if is_own]
+        return frozenset().union(*(names_in(code) for code in self.codes), *texts)
 
     def note(self, frame: FrameType, event: str, argument: Any) -> None:
         """Record an event of ``sys.setprofile``."""
@@ -79,11 +81,12 @@ def is_of_chance(function: Any) -> bool:
     return getattr(function, "__module__", None) in OF_CHANCE_IN_C
 
 
+TORCHS = "it draws from torch's generator"
 GENERATORS: dict[str, Callable[[], bytes]] = {
-    "Python's generator": lambda: repr(random.getstate()).encode(),
-    "NumPy's generator": lambda: repr(np.random.get_state()).encode(),  # noqa: NPY002
-    "torch's generator": lambda: torch.get_rng_state().numpy().tobytes(),
-}
+    "it draws from Python's generator": lambda: repr(random.getstate()).encode(),
+    "it draws from NumPy's generator": lambda: repr(np.random.get_state()).encode(),  # noqa: NPY002
+    TORCHS: lambda: torch.get_rng_state().numpy().tobytes(),
+}  # the state of each generator of the process, by the line that says so
 
 
 @contextmanager
@@ -93,16 +96,14 @@ def audited(packages: frozenset[str]) -> Iterator[Audit]:
     Args:
         packages: top-level packages that count as the user's wherever they are.
     """
-    audit, before = Audit(packages), {name: state() for name, state in GENERATORS.items()}
+    audit, before = Audit(packages), {line: state() for line, state in GENERATORS.items()}
     outside = sys.getprofile()
     sys.setprofile(audit.note)
     try:
         yield audit
     finally:
         sys.setprofile(outside)
-        audit.chances += [
-            f"it draws from {name}" for name, state in GENERATORS.items() if state() != before[name]
-        ]
+        audit.chances += [line for line, state in GENERATORS.items() if state() != before[line]]
 
 
 def may_be_read(path: str, names: frozenset[str] | None) -> bool:
@@ -114,5 +115,7 @@ def may_be_read(path: str, names: frozenset[str] | None) -> bool:
     """
     if names is None:
         return True
-    attribute = path.rstrip("@!").rpartition(".")[2]
+    _, dot, attribute = path.rstrip("@!").rpartition(".")
+    if not dot or ":" in attribute:  # an entity, a default, a variable of a closure
+        return True
     return attribute.split("[")[0].split("(")[0] in names

@@ -4,7 +4,6 @@ import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -12,18 +11,29 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 
+from qmix_trl.envs.compiled.trace.audit import audited, may_be_read
 from qmix_trl.envs.compiled.trace.draws import DrawMode
+from qmix_trl.envs.compiled.trace.guard import Guard, guard_of
+from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import MaskMode, Untraceable, spawning, static_collisions
-from qmix_trl.envs.compiled.trace.state import StatePaths, find_state
+from qmix_trl.envs.compiled.trace.resets import (
+    CHOICE_RESETS,
+    check_memoryless,
+    decides_by_chance,
+    same,
+    values_chosen,
+)
+from qmix_trl.envs.compiled.trace.state import StatePaths, find_state, random_step
+from qmix_trl.envs.compiled.trace.walk import differing, walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import one_line
 
 # Environments of a trace: a prime, so that an axis of a multiple of this size holds environments.
 TRACE_ENVS = 37
 N_RESULTS = 5  # outputs of a graph before the next state
-CHOICE_RESETS = 200  # resets made to see every choice
-SAME_CHOICES = 8  # after so many equal graphs, the graphs of all other choices are assumed equal
 MOST_CHOICES = 24
+FEW_ENVS = 5  # of a simulation that shows which values depend on the number of environments
+OTHER_STEPS = 3  # before the second trace
 MOST_CALLS = 40_000  # of torch in a step
 
 
@@ -48,124 +58,154 @@ class StepGraph:
         graph: returns observation [E, N, O], state [E, S], agent reward [E, N, 1], team reward
             [E, 1], terminated [E, 1], and then the next value of each path of the state.
         paths: the paths of the state.
-        choice_paths: the paths of the choices that the graph depends on.
-        choices: the values at these paths for which the graph holds.
+        choices: the values at the paths of choices, for each choice of which the graph holds.
         state: the state at the time of the trace, a tensor for each path.
         draws: the random numbers of a step, in order.
         n_envs: E.
+        names: of the attributes and globals that the step may read; None for any.
     """
 
     graph: GraphModule
     paths: StatePaths
-    choice_paths: tuple[str, ...]
-    choices: tuple
+    choices: tuple[tuple, ...]
     state: list[Tensor]
     draws: tuple[Draw, ...]
     n_envs: int
+    names: frozenset[str] | None
 
 
-def random_step(simulation: VmasSimulation) -> Callable[[], None]:
-    """Return a function that takes one step of a simulation by random actions."""
-    generator = torch.Generator(simulation.device).manual_seed(0)
-    shape = (simulation.n_envs, len(simulation.team))  # [E, N]
+@dataclass(frozen=True)
+class Trace:
+    """The graphs of a step, and the Python values for which they hold.
 
-    def step() -> None:
-        action = torch.randint(
-            simulation.n_actions, shape, generator=generator, device=simulation.device
-        )
-        simulation.step(action)
+    Attributes:
+        graphs: a graph for each kind of choices that resets make in Python.
+        guard: of all other values that the step may read.
+    """
 
-    return step
+    graphs: list[StepGraph]
+    guard: Guard
+
+    @property
+    def paths(self) -> StatePaths:
+        """The paths of the state and of choices."""
+        return self.graphs[0].paths
 
 
-def variants(simulation: VmasSimulation) -> list[StepGraph]:
-    """Return the graphs of a step: one for each choice of resets that changes the step.
+def traced(simulation: VmasSimulation) -> Trace:
+    """Return the trace of a step, with a graph for each choice of resets that changes the step.
 
     Args:
         simulation: the simulation to trace; its state is another one afterwards.
 
     Raises:
-        Untraceable: if the step is no pure function of tensors, or depends on too many choices.
+        Untraceable: if the step is no pure function of tensors, its resets remember, or it
+            depends on too many choices.
     """
-    paths = _find_settable_state(simulation)
-    graphs = {paths.chosen(simulation.simulator): trace_step(simulation, paths)}
-    for _ in range(CHOICE_RESETS if paths.choices else 0):
+    paths = find_settable_state(simulation)
+    check_memoryless(simulation, paths)
+    first = trace_step(simulation, paths)
+    if decides_by_chance(simulation):
+        more = values_chosen(simulation)
+        paths = paths.with_choices(more, walk(simulation.simulator))
+    choices = tuple(path for path in paths.choices if may_be_read(path, first.names))
+    paths = replace(paths, choices=choices)
+    if choices or paths.floats != first.paths.floats:
+        graphs = by_choices(simulation, paths)
+    else:
+        graphs = {(): replace(first, paths=paths)}
+    distinct = merged_equal(graphs)
+    guard = check_repeatable(simulation, paths, distinct)
+    return Trace(distinct, guard)
+
+
+def find_settable_state(simulation: VmasSimulation) -> StatePaths:
+    """Return the paths of the state; refuse a state that a graph cannot carry.
+
+    Raises:
+        Untraceable: if it cannot.
+    """
+    with simulation.own_randomness():
+        paths = find_state(simulation.simulator, random_step(simulation))
+    for found, reason in (
+        (paths.unwatched, "it holds an object whose state cannot be seen"),
+        (paths.changed_by_steps, "its steps change Python values"),
+        (paths.unsettable, "its state is where it cannot be set"),
+    ):
+        if found:
+            raise Untraceable(f"{reason}: {', '.join(found[:3])}")
+    return paths
+
+
+def by_choices(simulation: VmasSimulation, paths: StatePaths) -> dict[tuple, StepGraph]:
+    """Return a graph for each choice that many resets make.
+
+    Args:
+        simulation: the simulation to trace; its state is another one afterwards.
+        paths: the paths of its state.
+
+    Raises:
+        Untraceable: if there are more than ``MOST_CHOICES``.
+    """
+    graphs: dict[tuple, StepGraph] = {}
+    for _ in range(CHOICE_RESETS if paths.choices else 1):
         simulation.reset()
         chosen = paths.chosen(simulation.simulator)
-        if chosen in graphs:
-            continue
-        graphs[chosen] = trace_step(simulation, paths)
-        if len(graphs) == SAME_CHOICES and all_equal(list(graphs.values())):
-            break
+        if chosen not in graphs:
+            graphs[chosen] = trace_step(simulation, paths)
         if len(graphs) > MOST_CHOICES:
             raise Untraceable(
                 f"its resets make more than {MOST_CHOICES} choices in Python: {paths.choices[0]}"
             )
-    return drop_idle_choices(list(graphs.values()))
+    return graphs
 
 
-def _find_settable_state(simulation: VmasSimulation) -> StatePaths:
-    """Return the paths of the state; refuse a state that a graph cannot carry."""
-    with simulation.own_randomness():
-        paths = find_state(simulation.simulator, random_step(simulation))
-    if paths.changed_by_steps:
-        changed = ", ".join(paths.changed_by_steps[:3])
-        raise Untraceable(f"its steps change Python values: {changed}")
-    if paths.unsettable:
-        raise Untraceable(f"its state is where it cannot be set: {paths.unsettable[0]}")
-    return paths
-
-
-def drop_idle_choices(graphs: list[StepGraph]) -> list[StepGraph]:
-    """Return the distinct graphs, told apart by as few choices as possible.
-
-    Args:
-        graphs: a graph for each combination of choices, with ``choices`` for all their paths.
-
-    Returns:
-        a graph for each combination of the remaining choices; one without choices if all graphs
-        are equal.
-    """
-    kinds = _number_distinct(graphs)
-    if len(set(kinds)) == 1:
-        return [replace(graphs[0], choice_paths=(), choices=())]
-    places = smallest_deciding([graph.choices for graph in graphs], kinds)
-    paths = tuple(graphs[0].choice_paths[i] for i in places)
-    by_choices = {tuple(graph.choices[i] for i in places): graph for graph in graphs}
-    return [
-        replace(graph, choice_paths=paths, choices=choices) for choices, graph in by_choices.items()
-    ]
-
-
-def _number_distinct(graphs: list[StepGraph]) -> list[int]:
-    """Return a number for each graph; equal graphs have the same number."""
+def merged_equal(graphs: dict[tuple, StepGraph]) -> list[StepGraph]:
+    """Return the distinct graphs, each with all choices for which it holds."""
     distinct: list[StepGraph] = []
-    numbers = []
-    for graph in graphs:
+    for chosen, graph in graphs.items():
         equal = [i for i, other in enumerate(distinct) if all_equal([other, graph])]
-        numbers.append(equal[0] if equal else len(distinct))
-        if not equal:
-            distinct.append(graph)
-    return numbers
+        if equal:
+            i = equal[0]
+            distinct[i] = replace(distinct[i], choices=(*distinct[i].choices, chosen))
+        else:
+            distinct.append(replace(graph, choices=(chosen,)))
+    return distinct
 
 
-def smallest_deciding(choices: list[tuple], kinds: list[int]) -> tuple[int, ...]:
-    """Return the smallest set of choices that determines which traced graph applies.
+def check_repeatable(
+    simulation: VmasSimulation, paths: StatePaths, graphs: list[StepGraph]
+) -> Guard:
+    """Trace another simulation of another seed, in another state; return the guard of the trace.
+
+    Numbers of the state, or of the seed, that the trace holds as constants would differ there.
 
     Args:
-        choices: the values of all choices, for each graph.
-        kinds: a number for each graph; equal graphs have the same number.
+        simulation: that was traced; its state is another one afterwards.
+        paths: the paths of its state.
+        graphs: the distinct graphs.
 
-    Returns:
-        the places of one or two choices, or of all if no two suffice.
+    Raises:
+        Untraceable: if the step or a value that it reads is another one there.
     """
-    everything = range(len(choices[0]))
-    for size in (1, 2):
-        for places in combinations(everything, size):
-            values = [tuple(choice[i] for i in places) for choice in choices]
-            if len(set(values)) == len(set(zip(values, kinds, strict=True))):
-                return places
-    return tuple(everything)
+    task, device = simulation.task, simulation.device
+    other = VmasSimulation(task, simulation.n_envs, 1, device)
+    smaller = VmasSimulation(task, FEW_ENVS, 0, device)
+    step = random_step(other)
+    for _ in range(OTHER_STEPS):
+        step()
+    if all(paths.chosen(other.simulator) not in graph.choices for graph in graphs):
+        paths.copy_choices(simulation.simulator, other.simulator)
+    chosen = paths.chosen(other.simulator)
+    known = [graph for graph in graphs if chosen in graph.choices]
+    if not known or not all_equal([known[0], trace_step(other, paths)]):
+        raise Untraceable("a second trace, of another seed and in another state, is not the same")
+    seeds = [walk(simulation.simulator), walk(other.simulator)]
+    free = (*paths.all, *paths.choices)
+    guard, decided = guard_of(seeds, walk(smaller.simulator), free, graphs[0].names)
+    if decided is not None:
+        raise Untraceable(f"it draws a value when it is made: {decided}")
+    return guard
 
 
 def all_equal(graphs: list[StepGraph]) -> bool:
@@ -175,7 +215,7 @@ def all_equal(graphs: list[StepGraph]) -> bool:
     names = [node.target for node in alive if node.op == "get_attr"]
     return all(
         other.graph.code == first.graph.code
-        and all(torch.equal(getattr(first.graph, n), getattr(other.graph, n)) for n in names)
+        and all(same(getattr(first.graph, n), getattr(other.graph, n)) for n in names)
         for other in others
     )
 
@@ -216,7 +256,7 @@ def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:
         return run_step(simulation, paths, state, action, key, lambda *_: next(waiting))
 
     try:
-        draws = count_draws(simulation, paths, state, action, key)
+        draws, names = watched_step(simulation, paths, state, action, key)
         numbers = [torch.zeros(simulation.n_envs, *draw.shape) for draw in draws]
         still = static_collisions(simulation.simulator.world)
         with torch.no_grad(), still, MaskMode(simulation.n_envs):
@@ -224,16 +264,17 @@ def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:
     # A scenario's code can raise any of these on a tensor that is traced.
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
         raise Untraceable(one_line(error)) from error
+    check_shapes(graph)
     graph.graph.set_codegen(CodeGen())  # arguments one by one instead of in lists
     graph.recompile()
     return StepGraph(
         graph=graph,
         paths=paths,
-        choice_paths=paths.choices,
-        choices=paths.chosen(simulation.simulator),
+        choices=(paths.chosen(simulation.simulator),),
         state=state,
         draws=tuple(draws),
         n_envs=simulation.n_envs,
+        names=names,
     )
 
 
@@ -277,6 +318,51 @@ def state_restored(simulation: VmasSimulation, paths: StatePaths) -> Iterator[No
     finally:
         paths.write(simulation.simulator, state)
         simulation.simulator.steps = steps
+
+
+def check_shapes(graph: GraphModule) -> None:
+    """Refuse a graph with a result whose shape depends on numbers: Python may have read the shape.
+
+    Raises:
+        Untraceable: if there is one.
+    """
+    for node in graph.graph.nodes:
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            raise Untraceable(f"the shape of a result depends on numbers: {node.target}")
+
+
+def watched_step(
+    simulation: VmasSimulation,
+    paths: StatePaths,
+    state: list[Tensor],
+    action: Tensor,
+    key: Tensor,
+) -> tuple[list[Draw], frozenset[str] | None]:
+    """Take a step without a trace, and watch Python.
+
+    Args:
+        simulation: the simulation that steps; its state is not changed.
+        paths: the paths of its state.
+        state: the state to step from, a tensor for each path.
+        action: int64 [E, N].
+        key: int64 [2], seed and step, for spawning.
+
+    Returns:
+        the random numbers that the step draws, in order; and the names of the attributes that its
+        code may read, None for any.
+
+    Raises:
+        Untraceable: if Python decides by chance, or its values are changed.
+    """
+    before = walk(simulation.simulator)
+    with audited(packages_of(simulation.simulator.scenario)) as audit:
+        draws = count_draws(simulation, paths, state, action, key)
+    if audit.chances:
+        raise Untraceable(f"its steps depend on chance in Python: {audit.chances[0]}")
+    changed = differing(before, walk(simulation.simulator)) - set(paths.floats)
+    if changed:
+        raise Untraceable(f"its steps change Python values: {min(changed)}")
+    return draws, audit.names()
 
 
 def count_draws(

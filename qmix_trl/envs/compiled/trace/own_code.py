@@ -72,6 +72,20 @@ def names_in(code: types.CodeType) -> frozenset[str]:
 
 
 @cache
+def texts_in(code: types.CodeType) -> frozenset[str]:
+    """Return the texts among the constants of a function: they may be names of attributes."""
+    found: set[str] = set()
+    waiting: list[Any] = list(code.co_consts)
+    while waiting:
+        const = waiting.pop()
+        if isinstance(const, str):
+            found.add(const)
+        elif isinstance(const, tuple | frozenset):
+            waiting.extend(const)
+    return frozenset(found)
+
+
+@cache
 def code_digest(code: types.CodeType) -> str:
     """Return a hash of a function's code, with its constants."""
     return digest(marshal.dumps(code))

@@ -14,9 +14,9 @@ import ast
 import inspect
 import linecache
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from types import FrameType
 from typing import Any
 
@@ -28,11 +28,12 @@ from torch.fx.experimental.proxy_tensor import (
     get_proxy_mode,
 )
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from vmas.simulator.core import Entity, World
 from vmas.simulator.utils import ScenarioUtils
 
 from qmix_trl.envs.compiled.trace.draws import spawn
-from qmix_trl.envs.compiled.trace.own_code import describe_line
+from qmix_trl.envs.compiled.trace.own_code import describe_line, is_own_module
 from qmix_trl.errors import Refused
 
 
@@ -105,33 +106,100 @@ class MaskMode(TorchFunctionMode):
                 _write_masked(args[0], mask, rest, args[2])
                 return None
         elif function in READS:
-            return read_constant(args[0], function)
+            return read_constant(args[:1], partial(function, *args, **(kwargs or {})), function)
+        elif function in COPIES:
+            return _copied(function, args, kwargs or {})
         return function(*args, **(kwargs or {}))
 
 
-# Functions by which Python reads the numbers of a tensor.
-READS = (Tensor.__bool__, Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__)
+# Functions by which Python or NumPy read the numbers of a tensor.
+READS = (
+    Tensor.__bool__,
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.__float__,
+    Tensor.__int__,
+    Tensor.__index__,
+    Tensor.__complex__,
+    Tensor.__repr__,
+    Tensor.__array__,
+    Tensor.__dlpack__,
+    Tensor.numpy,
+    Tensor.data_ptr,
+    Tensor.storage,
+    Tensor.untyped_storage,
+)
+# Functions that make a tensor of data; a trace would hold numbers of tensors in lists as constants.
+COPIES = (torch.tensor, torch.as_tensor, torch.asarray)
 
 
-def read_constant(tensor: Tensor, read: Callable[[Tensor], Any]) -> Any:
-    """Return ``read(tensor)`` for a tensor that is the same in all states, or is asserted.
+def _copied(function: Callable, args: tuple, kwargs: dict) -> Tensor:
+    """Return a tensor of data, which may be a tensor itself.
 
     Raises:
-        Untraceable: if the tensor depends on the state.
+        Untraceable: if the data are numbers of tensors that depend on the state.
+    """
+    data = args[0] if args else kwargs["data"]
+    if isinstance(data, Tensor):
+        same = data.clone() if function is torch.tensor else data
+        return same.to(kwargs.get("dtype") or data.dtype)
+    held = [x for x in tree_leaves(data) if isinstance(x, Tensor)]
+    return read_constant(held, partial(function, *args, **kwargs), function)
+
+
+def read_constant(tensors: Iterable[Tensor], read: Callable[[], Any], function: Callable) -> Any:
+    """Return ``read()`` for tensors that are the same in all states, or asserted.
+
+    Args:
+        tensors: that are read.
+        read: calls ``function``.
+        function: of torch.
+
+    Raises:
+        Untraceable: if a tensor depends on the state.
     """
     mode = get_proxy_mode()
-    if mode is not None and depends_on_inputs(tensor, mode.tracer):
+    if mode is not None and any(depends_on_inputs(tensor, mode.tracer) for tensor in tensors):
         frame = calling_frame()
-        if not (read is Tensor.__bool__ and is_assertion(frame)):
+        if not (function is Tensor.__bool__ and is_assertion(frame)):
             raise Untraceable(f"its Python code depends on tensors at {describe_line(frame)}")
     with disable_proxy_modes_tracing():
-        return read(tensor)
+        return read()
+
+
+class ReadsOfPython(TorchFunctionMode):
+    """Records where the user's code reads numbers of tensors.
+
+    Args:
+        packages: top-level packages that count as the user's wherever they are.
+
+    Attributes:
+        found: a line for each read.
+    """
+
+    def __init__(self, packages: frozenset[str]) -> None:
+        super().__init__()
+        self.packages = packages
+        self.found: list[str] = []
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if function in READS:
+            frame = calling_frame()
+            if is_own_module(frame.f_globals.get("__name__", ""), self.packages):
+                self.found.append(describe_line(frame))
+        return function(*args, **(kwargs or {}))
 
 
 def calling_frame() -> FrameType:
-    """Return the innermost frame outside this module and outside torch function modes."""
+    """Return the innermost frame outside this module and outside torch and NumPy."""
     frame = sys._getframe(1)
-    while frame.f_code.co_filename == __file__ or frame.f_code.co_name == "__torch_function__":
+    while (
+        frame.f_code.co_filename == __file__
+        or frame.f_code.co_name == "__torch_function__"
+        or frame.f_globals.get("__name__", "").split(".")[0] in ("torch", "numpy")
+    ):
         frame = frame.f_back
     return frame
 

@@ -1,7 +1,7 @@
 """The state of a VMAS simulator: the reachable values that steps and resets write."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from vmas.simulator.environment import Environment
 
 from qmix_trl.envs.compiled.trace.walk import Contents, differing, is_written, walk
+from qmix_trl.envs.vmas_simulation import VmasSimulation
 
 N_PROBES = 8  # resets, of two steps each, after which a value that never changed is constant
 
@@ -24,8 +25,10 @@ class StatePaths:
         choices: paths of other Python values that resets change, such as which landmark is the
             goal; a trace holds for one value of each.
         changed_by_steps: paths of other Python values that steps change.
-        unsettable: paths of tensors that are written in tuples or closures, where no other
-            tensor can be put.
+        unsettable: paths of tensors that are written in tuples, closures, classes or modules,
+            where no other tensor can be put.
+        of_resets: paths of tensors and floats that resets write.
+        unwatched: paths of objects whose state cannot be seen.
     """
 
     tensors: tuple[str, ...]
@@ -34,6 +37,20 @@ class StatePaths:
     choices: tuple[str, ...]
     changed_by_steps: tuple[str, ...]
     unsettable: tuple[str, ...]
+    of_resets: frozenset[str]
+    unwatched: tuple[str, ...]
+
+    def with_choices(self, changed: Iterable[str], contents: Contents) -> "StatePaths":
+        """Return the paths with more values that resets change.
+
+        Args:
+            changed: paths of Python values.
+            contents: of the simulator.
+        """
+        new = set(changed) - set(self.floats) - set(self.changed_by_steps)
+        floats = tuple(path for path in contents.floats if path in new or path in self.floats)
+        choices = tuple(sorted((new | set(self.choices)) - set(floats)))
+        return replace(self, floats=floats, choices=choices, of_resets=self.of_resets | new)
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -129,7 +146,7 @@ def find_state(simulator: Environment, step: Callable[[], None]) -> StatePaths:
 
     step()
     before = walk(simulator)
-    written, by_resets, by_steps, probes = set(), set(), set(), []
+    written, of_resets, by_resets, by_steps, probes = set(), set(), set(), set(), []
     for _ in range(N_PROBES):
         first = _observe(simulator, reset, before)
         second = _observe(simulator, step, first.after)
@@ -137,6 +154,7 @@ def find_state(simulator: Environment, step: Callable[[], None]) -> StatePaths:
         before = third.after
         by_resets |= first.values
         by_steps |= second.values | third.values
+        of_resets |= first.written | first.values
         written |= first.written | second.written | third.written
         probes += [first.after, third.after]
     by_resets -= by_steps
@@ -149,7 +167,23 @@ def find_state(simulator: Environment, step: Callable[[], None]) -> StatePaths:
         choices=tuple(sorted(by_resets - set(floats))),
         changed_by_steps=tuple(sorted(by_steps - set(floats))),
         unsettable=tuple(sorted(written & before.unsettable.keys())),
+        of_resets=frozenset(of_resets),
+        unwatched=tuple(before.unwatched),
     )
+
+
+def random_step(simulation: VmasSimulation) -> Callable[[], None]:
+    """Return a function that takes one step of a simulation by random actions."""
+    generator = torch.Generator(simulation.device).manual_seed(0)
+    shape = (simulation.n_envs, len(simulation.team))  # [E, N]
+
+    def step() -> None:
+        action = torch.randint(
+            simulation.n_actions, shape, generator=generator, device=simulation.device
+        )
+        simulation.step(action)
+
+    return step
 
 
 def _aliases(paths: tuple[str, ...], probes: list[Contents]) -> dict[str, str]:

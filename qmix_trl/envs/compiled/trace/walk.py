@@ -1,5 +1,7 @@
 """All values reachable from a VMAS simulator, by path.
 
+A path names attributes after dots, and parts that code reads without a name after colons.
+
 VMAS has no list of its state. A scenario may keep it in attributes and slots of any object, in
 containers, arrays, closures, default arguments, attributes of classes and globals of modules.
 ``walk`` follows all of them. An object that it cannot look into is listed as unwatched.
@@ -92,7 +94,7 @@ def walk(simulator: Environment) -> Contents:
     """Return everything reachable from a simulator; each entity has one path."""
     walker = _Walker(packages_of(simulator.scenario))
     for entity in simulator.world.entities:
-        walker.visit(entity, f"<{entity.name}>", None, None)
+        walker.visit(entity, f"<{plain(entity.name)}>", None, None)
     walker.visit(simulator, "env", None, None)
     walker.visit_waiting()
     return walker.contents
@@ -176,7 +178,7 @@ class _Walker:
         name = entity_name(thing)
         if name is not None:
             self._add_entity(thing, name, path, holder, key)
-            path = f"<{name}>"
+            path = f"<{plain(name)}>"
         self._enqueue(thing, path)
 
     def _add_entity(self, entity: Any, name: str, path: str, holder: Any, key: Any) -> None:
@@ -216,19 +218,19 @@ class _Walker:
             return [(f".{k}", child, None, None) for k, child in class_data(thing)]
         own = []
         if self._is_own(type(thing).__module__):
-            own = [(".class", type(thing), None, None)]
+            own = [(":class", type(thing), None, None)]
         return own + children(thing)
 
     def _of_function(self, function: types.FunctionType) -> list[tuple[str, Any, Any, Any]]:
         """Return the closure, defaults and attributes of a function, and its globals if it is of
         the user's code."""
         found = [
-            (f".closure[{i}]", cell.cell_contents, None, None)
+            (f":closure[{i}]", cell.cell_contents, None, None)
             for i, cell in enumerate(function.__closure__ or ())
             if _is_filled(cell)
         ]
         defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-        found += [(f".default[{i}]", value, None, None) for i, value in enumerate(defaults)]
+        found += [(f":default[{i}]", value, None, None) for i, value in enumerate(defaults)]
         attributes = function.__dict__
         found += [(f".{k}", value, attributes, k) for k, value in sorted(attributes.items())]
         module = function.__globals__.get("__name__", "")
@@ -269,7 +271,7 @@ def class_data(cls: type) -> list[tuple[str, Any]]:
             value = value.__func__
         if isinstance(value, property):
             accessors = {"get": value.fget, "set": value.fset, "del": value.fdel}
-            found += [(f"{name}.{kind}", f) for kind, f in accessors.items() if f is not None]
+            found += [(f"{name}:{kind}", f) for kind, f in accessors.items() if f is not None]
         elif not isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
             found.append((name, value))
     return found
@@ -290,21 +292,21 @@ def children(thing: Any) -> list[tuple[str, Any, Any, Any]]:
     elif isinstance(thing, (dict, types.MappingProxyType)):
         found = _items(thing)
     elif isinstance(thing, types.MethodType):
-        return [(".self", thing.__self__, None, None), (".function", thing.__func__, None, None)]
+        return [(":self", thing.__self__, None, None), (":function", thing.__func__, None, None)]
     elif isinstance(thing, functools.partial):
         held = (thing.func, *thing.args, *thing.keywords.values())
-        found = [(f".args[{i}]", child, None, None) for i, child in enumerate(held)]
+        found = [(f":args[{i}]", child, None, None) for i, child in enumerate(held)]
     elif isinstance(thing, types.BuiltinFunctionType):
-        return [(".self", thing.__self__, None, None)]
+        return [(":self", thing.__self__, None, None)]
     elif isinstance(thing, weakref.ref):
-        return [(".referent", thing(), None, None)]
+        return [(":referent", thing(), None, None)]
     elif isinstance(thing, np.ndarray):  # of objects
         return [(f"[{i}]", child, None, None) for i, child in enumerate(thing.flat)]
     for attributes in (getattr(thing, "__dict__", {}), _slots_of(thing)):
         found += [(f".{k}", child, attributes, k) for k, child in sorted(attributes.items())]
     if isinstance(thing, functools._lru_cache_wrapper):  # its results
         held = enumerate(gc.get_referents(thing))
-        found += [(f".cached[{i}]", child, None, None) for i, child in held]
+        found += [(f":cached[{i}]", child, None, None) for i, child in held]
     return found
 
 
@@ -319,7 +321,7 @@ def _items(thing: Any) -> list[tuple[str, Any, Any, Any]]:
         names.add(name)
         found.append((f"[{name}]", child, holder, key if holder is not None else None))
         if not isinstance(key, (*PRIMITIVES, tuple, frozenset)):
-            found.append((f"[{name}].key", key, None, None))
+            found.append((f"[{name}]:key", key, None, None))
     return found
 
 
@@ -342,13 +344,21 @@ def _is_filled(cell: types.CellType) -> bool:
         return False
 
 
+def plain(text: str) -> str:
+    """Return a text without the characters that separate the parts of a path."""
+    return text.translate(SEPARATORS)
+
+
+SEPARATORS = str.maketrans(dict.fromkeys(".:[]()<>!@", "_"))
+
+
 def _key_name(key: Any) -> str:
     """Return a dictionary's key as a part of a path."""
     if isinstance(key, PRIMITIVES):
-        return str(key)
+        return plain(str(key))
     if isinstance(key, (tuple, list, frozenset)):
         return ",".join(_key_name(part) for part in key)
-    return entity_name(key) or type(key).__name__
+    return plain(entity_name(key) or type(key).__name__)
 
 
 def is_written(now: Tensor, before: tuple[Tensor, int] | None) -> bool:
@@ -376,4 +386,9 @@ def overlapping(contents: Contents, paths: Iterable[str]) -> set[str]:
 def differing(a: Contents, b: Contents) -> set[str]:
     """Return the paths of values that differ, except values for rendering."""
     paths = {p for p in a.values.keys() | b.values.keys() if a.values.get(p) != b.values.get(p)}
-    return {p for p in paths if not any(word in p for word in RENDERING)}
+    return {path for path in paths if not is_rendering(path)}
+
+
+def is_rendering(path: str) -> bool:
+    """Say whether only rendering and seeding use the value at a path."""
+    return any(word in path for word in RENDERING)

@@ -1,0 +1,88 @@
+"""The resets of a simulator: whether Python decides by chance in them, and what they remember."""
+
+import torch
+from torch import Tensor
+from vmas.simulator.environment.environment import Environment, local_seed
+
+from qmix_trl.envs.compiled.trace.audit import TORCHS, audited
+from qmix_trl.envs.compiled.trace.own_code import packages_of
+from qmix_trl.envs.compiled.trace.pure import ReadsOfPython, Untraceable
+from qmix_trl.envs.compiled.trace.state import StatePaths, random_step
+from qmix_trl.envs.compiled.trace.walk import Contents, differing, walk
+from qmix_trl.envs.vmas_simulation import VmasSimulation
+
+CHOICE_RESETS = 200  # resets made to see the choices of resets that decide by chance
+HISTORIES = (1, 3)  # rounds of steps and resets before two resets of equal random numbers
+
+
+def decides_by_chance(simulation: VmasSimulation) -> bool:
+    """Return whether Python's way through a reset depends on random numbers.
+
+    It does if the scenario's code draws by Python or NumPy, or reads numbers of tensors.
+
+    Args:
+        simulation: left in another state.
+    """
+    packages = packages_of(simulation.simulator.scenario)
+    randomness = local_seed(Environment.vmas_random_state)
+    with simulation.own_randomness(), randomness, audited(packages) as audit:
+        with ReadsOfPython(packages) as reads:
+            simulation.simulator._reset(return_observations=False)
+    return bool(reads.found) or any(chance != TORCHS for chance in audit.chances)
+
+
+def values_chosen(simulation: VmasSimulation) -> set[str]:
+    """Return the paths of Python values that differ between many resets.
+
+    Args:
+        simulation: left in another state, its random numbers as before.
+    """
+    start, first, found = simulation.random_state(), walk(simulation.simulator), set()
+    for _ in range(CHOICE_RESETS):
+        simulation.reset()
+        found |= differing(first, walk(simulation.simulator))
+    simulation.set_random_state(start)
+    return found
+
+
+def check_memoryless(simulation: VmasSimulation, paths: StatePaths) -> None:
+    """Refuse a scenario whose resets depend on what went before.
+
+    Resets of equal random numbers must have equal outcomes, whatever preceded them.
+
+    Args:
+        simulation: left in another state, its random numbers as before.
+        paths: of its state.
+
+    Raises:
+        Untraceable: if they differ.
+    """
+    start, step = simulation.random_state(), random_step(simulation)
+    outcomes = []
+    for n_rounds in HISTORIES:
+        for _ in range(n_rounds):
+            step()
+            simulation.reset()
+            step()
+        simulation.set_random_state(start)
+        simulation.reset()
+        outcomes.append(_outcome(simulation, paths))
+    simulation.set_random_state(start)
+    (first, tensors), (second, others) = outcomes
+    remembered = sorted(differing(first, second))
+    remembered += [path for path, value in tensors.items() if not same(value, others.get(path))]
+    if remembered:
+        raise Untraceable(f"its resets depend on what went before: {remembered[0]}")
+
+
+def _outcome(simulation: VmasSimulation, paths: StatePaths) -> tuple[Contents, dict[str, Tensor]]:
+    contents = walk(simulation.simulator)
+    tensors = {p: t.clone() for p, t in contents.tensors().items() if p in paths.of_resets}
+    return contents, tensors
+
+
+def same(a: Tensor, b: Tensor | None) -> bool:
+    """Return whether two tensors have the same bits, but for the bits of NaN."""
+    if b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
