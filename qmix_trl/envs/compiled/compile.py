@@ -30,6 +30,7 @@ from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, Trace, traced
 from qmix_trl.envs.compiled.trace.guard import Guard
 from qmix_trl.envs.compiled.trace.state import StatePaths, find_state, random_step
+from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused
 from qmix_trl.native.build import BuildFailed, NoCompiler
@@ -99,6 +100,7 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
         choices=notes["choices"],
         guard=Guard.from_json(notes["guard"]),
         shared=notes["shared"],
+        by_chance=notes["by_chance"],
         seconds=notes["seconds"],
     )
 
@@ -159,6 +161,7 @@ def _built(
         "choices": [[list(values) for values in graph.choices] for graph in graphs],
         "guard": trace.guard.as_json(),
         "shared": shares_draws(simulation),
+        "by_chance": trace.by_chance,
         "seconds": laps.seconds,
     }
     compiled = _from_notes(path.parent, notes)
@@ -231,7 +234,7 @@ def check_engine(
     buffers = Buffers.empty(simulation.n_envs, 1, layout, fresh.device)
 
     def packed(of: VmasSimulation) -> Tensor:
-        return read_packed_state(of.simulator, numbers, fresh.choice(simulation))
+        return read_packed_state(of.simulator, numbers, fresh.choice(walk(simulation.simulator)))
 
     def values(of: VmasSimulation) -> Tensor:
         return as_numbers(packed(of), numbers)

@@ -21,6 +21,7 @@ class CompiledStep:
         choices: for each kind of choice, the values at these paths that are of this kind.
         guard: of all other Python values that the step may read.
         shared: resets of all environments draw something once for all of them.
+        by_chance: Python's way through a reset depends on random numbers.
         seconds: of each part of the build.
     """
 
@@ -31,4 +32,5 @@ class CompiledStep:
     choices: list[list[list[Any]]]
     guard: Guard
     shared: bool
+    by_chance: bool
     seconds: dict[str, float]

@@ -11,7 +11,14 @@ from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.packed_state import all_numbers, as_bits, from_bits
 from qmix_trl.envs.compiled.engines.pool import FreshStates, shares_draws
 from qmix_trl.envs.compiled.trace.draws import draw
-from qmix_trl.envs.compiled.trace.graph import N_RESULTS, TRACE_ENVS, StepGraph, Trace, traced
+from qmix_trl.envs.compiled.trace.graph import (
+    N_RESULTS,
+    TRACE_ENVS,
+    StepGraph,
+    Trace,
+    live_nodes,
+    traced,
+)
 from qmix_trl.envs.compiled.trace.pure import Untraceable
 from qmix_trl.envs.vmas_simulation import Seen, VmasSimulation
 from qmix_trl.errors import Refused
@@ -47,7 +54,15 @@ class InductorEngine:
         choices = [[list(values) for values in self.graph.choices]]
         paths = self.graph.paths
         step = CompiledStep(
-            None, numbers, layout, list(paths.choices), choices, trace.guard, shared, {}
+            library=None,
+            numbers=numbers,
+            layout=layout,
+            choice_paths=list(paths.choices),
+            choices=choices,
+            guard=trace.guard,
+            shared=shared,
+            by_chance=trace.by_chance,
+            seconds={},
         )
         self.fresh = FreshStates(simulation.task, simulation.n_envs, seed, step)
         for k, number in enumerate(numbers):
@@ -108,7 +123,22 @@ def only_graph(simulation: VmasSimulation) -> Trace:
     check_size(len(trace.graphs[0].graph.graph.nodes))
     if len(trace.graphs) > 1:
         raise Untraceable("its resets make choices in Python")
+    check_none_carried(trace.graphs[0])
     return trace
+
+
+def check_none_carried(step: StepGraph) -> None:
+    """Refuse a step that reads a tensor which resets leave as it was: the pool would replace it.
+
+    Raises:
+        Untraceable: if it does.
+    """
+    nodes = list(step.graph.graph.nodes)
+    alive = live_nodes(nodes)
+    for path, node in zip(step.paths.all, nodes, strict=False):  # the state comes first
+        is_read = any(user in alive and user.op != "output" for user in node.users)
+        if is_read and path not in step.paths.of_resets:
+            raise Untraceable(f"its resets leave as it was: {path}")
 
 
 def check_size(n_nodes: int) -> None:

@@ -106,17 +106,33 @@ def read_packed_state(simulator: Environment, numbers: list[PackedNumber], choic
     Args:
         simulator: of E environments.
         numbers: the K numbers to read.
-        choice: the index of the choice that its last reset made.
+        choice: the kind of choice that its last reset made.
 
     Raises:
         Unlowerable: if the simulator does not hold one of the numbers now.
     """
-    memory = walk(simulator)
-    n_envs, device = simulator.num_envs, simulator.device
+    return pack_state(walk(simulator), numbers, choice, like=simulator.steps)
+
+
+def pack_state(
+    contents: Contents, numbers: list[PackedNumber], choice: int, *, like: Tensor
+) -> Tensor:
+    """Return the packed state of a simulator whose contents are known, float32 [E, K].
+
+    Args:
+        contents: of the simulator.
+        numbers: the K numbers to read.
+        choice: the kind of choice that its last reset made.
+        like: a tensor [E, ..] on the simulator's device.
+
+    Raises:
+        Unlowerable: if the simulator does not hold one of the numbers now.
+    """
+    n_envs, device = len(like), like.device
     columns = [torch.zeros(n_envs, 0, device=device)]
     for path, group in groupby(numbers, key=lambda number: number.path):
         members = list(group)
-        value = _value(memory, path, choice, device)
+        value = _value(contents, path, choice, device)
         n = n_envs if members[0].batched else 1
         places = [number.place for number in members]
         values = value.reshape(n, -1)[:, places]

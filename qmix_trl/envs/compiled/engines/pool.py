@@ -19,10 +19,12 @@ from torch.overrides import TorchFunctionMode
 from vmas.simulator.environment.environment import Environment, local_seed
 
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
-from qmix_trl.envs.compiled.engines.packed_state import read_packed_state
+from qmix_trl.envs.compiled.engines.packed_state import pack_state
 from qmix_trl.envs.compiled.trace.draws import KINDS, OTHER_DRAWS
+from qmix_trl.envs.compiled.trace.guard import Watch
 from qmix_trl.envs.compiled.trace.walk import Contents, differing, walk
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
+from qmix_trl.errors import Refused
 
 CPU = torch.device("cpu")
 SHARED_STATES = 16  # environments of a reset that draws once for all of them
@@ -120,6 +122,10 @@ class FreshStates:
         simulation: VMAS, which draws the states.
         pool: float32 [P, K + R], packed states, each followed by observation and state.
         taken: the number of resets since the pool was drawn.
+        refusal: why the step does not serve a state that VMAS drew; None if it serves all.
+
+    Raises:
+        Refused: if the step does not serve a state of the first pool.
     """
 
     def __init__(
@@ -138,30 +144,38 @@ class FreshStates:
         self.states_per_env = max(1 if step.shared else STATES_PER_ENV, -(-least_states // n_envs))
         together = max(n_envs, min(self.states_per_env * n_envs, MOST_TOGETHER))
         drawn_together, of_draws = (SHARED_STATES, CPU) if step.shared else (together, device)
+        if step.by_chance:  # a reset that draws until all environments are right may never end
+            drawn_together = min(n_envs, drawn_together)
         self.simulation = VmasSimulation(task, drawn_together, seed, of_draws)
         self.taken = 0
+        self.refusal: str | None = None
+        self._watch = Watch(step.guard, walk(self.simulation.simulator))
         self.pool = self.drawn().to(device)
 
-    def choice(self, simulation: VmasSimulation) -> int:
-        """Return the index of the choice that a simulation's last reset made in Python.
+    def choice(self, contents: Contents) -> int:
+        """Return the kind of choice that a simulation's last reset made in Python.
+
+        Args:
+            contents: of the simulator.
 
         Raises:
-            RuntimeError: if the step was not compiled for this choice.
+            Refused: if the step was not compiled for this choice.
         """
-        if not self.step.choices:
-            return 0
-        values = walk(simulation.simulator).values
-        chosen = [values.get(path) for path in self.step.choice_paths]
-        if chosen not in self.step.choices:
-            raise RuntimeError(
-                f"a reset of VMAS scenario {simulation.task.name!r} chose {chosen} for "
-                f"{self.step.choice_paths}, which none did when its step was compiled; use "
-                "env.engine=eager"
-            )
-        return self.step.choices.index(chosen)
+        chosen = [contents.values.get(path) for path in self.step.choice_paths]
+        for kind, known in enumerate(self.step.choices):
+            if chosen in known:
+                return kind
+        raise Refused(
+            f"a reset chose {chosen} for {self.step.choice_paths}, which none did when the step "
+            "was compiled"
+        )
 
     def drawn(self) -> Tensor:
-        """Return the states of a new pool, float32 [P, K + R], on the simulation's device."""
+        """Return the states of a new pool, float32 [P, K + R], on the simulation's device.
+
+        Raises:
+            Refused: if the step does not serve a state.
+        """
         wanted = self.states_per_env * self.n_envs
         parts = [self._reset() for _ in range(-(-wanted // self.simulation.n_envs))]
         pool = torch.cat(parts)[:wanted]
@@ -174,9 +188,13 @@ class FreshStates:
 
     def _reset(self) -> Tensor:
         self.simulation.reset()
-        choice = self.choice(self.simulation)
-        state = read_packed_state(self.simulation.simulator, self.step.numbers, choice)
-        return torch.cat([state, self.step.layout.pack(self.simulation.observe())], 1)
+        seen = self.step.layout.pack(self.simulation.observe())
+        contents = walk(self.simulation.simulator)
+        broken = self._watch.broken_path(contents)
+        if broken is not None:
+            raise Refused(f"a reset changed {broken}, which none did when the step was compiled")
+        choice = self.choice(contents)
+        return torch.cat([pack_state(contents, self.step.numbers, choice, like=seen), seen], 1)
 
     def states_for(self, resets: Tensor) -> Tensor:
         """Return the next state of each environment, float32 [E, K + R].
@@ -192,9 +210,14 @@ class FreshStates:
         return self.taken >= min(PASSES, self.n_envs) * len(self.pool)
 
     def renew(self) -> None:
-        """Draw new states into the same tensor."""
-        self.pool.copy_(self.drawn())
+        """Draw new states into the same tensor; keep the old ones after a refusal."""
         self.taken = 0
+        if self.refusal is not None:
+            return
+        try:
+            self.pool.copy_(self.drawn())
+        except Refused as refused:
+            self.refusal = str(refused)
 
     def reseed(self, seed: int) -> None:
         """Restart the random numbers from a seed, and draw a new pool."""

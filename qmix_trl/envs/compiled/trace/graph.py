@@ -81,10 +81,12 @@ class Trace:
     Attributes:
         graphs: a graph for each kind of choices that resets make in Python.
         guard: of all other values that the step may read.
+        by_chance: Python's way through a reset depends on random numbers.
     """
 
     graphs: list[StepGraph]
     guard: Guard
+    by_chance: bool
 
     @property
     def paths(self) -> StatePaths:
@@ -105,7 +107,8 @@ def traced(simulation: VmasSimulation) -> Trace:
     paths = find_settable_state(simulation)
     check_memoryless(simulation, paths)
     first = trace_step(simulation, paths)
-    if decides_by_chance(simulation):
+    by_chance = decides_by_chance(simulation)
+    if by_chance:
         more = values_chosen(simulation)
         paths = paths.with_choices(more, walk(simulation.simulator))
     choices = tuple(path for path in paths.choices if may_be_read(path, first.names))
@@ -116,7 +119,7 @@ def traced(simulation: VmasSimulation) -> Trace:
         graphs = {(): replace(first, paths=paths)}
     distinct = merged_equal(graphs)
     guard = check_repeatable(simulation, paths, distinct)
-    return Trace(distinct, guard)
+    return Trace(distinct, guard, by_chance)
 
 
 def find_settable_state(simulation: VmasSimulation) -> StatePaths:

@@ -25,9 +25,9 @@ def decides_by_chance(simulation: VmasSimulation) -> bool:
     """
     packages = packages_of(simulation.simulator.scenario)
     randomness = local_seed(Environment.vmas_random_state)
-    with simulation.own_randomness(), randomness, audited(packages) as audit:
-        with ReadsOfPython(packages) as reads:
-            simulation.simulator._reset(return_observations=False)
+    reads = ReadsOfPython(packages)
+    with simulation.own_randomness(), randomness, audited(packages) as audit, reads:
+        simulation.simulator._reset(return_observations=False)
     return bool(reads.found) or any(chance != TORCHS for chance in audit.chances)
 
 
