@@ -82,6 +82,10 @@ class Case:
     per_step: int = 1
     seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
 
+    def label(self, side: str) -> str:
+        """Return the name of a side, for messages."""
+        return f"{self.what} {self.scenario} {self.n_envs}, {side}"
+
 
 @dataclass(frozen=True)
 class Side:
@@ -142,6 +146,7 @@ def part_ms(run: Callable[[], object], n_steps: int, device: torch.device) -> fl
 
 def made(make: Make, device: torch.device) -> Side:
     """Make a runner; return it with the seconds and the memory that this took."""
+    synchronize(device)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -173,31 +178,24 @@ def release() -> None:
 
 def sides_of(case: Case) -> dict[str, Side]:
     """Return the sides of a case that could be made: baseline, products, and our engines."""
-    names = {
-        BASELINE: case.baseline,
-        PRODUCTS: PRODUCTS,
-        **{engine: engine for engine in case.ours},
-    }
     makes = {**case.ours, BASELINE: case.theirs}  # ours first: a baseline may take all memory left
     if case.products is not None:
         makes[PRODUCTS] = case.products
     sides = {}
-    for key, make in makes.items():
-        label = f"{case.what} {case.scenario} {case.n_envs}: {names[key]}"
-        side = attempt(label, partial(made, make, case.device))
+    for name, make in makes.items():
+        side = attempt(case.label(name), partial(made, make, case.device))
         if side is not None:
-            sides[key] = side
-    return {key: sides[key] for key in names if key in sides}
+            sides[name] = side
+    return {name: sides[name] for name in (BASELINE, PRODUCTS, *case.ours) if name in sides}
 
 
-def interleaved(
-    sides: dict[str, Side], rounds: int, device: torch.device
-) -> dict[str, list[Times]]:
+def interleaved(case: Case, sides: dict[str, Side], rounds: int) -> dict[str, list[Times]]:
     """Return the times of each side's rounds; a side that runs out of memory is removed."""
     times: dict[str, list[Times]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name in list(sides):
-            one = attempt(name, partial(timed, sides[name].runner, device))
+            runner = sides[name].runner
+            one = attempt(case.label(name), partial(timed, runner, case.device))
             if one is None:
                 del sides[name], times[name]
             else:
@@ -208,7 +206,7 @@ def interleaved(
 def measured(case: Case, rounds: int) -> tuple[list[Timing], dict[str, Side]]:
     """Return a line of the table for each engine of a case, and the sides that were timed."""
     sides = sides_of(case)
-    times = interleaved(sides, rounds, case.device)
+    times = interleaved(case, sides, rounds)
     engines = [engine for engine in case.ours if engine in sides]
     return [_line(case, engine, sides, times) for engine in engines], sides
 
@@ -239,7 +237,7 @@ def _line(case: Case, engine: str, sides: dict[str, Side], times: dict[str, list
         peak_gib=side.peak_gib and round(side.peak_gib, 2),
         baseline_peak_gib=baseline and baseline.peak_gib and round(baseline.peak_gib, 2),
         how=side.runner.how,
-        parts=attempt(f"{case.what}, parts", side.runner.parts) or {},
+        parts=attempt(case.label("parts"), side.runner.parts) or {},
         machine=machine(case.device),
     )
 
