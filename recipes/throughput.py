@@ -44,7 +44,14 @@ from qmix_trl.errors import ConfigError, exit_on_mistake
 
 
 def start_seconds(plan: Plan, scenario: str, n_envs: int, engine: str) -> tuple[float, float]:
-    """Return the seconds to make an environment, with an empty and with a full cache on disk."""
+    """Return the seconds to make an environment, with an empty and with a full cache on disk.
+
+    Args:
+        plan: of the measurement.
+        scenario: of VMAS.
+        n_envs: the number of environments.
+        engine: of ours.
+    """
     kept, seconds = os.environ.get("QMIX_TRL_CACHE"), []
     with tempfile.TemporaryDirectory() as empty:
         os.environ["QMIX_TRL_CACHE"] = empty

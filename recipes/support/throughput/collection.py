@@ -32,7 +32,14 @@ HIDDEN_DIM = 64
 
 
 def our_env(scenario: str, n_envs: int, engine: str, device: torch.device):
-    """Return our environment of a scenario on an engine."""
+    """Return our environment of a scenario on an engine.
+
+    Args:
+        scenario: of VMAS.
+        n_envs: the number of environments.
+        engine: of ours.
+        device: of the environment.
+    """
     return make_env(
         "vmas",
         scenario=scenario,
@@ -79,7 +86,14 @@ def vmas_env_steps(plan: Plan, scenario: str, n_envs: int) -> Runner:
 
 
 def engine_steps(plan: Plan, scenario: str, n_envs: int, engine: str) -> Runner:
-    """Return an engine's rollouts of random actions."""
+    """Return an engine's rollouts of random actions.
+
+    Args:
+        plan: of the measurement.
+        scenario: of VMAS.
+        n_envs: the number of environments.
+        engine: of ours.
+    """
     env = our_env(scenario, n_envs, engine, plan.device)
     n_steps = plan.rollout_steps[engine]
     buffers = Buffers.empty(n_envs, n_steps, env.engine.layout, env.device)
@@ -115,7 +129,14 @@ def steps_of_a_round(engine: str) -> int:
 
 
 def our_batches(plan: Plan, scenario: str, n_envs: int, engine: str) -> Runner:
-    """Return our fused collection."""
+    """Return our fused collection.
+
+    Args:
+        plan: of the measurement.
+        scenario: of VMAS.
+        n_envs: the number of environments.
+        engine: of ours.
+    """
     env = our_env(scenario, n_envs, engine, plan.device)
     dims = env_dims(env)
     sizes = (dims.n_agents, dims.observation_dim, dims.n_actions)
