@@ -18,3 +18,12 @@ def _cache_of_the_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QMIX_TRL_CACHE", str(shared / "steps"))
         yield
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    """Mark the tests that are skipped where there is no CUDA device as ``cuda``."""
+    for item in items:
+        reasons = [mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif")]
+        if any("CUDA device" in reason for reason in reasons):
+            item.add_marker("cuda")
