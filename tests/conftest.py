@@ -1,8 +1,11 @@
 """Settings of all tests."""
 
 import os
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 WORKER = "PYTEST_XDIST_WORKER"  # set where tests run in several processes
 
@@ -17,6 +20,14 @@ def _cache_of_the_tests(tmp_path_factory):
     shared = folder.parent if WORKER in os.environ else folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QMIX_TRL_CACHE", str(shared / "steps"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _package_of_processes():
+    """Let processes that tests start import this checkout, installed or not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         yield
 
 

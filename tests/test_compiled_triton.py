@@ -22,6 +22,7 @@ from triton_checks import SCENARIOS, assert_same, engines, state_of, task_of, ze
 from qmix_trl.envs.compiled.choose import Settings, kernel
 from qmix_trl.envs.compiled.codegen import triton as triton_print
 from qmix_trl.envs.compiled.engines.buffers import SeenLayout
+from qmix_trl.envs.compiled.engines.packed_state import PackedNumber
 from qmix_trl.envs.compiled.engines.triton import TritonEngine, faster_compilation
 from qmix_trl.envs.compiled.lower.ops import OPS
 from qmix_trl.errors import Refused
@@ -130,6 +131,17 @@ def test_compilation_is_shortened_only_for_a_while():
     assert passes.ttgpuir.add_coalesce is kept
 
 
+def test_two_zeros_are_equal_and_all_other_bits_are_compared():
+    columns = {"f": [-(2**31), 0, 0x7FC00123, -1], "i": [-(2**31), 0, 1, -1], "b": [0, -1, 0, 0]}
+    numbers = [PackedNumber(dtype, 0, dtype, True) for dtype in columns]
+    packed = torch.tensor(list(columns.values()), dtype=torch.int32).T  # -2**31: the bits of -0.0
+    expected = packed.clone()
+    expected[0, 0] = 0
+    assert torch.equal(
+        triton_checks.bits(packed.contiguous().view(torch.float32), numbers), expected
+    )
+
+
 # ----------------------------------------------------------------------------------- on a device
 
 CUDA = torch.device("cuda")
@@ -191,4 +203,5 @@ def test_steps_do_not_wait_for_the_device_and_can_be_captured(pair):
 
 @needs_cuda
 def test_batches_on_a_device_are_those_of_the_kernel():
-    triton_checks.compare_batches(triton_checks.fused_batches(CUDA), 1e-5)
+    batches, start = triton_checks.fused_batches(CUDA)
+    triton_checks.compare_batches(batches, start, 1e-5)

@@ -1,41 +1,85 @@
 """Equality of the GPU with the CPU, and a run on the GPU; skipped where there is none."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from loss_tools import make_loss, random_batch, some_ends
+from recipe_tools import AGENTS, RECIPES, metrics, summary
 from torch import nn
 from train import train
 
-from qmix_trl import Update, make_hard_updater
+from qmix_trl import ConfigError, Update, make_hard_updater
 from qmix_trl.agents import gru, gru_triton
 
-CONFIG = Path(__file__).parents[1] / "recipes" / "configs" / "balance_qmix_recurrent.yaml"
+CONFIG = RECIPES / "configs" / "balance_qmix_recurrent.yaml"
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+def in_dtype(tree, dtype):
+    """Return a TensorDict whose floats have a dtype."""
+    return tree.apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
+
+
+# On the device Triton computes a GRU in float32, and torch step by step in float64.
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
-def test_the_loss_equals_the_cpus(kind):
+def test_loss_and_gradients_equal_the_cpus(kind, dtype, tolerance):
     loss, batch = make_loss(kind, td_lambda=0.8), random_batch(4, 12, ends=some_ends(4, 12))
-    expected = loss(batch)["loss"]
-    on_device = loss.to("cuda")(batch.to("cuda"))["loss"]
-    torch.testing.assert_close(on_device.cpu(), expected, rtol=1e-10, atol=1e-10)
+
+    def both():
+        value = loss(batch)["loss"]
+        return [x.cpu() for x in (value, *torch.autograd.grad(value, list(loss.parameters())))]
+
+    expected = both()
+    loss, batch = loss.to(dtype).to("cuda"), in_dtype(batch, dtype).to("cuda")
+    for ours, theirs in zip(both(), expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("rows", ["episodes", "slices"])
-def test_a_run_on_the_device(rows, tmp_path):
-    overrides = (
+def run_on_the_device(folder, *overrides):
+    """Return the folder of a run of two batches, with enough updates for a captured one."""
+    small = (
         "runtime.device=cuda env.n_envs=4 env.max_steps=6 collection.steps=6 "
-        f"collection.rows={rows} collection.total_frames=48 update.per_batch=2 "
-        "replay.batch_rows=2 evaluation.episodes=3"
+        "collection.total_frames=48 update.per_batch=6 replay.batch_rows=2 evaluation.episodes=3"
     )
-    folder = train(str(CONFIG), overrides.split(), str(tmp_path))
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["device"].startswith("cuda")
-    assert summary["frames"] == 48
+    return train(str(CONFIG), [*small.split(), *overrides], str(folder))
+
+
+RUNS = {
+    "recurrent": [],
+    "slices": ["collection.rows=slices"],
+    "burn-in": ["collection.rows=slices", "replay.burn_in=2"],
+    "feedforward": [AGENTS["feedforward"]],
+    "repeated actions": ["exploration.repeat_exponent=1.5"],
+    "own weights": ["agent.share_parameters=false"],
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_the_device_falls_back_nowhere(name, tmp_path):
+    found = summary(run_on_the_device(tmp_path, *RUNS[name]))
+    assert found["device"].startswith("cuda")
+    assert found["frames"] == 48
+    ran = {part: found[part] for part in ("engine", "collector", "update")}
+    update = "CUDA graph of 6 x sample and step"
+    assert ran == {"engine": "kernel", "collector": "CUDA graph", "update": update}
+
+
+def test_a_seed_gives_the_same_metrics_twice_on_one_device(tmp_path):
+    one, other = (metrics(run_on_the_device(tmp_path / name)) for name in "ab")
+    assert one == other
+
+
+def test_a_run_of_the_eager_engine_says_why_there_is_no_graph(tmp_path):
+    found = summary(run_on_the_device(tmp_path, "env.engine=eager"))
+    assert found["engine"] == "eager"
+    assert found["collector"].startswith("step loop (no CUDA graph: ")
+    assert found["update"].startswith("CUDA graph of ")
+
+
+def test_there_is_no_inductor_engine_on_the_device(tmp_path):
+    with pytest.raises(ConfigError, match="there is no inductor engine for cuda"):
+        run_on_the_device(tmp_path, "env.engine=inductor")
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
@@ -48,8 +92,7 @@ def test_updates_by_a_graph_equal_updates_by_operation(kind):
         found = []
         for i in range(8):
             batch = random_batch(4, 12, seed=i, ends=some_ends(4, 12, seed=i))
-            batch = batch.apply(lambda x: x.float() if x.is_floating_point() else x)
-            found.append(update(batch.to("cuda"))["loss"])
+            found.append(update(in_dtype(batch, torch.float32).to("cuda"))["loss"])
         assert (update.how.name == "CUDA graph") == cuda_graph
         return torch.stack(found)
 

@@ -20,6 +20,7 @@ import torch
 import triton_operations as ops
 
 from qmix_trl import AGENTS, GreedyAction, make_collector, make_env, make_policy, with_memory
+from qmix_trl.chosen import CUDA_GRAPH, Chosen
 from qmix_trl.envs.compiled import backends, compile
 from qmix_trl.envs.compiled.codegen import triton as triton_print
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
@@ -29,6 +30,7 @@ from qmix_trl.envs.compiled.engines.kernel import KernelEngine
 from qmix_trl.envs.compiled.engines.packed_state import PackedNumber, as_bits
 from qmix_trl.envs.compiled.engines.pool import PASSES, FreshStates
 from qmix_trl.envs.compiled.engines.triton import TritonEngine
+from qmix_trl.envs.compiled.lower.expressions import FLOAT
 from qmix_trl.envs.compiled.trace import draws
 from qmix_trl.envs.contract import env_dims
 from qmix_trl.envs.vmas_scenarios import load_scenario
@@ -64,7 +66,10 @@ def task_of(name, **keywords):
 
 
 def engines(task, folder, n_envs, *, max_steps, device):
-    """Return the C++ kernel and the Triton kernel of a task, with equal pools of 4 E states."""
+    """Return the C++ kernel and the Triton kernel of a task, with equal pools of 4 E states.
+
+    VMAS draws other states on a GPU than on the CPU, so the second engine gets those of the first.
+    """
     source = folder / f"{task.name}.py"
 
     def printed(step):
@@ -81,6 +86,7 @@ def engines(task, folder, n_envs, *, max_steps, device):
     ):
         fresh = FreshStates(task, n_envs, 3, step, least_states=1, device=to)
         made.append(engine(path, fresh, max_steps, 5))
+    made[1].env_state.load_state(made[0].env_state.state())
     return made
 
 
@@ -102,9 +108,22 @@ def assert_same(ours, theirs):
 
 
 def state_of(engine):
-    """Return an engine's state, packed numbers as their bits."""
+    """Return an engine's tensors, packed numbers as their bits.
+
+    The random numbers of the pool are left out: a GPU has a generator more.
+    """
     state = engine.env_state.state()
-    return {**state, "packed_state": state["packed_state"].view(torch.int32)}
+    own = {name: tensor for name, tensor in state.items() if not name.startswith("random ")}
+    return {**own, "packed_state": bits(own["packed_state"], engine.fresh.step.numbers)}
+
+
+def bits(packed, numbers):
+    """Return the bits of a packed state, int32 [E, K], and those of 0.0 for the float -0.0.
+
+    The minimum of 0.0 and -0.0 has either sign, by the processor.
+    """
+    is_float = torch.tensor([n.dtype == FLOAT for n in numbers], device=packed.device)
+    return torch.where(is_float & (packed == 0), 0.0, packed).view(torch.int32)
 
 
 def check_rollouts(folder, name):
@@ -182,20 +201,25 @@ def environment(device, **settings):
 
 
 def fused_batches(device):
-    """Return batches of the fused collector over the Triton kernel."""
+    """Return batches of the fused collector over the Triton kernel, and the state before them."""
     torch.manual_seed(0)
     env = environment(device)
+    start = env.simulation_state()
     assert isinstance(env.engine, TritonEngine)
     dims = env_dims(env)
     agent = AGENTS["recurrent"](dims.n_agents, dims.observation_dim, dims.n_actions).to(device)
     policy = make_policy(agent, GreedyAction())
     settings = {"rows": "slices", "steps": 5, "n_batches": 2, "collector": "fused"}
-    return list(make_collector(with_memory(env, agent), policy, **settings))
+    collector = make_collector(with_memory(env, agent), policy, **settings)
+    if device.type == "cuda":
+        assert collector.how == Chosen(CUDA_GRAPH)
+    return list(collector), start
 
 
-def compare_batches(batches, tolerance):
-    """Replay the actions of batches by the C++ kernel."""
+def compare_batches(batches, start, tolerance):
+    """Replay the actions of batches by the C++ kernel, from the state before them."""
     env = environment(CPU)
+    env.load_simulation_state(start)
     env.reset()
     for batch in batches:
         buffers = env.begin_buffers(5)
@@ -213,11 +237,11 @@ def check_task_to_batch(folder):
     """Trace, print, store, check and collect with the interpreter as the device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backends.BACKENDS, "cpu", backends.of_gpu)
-        batches = fused_batches(CPU)
+        batches, start = fused_batches(CPU)
         patch.setitem(triton_print.FORMS, "sub", "({1} - {0})")
         with pytest.raises(ConfigError, match="its step differs from VMAS's"):
             environment(CPU, scenario_kwargs={"n_agents": 2})
-    compare_batches(batches, 0.0)
+    compare_batches(batches, start, 0.0)
     kept = {path.name for path in store.folder().glob("simple_spread-*/*")}
     assert kept == {"notes.json", "step.cpp", "step.py", "step.so"}
 

@@ -220,7 +220,10 @@ class VmasSimulation:
         return state
 
     def set_random_state(self, state: Mapping[str, Tensor]) -> None:
-        """Set the random stream to a state that ``random_state`` returned."""
+        """Set the random stream to a state that ``random_state`` returned.
+
+        A state saved on the CPU has no numbers of a GPU: a seed for them is drawn from it.
+        """
         words = state["random numpy words"].numpy().astype(np.uint32)
         place, has_gauss, gauss = state["random numpy rest"].tolist()
         python_words = tuple(state["random python words"].tolist())
@@ -230,8 +233,16 @@ class VmasSimulation:
             ("MT19937", words, int(place), int(has_gauss), gauss),
             (3, python_words, python_gauss[0] if python_gauss else None),
         ]
+        if self.device.type == "cuda":
+            self._random_state[3] = self._cuda_state(state)
+
+    def _cuda_state(self, state: Mapping[str, Tensor]) -> Tensor:
         if "random cuda" in state:
-            self._random_state[3] = state["random cuda"].clone()
+            return state["random cuda"].clone()
+        generator = torch.Generator()
+        generator.set_state(state["random torch"])
+        seed = int(torch.randint(2**62, (), generator=generator))
+        return torch.Generator(self.device).manual_seed(seed).get_state()
 
     def seed(self, seed: int) -> None:
         """Start a new random stream."""

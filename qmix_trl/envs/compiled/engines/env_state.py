@@ -8,6 +8,51 @@ from torch import Tensor
 from qmix_trl.envs.compiled.engines.pool import FreshStates
 
 
+class ExactSum:
+    """The present sum of a tensor on the CPU, under the interface of ``LateSum``.
+
+    Args:
+        x: an integer tensor that changes in place.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+
+    def take(self) -> None:
+        """Do nothing: a sum on the CPU is not queued."""
+
+    def value(self) -> int:
+        """Return the sum of the present numbers."""
+        return int(self._x.sum())
+
+
+class LateSum:
+    """The sum of a tensor on a GPU as it was when ``take`` was called.
+
+    To read it waits for the work that was queued before ``take``, not for the work since.
+
+    Args:
+        x: an integer tensor that changes in place.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._x = x
+        self._sum = torch.zeros((), dtype=torch.int64, pin_memory=True)
+        self._copied = torch.cuda.Event()
+        self.take()
+
+    def take(self) -> None:
+        """Queue the computation of the sum."""
+        with torch.cuda.device_of(self._x):  # an event is recorded on the current device
+            self._sum.copy_(self._x.sum(), non_blocking=True)
+            self._copied.record()
+
+    def value(self) -> int:
+        """Return the last sum that was queued."""
+        self._copied.synchronize()
+        return int(self._sum)
+
+
 class EnvState:
     """The state of E environments: packed numbers, counters, random numbers and fresh states.
 
@@ -32,6 +77,7 @@ class EnvState:
         self.steps = torch.zeros(fresh.n_envs, dtype=torch.int32, device=packed.device)
         self.resets = torch.zeros_like(self.steps)
         self.key = torch.tensor([seed % 2**32, 0], device=packed.device)
+        self._taken = (LateSum if packed.is_cuda else ExactSum)(self.resets)
 
     def packed_state(self) -> Tensor:
         """Return a copy of the packed state, float32 [E, K]."""
@@ -58,17 +104,23 @@ class EnvState:
         self.resets += mask
 
     def renew(self) -> None:
-        """Refill the pool if its states are used up; waits for the device."""
-        self.fresh.taken = int(self.resets.sum())
+        """Refill the pool if its states are used up.
+
+        On a GPU this counts the resets before the previous call: to count all of them would wait
+        for the steps since then. So the pool is refilled one call later than on the CPU.
+        """
+        self.fresh.taken = self._taken.value()
         if self.fresh.is_due():
             self.fresh.renew()
             self.resets.zero_()
+        self._taken.take()
 
     def seed(self, seed: int) -> None:
         """Restart the random numbers of steps and of the pool from a seed, with a new pool."""
         self.key.copy_(torch.tensor([seed % 2**32, 0]))
         self.fresh.reseed(seed)
         self.resets.zero_()
+        self._taken.take()
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
@@ -105,4 +157,5 @@ class EnvState:
         for name, tensor in self._tensors.items():
             tensor.copy_(state[name])
         self.fresh.taken = int(self.resets.sum())
+        self._taken.take()
         self.fresh.simulation.set_random_state(state)

@@ -101,7 +101,7 @@ class TritonEngine:
         state.key[1:].add_(n_steps)
 
     def reset(self, mask: Tensor, seen: Tensor) -> None:
-        """Reset environments to states of the pool; waits for the device.
+        """Reset environments to states of the pool.
 
         Args:
             mask: bool [E], the environments to reset.
