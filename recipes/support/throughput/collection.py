@@ -144,7 +144,13 @@ def our_batches(plan: Plan, scenario: str, n_envs: int, engine: str) -> Runner:
     n_steps = plan.batch_steps(n_envs)
     start = time.perf_counter()
     collector = make_collector(
-        env, policy, rows="slices", steps=n_steps, n_batches=10**9, collector="fused"
+        env,
+        policy,
+        rows="slices",
+        steps=n_steps,
+        n_batches=10**9,
+        collector="fused",
+        memory="first_step" if plan.on_gpu else "every_step",  # a GPU's memory ends first
     )
     seconds = round(time.perf_counter() - start, 3)
     batches = iter(collector)

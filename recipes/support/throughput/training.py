@@ -12,13 +12,13 @@ from functools import partial
 from support.throughput.collection import our_env, sizes_of, their_env, with_policy
 from support.throughput.plan import MAX_STEPS, Plan
 from support.throughput.timing import Case, Runner
-from support.throughput.updates import N_ROWS, PlainUpdate, Sizes, our_update
+from support.throughput.updates import N_ROWS, PlainUpdate, Sizes, our_update, several
 from tensordict import TensorDictBase
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import InitTracker
 
-from qmix_trl import SequenceRows, env_dims, make_collector, make_replay
+from qmix_trl import Learner, SequenceRows, env_dims, make_collector, make_replay
 from qmix_trl.collect import mark_all_valid
 from qmix_trl.keys import OBSERVATION, REWARD, STATE, next_key
 
@@ -33,7 +33,9 @@ def ours(plan: Plan, scenario: str, n_updates: int) -> Runner:
     dims = env_dims(env)
     sizes = Sizes(dims.n_agents, dims.observation_dim, dims.n_actions, dims.state_shape[0])
     env, policy = with_policy(env, sizes[:3], plan.device)
-    collector = make_collector(env, policy, rows="episodes", steps=MAX_STEPS, n_batches=10**9)
+    collector = make_collector(
+        env, policy, rows="episodes", steps=MAX_STEPS, n_batches=10**9, memory="first_step"
+    )
     replay = make_replay(
         SequenceRows(),
         capacity_rows=CAPACITY_ROWS,
@@ -42,8 +44,9 @@ def ours(plan: Plan, scenario: str, n_updates: int) -> Runner:
         device=plan.device,
     )
     update = our_update(policy.module[0], sizes)
-    step = learning(iter(collector), replay, update, n_updates)
-    how = {"env": env.how, "collector": collector.how, "update": update.how}
+    learner = Learner(update, replay, n_steps=n_updates)
+    step = learning(iter(collector), replay, learner)
+    how = {"env": env.how, "collector": collector.how, "update": learner.how}
     return Runner(step, MAX_STEPS, how=how)
 
 
@@ -66,7 +69,8 @@ def theirs(plan: Plan, scenario: str, n_updates: int) -> Runner:
     replay = TensorDictReplayBuffer(storage=storage, batch_size=N_ROWS)
     sizes = Sizes(n_agents, observation_dim, n_actions, n_agents * observation_dim)
     update = PlainUpdate(sizes, plan.device)
-    return Runner(learning(iter(batches), replay, update, n_updates), MAX_STEPS)
+    learn = several(lambda: update(replay.sample()), n_updates)
+    return Runner(learning(iter(batches), replay, learn), MAX_STEPS)
 
 
 def with_state_and_team_reward(batch: TensorDictBase) -> TensorDictBase:
@@ -80,8 +84,7 @@ def with_state_and_team_reward(batch: TensorDictBase) -> TensorDictBase:
 def learning(
     batches: Iterator[TensorDictBase],
     replay: TensorDictReplayBuffer,
-    update: Callable[[TensorDictBase], object],
-    n_updates: int,
+    learn: Callable[[], object],
 ) -> Callable[[], None]:
     """Return a function that collects a batch and learns from the replay buffer.
 
@@ -90,14 +93,12 @@ def learning(
     Args:
         batches: of a collector.
         replay: the buffer of the batches.
-        update: takes one step on a sampled batch.
-        n_updates: the number of steps after each batch.
+        learn: takes the steps after each batch, on samples of the buffer.
     """
 
     def step() -> None:
         replay.extend(next(batches))
-        for _ in range(n_updates):
-            update(replay.sample())
+        learn()
 
     step()
     step()

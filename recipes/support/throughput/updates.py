@@ -22,6 +22,7 @@ from torchrl.objectives import HardUpdate, QMixerLoss, ValueEstimators
 
 from qmix_trl import (
     FeedforwardAgent,
+    Learner,
     QMixer,
     QMixLoss,
     RecurrentAgent,
@@ -327,5 +328,6 @@ def _with_sampling_ms(plan: Plan, agent: Callable, batch: TensorDictBase) -> flo
     for _ in range(8):
         replay.extend(batch.clone())
     update = our_update(agent(plan.device), SIMPLE_SPREAD)
-    run = several(lambda: update(replay.sample()), plan.round_updates)
-    return part_ms(run, plan.round_updates, plan.device)
+    learner = Learner(update, replay, n_steps=plan.round_updates)
+    learner()  # on a GPU, the steps before a graph is captured
+    return part_ms(learner, plan.round_updates, plan.device)
