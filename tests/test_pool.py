@@ -121,25 +121,30 @@ class EarlierSum(ExactSum):
 
 
 def resets_counted(late, n_calls):
-    """Return the resets that each ``renew`` counts, of 4 environments with 10 between two calls.
+    """Return the resets that each ``renew`` counts, and the refills so far.
+
+    Between two calls 4 environments have 10 resets each.
 
     The pool has 16 states, each for 4 environments: it is due from 64 resets on.
     """
     fresh = pool.FreshStates(task_of(Plain()), 4, 0, step_of_plain(), least_states=1)
-    state, counted = EnvState(fresh, 0, torch.zeros(4, 0)), []
+    state, counted, refills, refill = EnvState(fresh, 0, torch.zeros(4, 0)), [], [], fresh.renew
+    fresh.renew = lambda: (refills.append(fresh.taken), refill())
     if late:
         state._taken = EarlierSum(state.resets)
         state._taken.take()
     for _ in range(n_calls):
         state.renew()
-        counted.append(fresh.taken)
+        counted.append((fresh.taken, len(refills)))
         state.resets += 10
     return state, counted
 
 
 def test_a_late_count_of_resets_refills_the_pool_one_call_later():
-    assert resets_counted(False, 6)[1] == [0, 40, 0, 40, 0, 40]  # 80: refilled, nothing is taken
-    assert resets_counted(True, 6)[1] == [0, 0, 40, 0, 0, 40]  # sees 80 one call later
+    at_once = [(0, 0), (40, 0), (0, 1), (40, 1), (0, 2), (40, 2)]  # 80: refilled, nothing is taken
+    late = [(0, 0), (0, 0), (40, 0), (0, 1), (0, 1), (40, 1)]  # sees 80 one call later
+    assert resets_counted(False, 6)[1] == at_once
+    assert resets_counted(True, 6)[1] == late
 
 
 def test_a_late_count_begins_anew_with_a_seed_and_with_a_loaded_state():

@@ -118,45 +118,52 @@ def games_arguments(description: str | None) -> argparse.Namespace:
 def throughput_arguments(description: str | None) -> argparse.Namespace:
     """Return the arguments of ``throughput.py``, under the names of its options.
 
+    An option that is None takes a default that depends on the device (``throughput/plan.py``).
+
     Raises:
         SystemExit: if the command line has a mistake.
     """
-    scenarios = ["balance", "navigation", "simple_spread", "dispersion", "transport", "discovery"]
     parser = argparse.ArgumentParser(description=description)
+    several = {"nargs": "+"}
+    size = {"type": _size, "metavar": "N"}
     parser.add_argument(
-        "--what",
-        nargs="+",
-        choices=TITLES,
-        default=list(TITLES),
-        help="measurements (default: all)",
+        "--device", choices=("auto", "cpu", "cuda"), default="cpu", help="(default: cpu)"
+    )
+    parser.add_argument(
+        "--what", **several, choices=TITLES, help="measurements (default: all; CUDA: but train-4)"
     )
     parser.add_argument(
         "--scenarios",
-        nargs="+",
+        **several,
         choices=vmas_scenarios(),
-        default=scenarios,
         metavar="NAME",
-        help=f"scenarios of VMAS (default: {' '.join(scenarios)})",
+        help="scenarios of VMAS (default: balance navigation simple_spread dispersion transport "
+        "discovery; CUDA: balance simple_spread)",
     )
     parser.add_argument(
         "--envs",
-        nargs="+",
-        type=int,
-        default=(32, 600, 4096),
-        help="numbers of environments (default: 32 600 4096)",
+        **several,
+        **size,
+        help="numbers of environments (default: 32 600 4096; CUDA: 4096 32768 131072)",
     )
     parser.add_argument(
         "--engines",
-        nargs="+",
+        **several,
         choices=COLORS,
-        default=("kernel", "eager"),
-        help="engines of ours to time (default: kernel eager)",
+        help="engines of ours to time (default: kernel eager; CUDA: kernel)",
     )
     parser.add_argument(
-        "--rounds", type=int, default=7, help="interleaved rounds of each case (default: 7)"
+        "--steps",
+        **size,
+        help="steps of a batch of collection (default: 25; CUDA: 100, or 25 above 65,536 "
+        "environments)",
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads of the CPU (default: 1)")
+    parser.add_argument(
+        "--rounds", **size, help="interleaved rounds of each case (default: 7; CUDA: 3)"
+    )
+    parser.add_argument("--threads", **size, default=1, help="threads of the CPU (default: 1)")
     parser.add_argument("--json", type=Path, help="a file for the lines of the table")
+    parser.add_argument("--profile", type=Path, help="a folder for profiles of one round each")
     parser.add_argument(
         "--picture",
         type=Path,
@@ -164,3 +171,10 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
         help="a file for the picture (default: throughput.png)",
     )
     return parser.parse_args()
+
+
+def _size(text: str) -> int:
+    size = int(text)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {size}")
+    return size

@@ -41,17 +41,21 @@ LEARNING = ("loss", "td_error", "total_value", "grad_norm")  # outputs of an upd
 UPDATERS = {"hard": make_hard_updater, "soft": make_soft_updater}
 
 
-def choose_device(wanted: str) -> torch.device:
+def choose_device(wanted: str, option: str = "runtime.device") -> torch.device:
     """Return a device; "auto" is CUDA where there is one, else the CPU.
+
+    Args:
+        wanted: "auto", "cpu" or "cuda".
+        option: the name under which a user sets it.
 
     Raises:
         MachineError: if CUDA is asked for and absent.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise MachineError(
-            f"runtime.device: cuda is asked for, but torch {torch.__version__} sees no CUDA "
+            f"{option}: cuda is asked for, but torch {torch.__version__} sees no CUDA "
             "device; with an NVIDIA driver, pip install --force-reinstall 'torch>=2.11,<2.14' "
-            "takes torch's CUDA build; or set runtime.device=auto"
+            f"takes torch's CUDA build; or set {option}=auto"
         )
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qmix_trl.chosen import Chosen
+
 WIDTHS = (10, 14, 6, 9, 9, 9, 10, 22, 9, 5, 7, 7)
 HEADER = (
     "what",
@@ -35,7 +37,7 @@ class Timing:
     """A line of the table: one engine compared with the baseline.
 
     Milliseconds are of one step of all environments, or of one update; ``per_second`` counts
-    frames, or updates.
+    frames, or updates. Ratio and baseline are None if the baseline could not run.
     """
 
     what: str
@@ -43,41 +45,69 @@ class Timing:
     n_envs: int
     engine: str
     baseline: str
-    ratio: dict[str, float]
+    ratio: dict[str, float] | None
     ms: float
-    baseline_ms: float
+    baseline_ms: float | None
     per_second: float
     operations: int  # of torch, in one step
     products_ms: float  # the matrix products of the network alone, by torch; of collection
     build_s: float
     cached_s: float
+    host_ms: float  # until the call returned; on a GPU the device may go on
+    start_s: float  # to make and to warm up our side
+    peak_gib: float | None  # of the GPU's memory that our side took; None on the CPU
+    baseline_peak_gib: float | None
+    how: dict[str, Chosen]  # the implementations that ran, by part
+    parts: dict[str, float]  # parts alone, by names that end in their unit
+    machine: dict[str, str]  # names and versions
 
 
-def print_table(timings: Sequence[Timing], *, header: bool) -> None:
-    """Print the lines, after the headings if asked."""
+def print_table(timings: Sequence[Timing], *, header: bool, details: bool) -> None:
+    """Print the lines, and under each line why a faster implementation did not run.
+
+    Args:
+        timings: the lines.
+        header: print the headings before.
+        details: print implementations, the host's part, memory and parts under each line, too.
+    """
     if header:
         print(_line(HEADER))
     for timing in timings:
-        ratio = timing.ratio
-        print(
-            _line(
-                (
-                    timing.what,
-                    timing.scenario,
-                    str(timing.n_envs),
-                    timing.engine,
-                    f"{timing.ms:.3f}",
-                    f"{timing.baseline_ms:.1f}",
-                    f"{timing.per_second:,.0f}",
-                    f"{ratio['median']:.1f} ({ratio['min']:.1f}-{ratio['max']:.1f})",
-                    f"{timing.products_ms:.3f}" if timing.products_ms else "",
-                    str(timing.operations),
-                    f"{timing.build_s:.1f} s" if timing.build_s else "",
-                    f"{timing.cached_s:.1f} s" if timing.cached_s else "",
-                )
-            ),
-            flush=True,
-        )
+        print(_line(_cells(timing)), flush=True)
+        for part, chosen in timing.how.items():
+            if details or chosen.passed_over:
+                print(f"    {part}: {chosen}", flush=True)
+        if details:
+            print(f"    {_details(timing)}", flush=True)
+
+
+def _cells(timing: Timing) -> Sequence[str]:
+    ratio = timing.ratio
+    return (
+        timing.what,
+        timing.scenario,
+        str(timing.n_envs),
+        timing.engine,
+        f"{timing.ms:.3f}",
+        "" if timing.baseline_ms is None else f"{timing.baseline_ms:.1f}",
+        f"{timing.per_second:,.0f}",
+        f"{ratio['median']:.1f} ({ratio['min']:.1f}-{ratio['max']:.1f})" if ratio else "",
+        f"{timing.products_ms:.3f}" if timing.products_ms else "",
+        str(timing.operations),
+        f"{timing.build_s:.1f} s" if timing.build_s else "",
+        f"{timing.cached_s:.1f} s" if timing.cached_s else "",
+    )
+
+
+def _details(timing: Timing) -> str:
+    memory = (("peak_gib", timing.peak_gib), ("baseline_peak_gib", timing.baseline_peak_gib))
+    numbers = {
+        "host_ms": timing.host_ms,
+        "start_s": timing.start_s,
+        **{name: gib for name, gib in memory if gib is not None},
+        **timing.parts,
+    }
+    return ", ".join(f"{name} {value:,.3f}" for name, value in numbers.items())
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -104,6 +134,8 @@ def draw(timings: Sequence[Timing], path: Path) -> None:
         cases = list(dict.fromkeys((timing.scenario, timing.n_envs) for timing in chosen))
         for timing in chosen:
             shift = (engines.index(timing.engine) - (len(engines) - 1) / 2) * width
+            if timing.ratio is None:
+                continue
             median, least, most = (timing.ratio[name] for name in ("median", "min", "max"))
             axis.bar(
                 cases.index((timing.scenario, timing.n_envs)) + shift,

@@ -6,11 +6,13 @@ TorchRL's update is its ``QMixerLoss`` with the networks of its own recipe. All 
 on the same batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from support.throughput.timing import Case, operations, timed
+from support.throughput.plan import MAX_STEPS, Plan
+from support.throughput.timing import Case, Runner, operations, part_ms
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import Tensor, nn
@@ -18,7 +20,17 @@ from torchrl.modules import MultiAgentMLP, QValueModule
 from torchrl.modules import QMixer as TorchRLQMixer
 from torchrl.objectives import HardUpdate, QMixerLoss, ValueEstimators
 
-from qmix_trl import FeedforwardAgent, QMixer, QMixLoss, RecurrentAgent, Update, make_hard_updater
+from qmix_trl import (
+    FeedforwardAgent,
+    Learner,
+    QMixer,
+    QMixLoss,
+    RecurrentAgent,
+    SequenceRows,
+    Update,
+    make_hard_updater,
+    make_replay,
+)
 from qmix_trl.keys import (
     ACTION,
     ACTION_VALUE,
@@ -38,9 +50,10 @@ from qmix_trl.keys import (
 N_ROWS, N_STEPS = 32, 100  # of a batch
 HIDDEN_DIM, EMBED_DIM = 64, 32
 GAMMA, LR, MAX_GRAD_NORM, PERIOD_UPDATES = 0.99, 5e-4, 10.0, 200
-ROUND_UPDATES = 5
+BASELINE_UPDATES = 5  # of a round
 CUT_STEPS_OF_SLICES = 4
 RESETS = 0.02  # of a step, where there are any inside rows
+CPU = torch.device("cpu")
 
 
 class Sizes(NamedTuple):
@@ -55,8 +68,11 @@ class Sizes(NamedTuple):
 SIMPLE_SPREAD = Sizes(3, 18, 5, 54)
 
 
-def random_batch(*, resets: bool) -> TensorDictBase:
-    """Return a batch [B, T] of simple_spread's sizes; with resets, episodes terminate inside."""
+def random_batch(*, resets: bool, device: torch.device = CPU) -> TensorDictBase:
+    """Return a batch [B, T] of simple_spread's sizes; with resets, episodes terminate inside.
+
+    The numbers are the same on every device.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def sequence(*shape: int) -> tuple[Tensor, Tensor]:
@@ -77,7 +93,7 @@ def random_batch(*, resets: bool) -> TensorDictBase:
     batch[next_key(DONE)] = batch[next_key(TERMINATED)] = done
     n_cut_steps = CUT_STEPS_OF_SLICES if resets else 0  # as replay's rows have room for
     batch[CUT_STEPS] = torch.zeros(N_ROWS, N_STEPS, n_cut_steps, dtype=torch.int64)
-    return batch
+    return batch.to(device)
 
 
 class PlainAgents(nn.Module):
@@ -105,16 +121,16 @@ class PlainAgents(nn.Module):
 class PlainUpdate:
     """The QMIX update as PyMARL writes it, with resets inside rows where they terminate."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, device: torch.device = CPU) -> None:
         self.sizes = sizes
         self.networks, self.targets = (
             nn.ModuleList(
                 [PlainAgents(sizes), QMixer(sizes.n_agents, sizes.state_dim, EMBED_DIM, 2)]
-            )
+            ).to(device)
             for _ in range(2)
         )
         self.targets.load_state_dict(self.networks.state_dict())
-        self.optimizer = torch.optim.Adam(self.networks.parameters(), lr=LR)
+        self.optimizer = adam(self.networks.parameters())
         self.n_updates = 0
 
     def __call__(self, batch: TensorDictBase) -> Tensor:
@@ -137,7 +153,7 @@ class PlainUpdate:
         taken = nn.functional.one_hot(batch[ACTION], self.sizes.n_actions).float()
         last = torch.cat([torch.zeros_like(taken[:, :1]), taken], 1)
         last = last * ~is_init.unsqueeze(-1)
-        own = torch.eye(self.sizes.n_agents).expand(*last.shape[:3], -1)
+        own = torch.eye(self.sizes.n_agents, device=last.device).expand(*last.shape[:3], -1)
         inputs = torch.cat([torch.cat(observation, 1), last, own], -1)
         agents, mixer = self.networks
         values = agents(inputs, is_init)
@@ -157,7 +173,7 @@ class PlainUpdate:
 class TorchRLUpdate:
     """The update of TorchRL's ``QMixerLoss``, perceptrons as agents."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, device: torch.device = CPU) -> None:
         network = MultiAgentMLP(
             sizes.observation_dim,
             sizes.n_actions,
@@ -167,6 +183,7 @@ class TorchRLUpdate:
             depth=2,
             num_cells=HIDDEN_DIM,
             activation_class=nn.ReLU,
+            device=device,
         )
         values = TensorDictSequential(
             TensorDictModule(network, in_keys=[OBSERVATION], out_keys=[ACTION_VALUE]),
@@ -178,7 +195,7 @@ class TorchRLUpdate:
             ),
         )
         mixer = TensorDictModule(
-            TorchRLQMixer((sizes.state_dim,), EMBED_DIM, sizes.n_agents, "cpu"),
+            TorchRLQMixer((sizes.state_dim,), EMBED_DIM, sizes.n_agents, device),
             in_keys=[CHOSEN_ACTION_VALUE, STATE],
             out_keys=[TOTAL_VALUE],
         )
@@ -193,7 +210,8 @@ class TorchRLUpdate:
             terminated=TERMINATED,
         )
         self.loss.make_value_estimator(ValueEstimators.TD0, gamma=GAMMA)
-        self.optimizer = torch.optim.Adam(self.loss.parameters(), lr=LR)
+        self.loss.to(device)
+        self.optimizer = adam(self.loss.parameters())
         self.updater = HardUpdate(self.loss, value_network_update_interval=PERIOD_UPDATES)
 
     def __call__(self, batch: TensorDictBase) -> None:
@@ -206,58 +224,110 @@ class TorchRLUpdate:
         self.updater.step()
 
 
-def our_update(agent: RecurrentAgent | FeedforwardAgent, sizes: Sizes) -> Update:
-    """Return our update of an agent and a mixer."""
+def adam(parameters: Iterable[nn.Parameter], **options: Any) -> torch.optim.Adam:
+    """Return the optimiser of all sides; on a GPU a graph can hold its step."""
+    parameters = list(parameters)
+    return torch.optim.Adam(parameters, lr=LR, capturable=parameters[0].is_cuda, **options)
+
+
+def our_update(
+    agent: RecurrentAgent | FeedforwardAgent, sizes: Sizes, cuda_graph: bool | str = "auto"
+) -> Update:
+    """Return our update of an agent and a mixer, on the agent's device."""
+    device = next(agent.parameters()).device
     loss = QMixLoss(
         agent,
-        QMixer(sizes.n_agents, sizes.state_dim, EMBED_DIM, hypernet_layers=2),
+        QMixer(sizes.n_agents, sizes.state_dim, EMBED_DIM, hypernet_layers=2, device=device),
         gamma=GAMMA,
     )
     return Update(
         loss,
-        torch.optim.Adam(loss.parameters(), lr=LR, fused=True),
+        adam(loss.parameters(), fused=True),
         make_hard_updater(loss, period_updates=PERIOD_UPDATES),
         max_grad_norm=MAX_GRAD_NORM,
+        cuda_graph=cuda_graph,
     )
 
 
-def updates() -> Iterator[Case]:
+def perceptrons(device: torch.device) -> FeedforwardAgent:
+    """Return the agents of ``update-mlp``."""
+    hidden_dims = (HIDDEN_DIM, HIDDEN_DIM)
+    sizes = SIMPLE_SPREAD[:3]
+    return FeedforwardAgent(*sizes, hidden_dims=hidden_dims, use_agent_id=False, device=device)
+
+
+def recurrent(device: torch.device) -> RecurrentAgent:
+    """Return the agents of ``update-gru``."""
+    return RecurrentAgent(*SIMPLE_SPREAD[:3], hidden_dim=HIDDEN_DIM, device=device)
+
+
+def updates(plan: Plan) -> Iterator[Case]:
     """Yield the cases: perceptrons on whole episodes, the GRU on these and on rows with resets."""
-    sizes = SIMPLE_SPREAD
-    hidden = (HIDDEN_DIM, HIDDEN_DIM)
-    perceptrons = FeedforwardAgent(*sizes[:3], hidden_dims=hidden, use_agent_id=False)
-    ours = our_update(perceptrons, sizes)
-    batch = random_batch(resets=False)
-    yield _case("update-mlp", "episodes", "QMixerLoss", batch, TorchRLUpdate(sizes), ours)
-    for rows, resets in (("episodes", False), ("slices", True)):
-        agent = RecurrentAgent(*sizes[:3], hidden_dim=HIDDEN_DIM)
-        ours = our_update(agent, sizes)
-        batch = random_batch(resets=resets)
-        yield _case("update-gru", rows, "GRUCell loop", batch, PlainUpdate(sizes), ours)
+    for what, rows, baseline, their_update, agent in (
+        ("update-mlp", "episodes", "QMixerLoss", TorchRLUpdate, perceptrons),
+        ("update-gru", "episodes", "GRUCell loop", PlainUpdate, recurrent),
+        ("update-gru", "slices", "GRUCell loop", PlainUpdate, recurrent),
+    ):
+        batch = random_batch(resets=rows == "slices", device=plan.device)
+        yield Case(
+            what=what,
+            scenario=rows,
+            n_envs=N_ROWS,
+            device=plan.device,
+            baseline=baseline,
+            theirs=partial(_theirs, plan, their_update, batch),
+            ours={"kernel": partial(_ours, plan, agent, batch)},
+        )
 
 
-def _case(
-    what: str,
-    rows: str,
-    name: str,
-    batch: TensorDictBase,
-    theirs: Callable[[TensorDictBase], Any],
-    ours: Update,
-) -> Case:
-    def several(update: Callable[[TensorDictBase], Any]) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(ROUND_UPDATES):
-                update(batch)
+def _theirs(plan: Plan, their_update: Callable, batch: TensorDictBase) -> Runner:
+    update = their_update(SIMPLE_SPREAD, plan.device)
+    run = several(partial(update, batch), BASELINE_UPDATES)
+    run()
+    return Runner(run, BASELINE_UPDATES)
 
-        return run
 
-    several(theirs)()
-    several(ours)()
-    return Case(
-        what=what,
-        scenario=rows,
-        n_envs=N_ROWS,
-        baseline=name,
-        theirs=timed(several(theirs), ROUND_UPDATES),
-        ours={"kernel": (timed(several(ours), ROUND_UPDATES), operations(lambda: ours(batch)))},
+def _ours(plan: Plan, agent: Callable, batch: TensorDictBase) -> Runner:
+    update = our_update(agent(plan.device), SIMPLE_SPREAD)
+    run = several(partial(update, batch), plan.round_updates)
+    run()
+
+    def parts() -> dict[str, float]:
+        numbers = {"with_sampling_ms": _with_sampling_ms(plan, agent, batch)}
+        if plan.on_gpu:
+            eager = our_update(agent(plan.device), SIMPLE_SPREAD, cuda_graph=False)
+            several_eager = several(partial(eager, batch), BASELINE_UPDATES)
+            numbers["without_graph_ms"] = part_ms(several_eager, BASELINE_UPDATES, plan.device)
+        return numbers
+
+    return Runner(
+        run, plan.round_updates, operations(lambda: update(batch)), {"update": update.how}, parts
     )
+
+
+def several(update: Callable[[], object], n: int) -> Callable[[], None]:
+    """Return a function that takes ``n`` updates."""
+
+    def run() -> None:
+        for _ in range(n):
+            update()
+
+    return run
+
+
+def _with_sampling_ms(plan: Plan, agent: Callable, batch: TensorDictBase) -> float:
+    """Return the milliseconds of an update on rows that are sampled from a replay buffer."""
+    max_steps = MAX_STEPS if batch[CUT_STEPS].shape[-1] else None
+    replay = make_replay(
+        SequenceRows(max_steps=max_steps),
+        capacity_rows=8 * N_ROWS,
+        batch_rows=N_ROWS,
+        seed=0,
+        device=plan.device,
+    )
+    for _ in range(8):
+        replay.extend(batch.clone())
+    update = our_update(agent(plan.device), SIMPLE_SPREAD)
+    learner = Learner(update, replay, n_steps=plan.round_updates)
+    learner()  # on a GPU, the steps before a graph is captured
+    return part_ms(learner, plan.round_updates, plan.device)
