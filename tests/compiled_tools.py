@@ -121,11 +121,11 @@ def traced(function):
     return StepGraph(
         graph=graph,
         paths=None,
-        choice_paths=(),
         choices=(),
         state=list(STATE.values()),
         draws=(),
         n_envs=E,
+        names=frozenset(),
     )
 
 

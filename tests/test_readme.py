@@ -277,17 +277,17 @@ def test_the_compilers_page_shows_what_the_compiler_makes():
     from qmix_trl.envs.compiled.codegen import cpp
     from qmix_trl.envs.compiled.codegen.schedule import guards, live
     from qmix_trl.envs.compiled.lower.step import lower
-    from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, variants
+    from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, traced
     from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
     settings = {"scenario_kwargs": {}, "state": "world", "team_reward": "mean", "group": None}
     task = Task(name="balance", scenario=load("balance.py").Scenario(), **settings)
-    (graph,) = variants(VmasSimulation(task, TRACE_ENVS, 0, torch.device("cpu")))
+    (graph,) = traced(VmasSimulation(task, TRACE_ENVS, 0, torch.device("cpu"))).graphs
     step = lower([graph], state_is_observations=False)
-    python, traced, lowered, line, guard = blocks(section(COMPILER, "One line, from Python to C++"))
+    python, aten, lowered, line, guard = blocks(section(COMPILER, "One line, from Python to C++"))
     assert python.strip() in (Path(load.__code__.co_filename).parent / "balance.py").read_text()
     graph_code, printed = without_numbers(graph.graph.code), without_numbers(cpp.function(step))
-    for shown, made in ((traced, graph_code), (line, printed), (guard, printed)):
+    for shown, made in ((aten, graph_code), (line, printed), (guard, printed)):
         for statement in shown.strip().removesuffix("...").strip().splitlines():
             assert without_numbers(statement) in made, statement
 

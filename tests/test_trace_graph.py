@@ -1,7 +1,9 @@
 """The graphs of a step: their choices, what they compute, and the steps that have none."""
 
 import random
+import time
 
+import numpy as np
 import pytest
 import torch
 from compiled_tools import Plain, simulation_of
@@ -9,8 +11,9 @@ from trace_tools import Counter, Hoarder, Tuple, state_of
 from vmas.simulator.core import Agent, Landmark, Sphere, World
 
 from qmix_trl.envs.compiled.trace import graph as trace
-from qmix_trl.envs.compiled.trace import pure
+from qmix_trl.envs.compiled.trace import pure, resets
 from qmix_trl.envs.compiled.trace.snapshot import snapshot
+from qmix_trl.envs.compiled.trace.state import random_step
 
 
 class Goal(Plain):
@@ -31,36 +34,40 @@ class Goal(Plain):
 def _few_resets(monkeypatch):
     """Find choices in 40 resets: they miss one of two choices with probability 2^-39."""
     monkeypatch.setattr(trace, "CHOICE_RESETS", 40)
+    monkeypatch.setattr(resets, "CHOICE_RESETS", 40)
+
+
+def traced(scenario):
+    """Return the trace of a scenario's step."""
+    return trace.traced(simulation_of(scenario, trace.TRACE_ENVS))
 
 
 @pytest.mark.usefixtures("_few_resets")
-def test_there_is_a_graph_for_each_choice_that_changes_the_step():
-    graphs = trace.variants(simulation_of(Goal(), trace.TRACE_ENVS))
-    assert {graph.choices for graph in graphs} == {("mark_0",), ("mark_1",)}
-    assert {graph.choice_paths for graph in graphs} == {("env.scenario.goal@",)}
+def test_there_is_a_graph_for_each_choice_that_the_step_reads():
+    found = traced(Goal())
+    assert found.paths.choices == ("env.scenario.goal@",)
+    assert {graph.choices for graph in found.graphs} == {(("mark_0",),), (("mark_1",),)}
 
 
 @pytest.mark.usefixtures("_few_resets")
-def test_there_is_one_graph_if_no_choice_changes_the_step():
+def test_a_choice_that_the_step_does_not_read_is_no_choice():
     class Blind(Goal):
         observation = Plain.observation
 
-    (graph,) = trace.variants(simulation_of(Blind(), trace.TRACE_ENVS))
-    assert (graph.choice_paths, graph.choices) == ((), ())
+    found = traced(Blind())
+    assert found.paths.choices == ()
+    assert [graph.choices for graph in found.graphs] == [((),)]
 
 
-@pytest.mark.parametrize(
-    ("kinds", "places"),
-    [  # of the choices 000, 001, .. 111 of three values
-        ((0, 0, 0, 0, 1, 1, 1, 1), (0,)),
-        ((0, 1, 0, 1, 0, 1, 0, 1), (2,)),
-        ((0, 1, 0, 1, 1, 0, 1, 0), (0, 2)),  # kind 1: the first differs from the last
-        ((0, 1, 1, 0, 1, 0, 0, 1), (0, 1, 2)),  # kind 1: an odd number of ones
-    ],
-)
-def test_the_smallest_set_of_choices_that_determines_the_graph(kinds, places):
-    choices = [(i >> 2, i >> 1 & 1, i & 1) for i in range(8)]
-    assert trace.smallest_deciding(choices, kinds) == places
+@pytest.mark.usefixtures("_few_resets")
+def test_one_graph_holds_for_all_choices_that_make_no_difference():
+    class Idle(Goal):
+        def observation(self, agent):
+            return agent.state.pos + 0 * len(self.goal.name)
+
+    found = traced(Idle())
+    (graph,) = found.graphs
+    assert sorted(graph.choices) == [("mark_0",), ("mark_1",)]
 
 
 def test_a_trace_equals_the_step_from_other_states_and_leaves_the_simulator_unchanged():
@@ -71,7 +78,7 @@ def test_a_trace_equals_the_step_from_other_states_and_leaves_the_simulator_unch
     after = snapshot(simulation.simulator)
     for path, value in before.items():
         assert torch.equal(value.float(), after[path].float()), path
-    step = trace.random_step(simulation)
+    step = random_step(simulation)
     for _ in range(5):
         step()
     state = [value.clone() for value in paths.read(simulation.simulator)]
@@ -142,7 +149,12 @@ def branch_on_a_constant(n_envs, position):
 
 @pytest.mark.parametrize("function", [assert_it_is_near, branch_on_a_constant])
 def test_assertions_and_branches_on_constants_are_traced(function):
-    assert len(trace.variants(calling(function))) == 1
+    assert len(trace.traced(calling(function)).graphs) == 1
+
+
+def draws_by_numpy(n_envs, position):
+    """Draw from NumPy's global generator."""
+    np.random.rand()  # noqa: NPY002 - scenarios do
 
 
 class ManyChoices(Goal):
@@ -156,12 +168,16 @@ class ManyChoices(Goal):
         return agent.state.pos * self.number
 
 
+@pytest.mark.usefixtures("_few_resets")
 @pytest.mark.parametrize(
     ("simulation", "message"),
     [
         (lambda: simulation_of(Counter()), "steps change Python values: env.scenario.n_steps"),
         (lambda: simulation_of(Tuple()), r"where it cannot be set: env\.scenario\.pair\(0\)"),
-        (lambda: simulation_of(ManyChoices()), "more than 2 choices in Python: env.scenario.goal@"),
+        (
+            lambda: simulation_of(ManyChoices()),
+            "more than 2 choices in Python: env.scenario.number",
+        ),
         (
             lambda: calling(lambda n, x: torch.rand(2)),
             r"draws \(2,\), for all environments at once",
@@ -169,13 +185,18 @@ class ManyChoices(Goal):
         (lambda: calling(lambda n, x: torch.randperm(n)), "draws by torch.randperm"),
         (lambda: calling(lambda n, x: x.sum().item()), r"depends on tensors at test_trace_graph"),
         (lambda: calling(lambda n, x: [x + 1 for _ in range(500)]), "times, more than 500"),
+        (lambda: calling(lambda n, x: x.numpy()), r"depends on tensors at test_trace_graph"),
+        (lambda: calling(lambda n, x: torch.tensor([x[0, 0], 1.0])), r"depends on tensors at test"),
+        (lambda: calling(lambda n, x: len((x > 0).nonzero())), "shape of a result depends on num"),
+        (lambda: calling(draws_by_numpy), "chance in Python: it draws from NumPy's"),
+        (lambda: calling(lambda n, x: time.time()), r"chance in Python: test_trace_graph\.py"),
     ],
 )
 def test_a_step_that_is_no_pure_function_of_tensors_is_refused(monkeypatch, simulation, message):
     monkeypatch.setattr(trace, "MOST_CHOICES", 2)
     monkeypatch.setattr(trace, "MOST_CALLS", 500)
     with pytest.raises(pure.Untraceable, match=message):
-        trace.variants(simulation())
+        trace.traced(simulation())
 
 
 def test_static_collisions_ignore_the_distance():

@@ -4,7 +4,7 @@ import torch
 from compiled_tools import simulation_of
 from trace_tools import Alias, Counter, Hoarder, Tuple, Viewed, observations, state_of
 
-from qmix_trl.envs.compiled.trace.graph import random_step
+from qmix_trl.envs.compiled.trace.state import random_step
 
 
 def test_state_is_found_in_lists_dictionaries_and_closures():
@@ -12,7 +12,7 @@ def test_state_is_found_in_lists_dictionaries_and_closures():
     here = "env.scenario"
     own = {path for path in paths.tensors if path.startswith(f"{here}.") and "_world" not in path}
     # The closure's only cell is the list; listed[1] and mapped[never] are never written.
-    expected = {f"{here}.listed[0]", f"{here}.mapped[count]", f"{here}.tally.closure[0][0]"}
+    expected = {f"{here}.listed[0]", f"{here}.mapped[count]", f"{here}.tally:closure[0][0]"}
     assert own == expected
     assert {"<agent_0>._state._pos", "<agent_0>._state._vel"} <= set(paths.tensors)
     assert paths.floats == (f"{here}.weight",)

@@ -5,8 +5,7 @@ import random
 import torch
 from compiled_tools import Plain
 
-from qmix_trl.envs.compiled.trace import graph
-from qmix_trl.envs.compiled.trace.state import find_state
+from qmix_trl.envs.compiled.trace.state import find_state, random_step
 
 
 class Hoarder(Plain):
@@ -92,7 +91,7 @@ class Counter(Plain):
 def state_of(simulation):
     """Return the paths of a simulation's state."""
     with simulation.own_randomness():
-        return find_state(simulation.simulator, graph.random_step(simulation))
+        return find_state(simulation.simulator, random_step(simulation))
 
 
 def observations(simulation, steps):

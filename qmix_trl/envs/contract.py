@@ -42,10 +42,15 @@ class BufferedEnv(Protocol):
         reset_when_done: whether an environment that is done is reset at once.
         compiled_loop: the compiled loop that can take its steps: ``CPP_LOOP`` or ``CUDA_GRAPH`` of
             ``chosen.py``; None if there is none.
+        refusal: why its engine cannot take the next episodes; None if it can.
     """
 
     reset_when_done: bool
     compiled_loop: str | None
+    refusal: str | None
+
+    def change_engine(self) -> None:
+        """Go on with another engine; the caller resets all environments, whose episodes end."""
 
     def begin_buffers(self, n_steps: int) -> Any:
         """Return buffers of T steps that begin with the present observation."""

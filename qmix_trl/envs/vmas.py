@@ -5,6 +5,7 @@ and draws from one random stream for all environments of a process. The environm
 all three. An engine steps it (``compiled/engines/``): VMAS itself, or a compiled step.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl import keys
+from qmix_trl.chosen import Chosen
 from qmix_trl.envs.compiled.choose import ENGINES, Settings, make_engine
 from qmix_trl.envs.compiled.engines.buffers import Buffers, layout_of
 from qmix_trl.envs.compiled.engines.eager import EagerEngine
@@ -31,6 +33,7 @@ from qmix_trl.envs.contract import (
 )
 from qmix_trl.envs.vmas_scenarios import load_scenario, scenario_keywords
 from qmix_trl.envs.vmas_simulation import TEAM_REWARDS, Task, VmasSimulation
+from qmix_trl.errors import ConfigError
 
 
 def make_env(
@@ -120,6 +123,7 @@ class VmasTeam(EnvBase):
         self.name = settings.task.name
         self.max_steps = settings.max_steps
         self.reset_when_done = reset_when_done
+        self._settings, self._wanted = settings, engine
         self.engine, self.how = make_engine(settings, engine)
         self._step_buffers = Buffers.empty(settings.n_envs, 1, self.engine.layout, self.device)
         self.seen = self._step_buffers.seen.new_zeros(settings.n_envs, self.engine.layout.size)
@@ -144,6 +148,29 @@ class VmasTeam(EnvBase):
             )
         return self.engine.simulation.simulator
 
+    @property
+    def refusal(self) -> str | None:
+        """Why the engine cannot take the next episodes; None if it can."""
+        return self.engine.env_state.refusal
+
+    def change_engine(self) -> None:
+        """Go on with VMAS itself; the caller resets all environments, whose episodes end here.
+
+        Raises:
+            ConfigError: if an engine was asked for by name.
+        """
+        reasons = {**self.how.passed_over, self.how.name: f"{self.refusal}"}
+        if self._wanted != "auto":
+            raise ConfigError(
+                f"env.engine: VMAS scenario {self.name!r} runs no longer on {self._wanted}: "
+                f"{self.refusal}; engine=auto goes on with eager"
+            )
+        self.engine, how = make_engine(self._settings, "eager")
+        self.how = Chosen(how.name, reasons)
+        warnings.warn(
+            f"env.engine: VMAS scenario {self.name!r} goes on with {self.how}", stacklevel=2
+        )
+
     def _dims(self, n_actions: int) -> EnvDims:
         layout = self.engine.layout
         return EnvDims(
@@ -155,6 +182,8 @@ class VmasTeam(EnvBase):
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         reset = resets(self, tensordict, reset_when_done=self.reset_when_done)  # [E, 1]
+        if self.refusal is not None and reset.all():
+            self.change_engine()
         # Without resets the last observation stays: observing again could draw noise again.
         if reset.any():
             self.engine.reset(reset[:, 0], self.seen)
@@ -165,6 +194,8 @@ class VmasTeam(EnvBase):
         b = self._step_buffers
         b.action.copy_(tensordict.get(keys.ACTION)[:, None])
         self.engine.advance(b, 0, 1, reset_when_done=False)
+        if self.refusal is not None:  # all episodes end here, and another engine follows
+            b.truncated.fill_(True)
         self.seen.copy_(b.seen[:, 1])
         packed = self._pack(self.seen.clone())
         packed.set(keys.AGENT_REWARD, b.agent_reward[:, 0, :, None].clone())

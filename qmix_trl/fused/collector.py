@@ -122,11 +122,15 @@ class FusedCollector:
         }
         self._sums_rewards = any(isinstance(t, RewardSum) for t in transforms)
         self._begin()
-        step_loop = StepLoop(policy, self.env, steps, keeps_memory=keeps_memory)
+        self._loop, self.how = self._first_loop()
+
+    def _first_loop(self) -> tuple[Loop, Chosen]:
+        """Act one step; return the loop that can run, and why a faster one cannot."""
+        step_loop = StepLoop(self.policy, self.env, self.steps, keeps_memory=self.keeps_memory)
         # TorchRL's collector calls the policy once when it is made, and so advances the policy's
         # random stream. Without the same call here, exploration would differ from its batches.
         first = step_loop.act(self.env.begin_buffers(1), 0, self._begins, self._memory)
-        self._loop, self.how = self._choose_loop(step_loop, first)
+        return self._choose_loop(step_loop, first)
 
     def _choose_loop(self, step_loop: StepLoop, step: TensorDictBase) -> tuple[Loop, Chosen]:
         """Return the fastest loop that can run, and why a faster one cannot.
@@ -170,6 +174,10 @@ class FusedCollector:
 
     def collect(self) -> TensorDictBase:
         """Return the next batch [E, T]."""
+        if self.env.refusal is not None:
+            self.env.change_engine()
+            self._begin()
+            self._loop, self.how = self._first_loop()
         buffers = self.env.begin_buffers(self.steps)
         first_memory = self._memory
         collected = self._loop.collect(buffers, self._begins, self._memory)

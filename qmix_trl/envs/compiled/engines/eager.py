@@ -27,6 +27,8 @@ class EagerState:
         steps: int32 [E], since each environment's last reset.
     """
 
+    refusal = None
+
     def __init__(self, simulation: VmasSimulation) -> None:
         self.simulation = simulation
         self.steps = torch.zeros(simulation.n_envs, dtype=torch.int32, device=simulation.device)

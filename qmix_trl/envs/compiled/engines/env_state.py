@@ -79,6 +79,11 @@ class EnvState:
         self.key = torch.tensor([seed % 2**32, 0], device=packed.device)
         self._taken = (LateSum if packed.is_cuda else ExactSum)(self.resets)
 
+    @property
+    def refusal(self) -> str | None:
+        """Why the compiled step does not serve the pool's next states; None if it does."""
+        return self.fresh.refusal
+
     def packed_state(self) -> Tensor:
         """Return a copy of the packed state, float32 [E, K]."""
         return self.packed.clone(memory_format=torch.contiguous_format)
