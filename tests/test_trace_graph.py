@@ -176,7 +176,7 @@ class ManyChoices(Goal):
         (lambda: simulation_of(Tuple()), r"where it cannot be set: env\.scenario\.pair\(0\)"),
         (
             lambda: simulation_of(ManyChoices()),
-            "more than 2 choices in Python: env.scenario.number",
+            "more than 2 choices in Python: env.scenario.n",
         ),
         (
             lambda: calling(lambda n, x: torch.rand(2)),

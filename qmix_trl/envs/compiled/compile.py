@@ -100,7 +100,7 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
         choices=notes["choices"],
         guard=Guard.from_json(notes["guard"]),
         shared=notes["shared"],
-        by_chance=notes["by_chance"],
+        reads_in_resets=notes["reads_in_resets"],
         seconds=notes["seconds"],
     )
 
@@ -161,7 +161,7 @@ def _built(
         "choices": [[list(values) for values in graph.choices] for graph in graphs],
         "guard": trace.guard.as_json(),
         "shared": shares_draws(simulation),
-        "by_chance": trace.by_chance,
+        "reads_in_resets": trace.reads_in_resets,
         "seconds": laps.seconds,
     }
     compiled = _from_notes(path.parent, notes)

@@ -21,7 +21,7 @@ class CompiledStep:
         choices: for each kind of choice, the values at these paths that are of this kind.
         guard: of all other Python values that the step may read.
         shared: resets of all environments draw something once for all of them.
-        by_chance: Python's way through a reset depends on random numbers.
+        reads_in_resets: the scenario's code reads numbers of tensors in resets.
         seconds: of each part of the build.
     """
 
@@ -32,5 +32,5 @@ class CompiledStep:
     choices: list[list[list[Any]]]
     guard: Guard
     shared: bool
-    by_chance: bool
+    reads_in_resets: bool
     seconds: dict[str, float]

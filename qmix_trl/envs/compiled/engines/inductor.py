@@ -61,7 +61,7 @@ class InductorEngine:
             choices=choices,
             guard=trace.guard,
             shared=shared,
-            by_chance=trace.by_chance,
+            reads_in_resets=trace.reads_in_resets,
             seconds={},
         )
         self.fresh = FreshStates(simulation.task, simulation.n_envs, seed, step)

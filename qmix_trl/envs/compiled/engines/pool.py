@@ -144,7 +144,9 @@ class FreshStates:
         self.states_per_env = max(1 if step.shared else STATES_PER_ENV, -(-least_states // n_envs))
         together = max(n_envs, min(self.states_per_env * n_envs, MOST_TOGETHER))
         drawn_together, of_draws = (SHARED_STATES, CPU) if step.shared else (together, device)
-        if step.by_chance:  # a reset that draws until all environments are right may never end
+        if (
+            step.reads_in_resets
+        ):  # a reset that draws until all environments are right may never end
             drawn_together = min(n_envs, drawn_together)
         self.simulation = VmasSimulation(task, drawn_together, seed, of_draws)
         self.taken = 0

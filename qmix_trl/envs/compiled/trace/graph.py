@@ -18,8 +18,8 @@ from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import MaskMode, Untraceable, spawning, static_collisions
 from qmix_trl.envs.compiled.trace.resets import (
     CHOICE_RESETS,
+    chances,
     check_memoryless,
-    decides_by_chance,
     same,
     values_chosen,
 )
@@ -81,12 +81,12 @@ class Trace:
     Attributes:
         graphs: a graph for each kind of choices that resets make in Python.
         guard: of all other values that the step may read.
-        by_chance: Python's way through a reset depends on random numbers.
+        reads_in_resets: the scenario's code reads numbers of tensors in resets.
     """
 
     graphs: list[StepGraph]
     guard: Guard
-    by_chance: bool
+    reads_in_resets: bool
 
     @property
     def paths(self) -> StatePaths:
@@ -107,8 +107,8 @@ def traced(simulation: VmasSimulation) -> Trace:
     paths = find_settable_state(simulation)
     check_memoryless(simulation, paths)
     first = trace_step(simulation, paths)
-    by_chance = decides_by_chance(simulation)
-    if by_chance:
+    by_chance = chances(simulation)
+    if any(by_chance):
         more = values_chosen(simulation)
         paths = paths.with_choices(more, walk(simulation.simulator))
     choices = tuple(path for path in paths.choices if may_be_read(path, first.names))
@@ -119,7 +119,7 @@ def traced(simulation: VmasSimulation) -> Trace:
         graphs = {(): replace(first, paths=paths)}
     distinct = merged_equal(graphs)
     guard = check_repeatable(simulation, paths, distinct)
-    return Trace(distinct, guard, by_chance)
+    return Trace(distinct, guard, by_chance.reads)
 
 
 def find_settable_state(simulation: VmasSimulation) -> StatePaths:

@@ -1,5 +1,7 @@
 """The resets of a simulator: whether Python decides by chance in them, and what they remember."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from vmas.simulator.environment.environment import Environment, local_seed
@@ -15,10 +17,20 @@ CHOICE_RESETS = 200  # resets made to see the choices of resets that decide by c
 HISTORIES = (1, 3)  # rounds of steps and resets before two resets of equal random numbers
 
 
-def decides_by_chance(simulation: VmasSimulation) -> bool:
-    """Return whether Python's way through a reset depends on random numbers.
+class Chances(NamedTuple):
+    """The ways in which chance decides Python's way through a reset.
 
-    It does if the scenario's code draws by Python or NumPy, or reads numbers of tensors.
+    Attributes:
+        draws: the scenario's code draws by Python or NumPy.
+        reads: it reads numbers of tensors.
+    """
+
+    draws: bool
+    reads: bool
+
+
+def chances(simulation: VmasSimulation) -> Chances:
+    """Return how chance decides Python's way through a reset.
 
     Args:
         simulation: left in another state.
@@ -28,7 +40,7 @@ def decides_by_chance(simulation: VmasSimulation) -> bool:
     reads = ReadsOfPython(packages)
     with simulation.own_randomness(), randomness, audited(packages) as audit, reads:
         simulation.simulator._reset(return_observations=False)
-    return bool(reads.found) or any(chance != TORCHS for chance in audit.chances)
+    return Chances(any(chance != TORCHS for chance in audit.chances), bool(reads.found))
 
 
 def values_chosen(simulation: VmasSimulation) -> set[str]:
