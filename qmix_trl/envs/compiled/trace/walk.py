@@ -7,12 +7,13 @@ containers, arrays, closures, default arguments, attributes of classes and globa
 ``walk`` follows all of them. An object that it cannot look into is listed as unwatched.
 """
 
+import enum
 import functools
 import gc
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterable, MutableMapping, MutableSequence
+from collections.abc import Callable, Iterable, MutableMapping, MutableSequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +105,8 @@ class _Walker:
     """Fills the contents of a simulator; visits each object once.
 
     Objects wait in a queue, entities first: the path of an object that several others share does
-    not depend on references between entities, which resets change.
+    not depend on references between entities, which resets change. Classes and modules are
+    visited at once, and what they hold cannot be replaced: all simulators share it.
 
     Args:
         packages: top-level packages that count as the user's code wherever they are.
@@ -116,6 +118,8 @@ class _Walker:
         # Objects by id, with their paths: held, as a freed id can be reused.
         self._seen: dict[int, tuple[Any, str]] = {}
         self._waiting: deque[tuple[Any, str]] = deque()
+        self._shared: deque[tuple[Any, str]] = deque()
+        self._visits_shared = False
 
     def visit(self, thing: Any, path: str, holder: Any, key: Any) -> None:
         """Record a value that ``holder[key]`` holds, and all values below it.
@@ -132,7 +136,7 @@ class _Walker:
             self._add_primitive(thing, path, holder, key)
         elif isinstance(thing, types.ModuleType):
             if self._is_own(thing.__name__):
-                self._enqueue(thing, f"module {thing.__name__}")
+                self._visit_shared([(thing, f"module {thing.__name__}")], self._enqueue)
         elif isinstance(thing, type):
             self._visit_class(thing, path)
         else:
@@ -160,9 +164,9 @@ class _Walker:
         """Record which class is referred to; visit the attributes of the user's classes."""
         name = f"{cls.__module__}.{cls.__qualname__}"
         self.contents.values[f"{path}@"] = f"class {name}"
-        for base in cls.__mro__:
-            if self._is_own(base.__module__):
-                self._enqueue(base, f"class {base.__module__}.{base.__qualname__}")
+        own = [base for base in cls.__mro__ if self._is_own(base.__module__)]
+        met = [(base, f"class {base.__module__}.{base.__qualname__}") for base in own]
+        self._visit_shared(met, self._enqueue)
 
     def _visit_object(self, thing: Any, path: str, holder: Any, key: Any) -> None:
         text = leaf_text(thing)
@@ -175,6 +179,9 @@ class _Walker:
         elif text is not None:
             self.contents.values[path] = text
             return
+        if isinstance(thing, enum.Enum):
+            self.contents.values[f"{path}@"] = f"{thing}"
+            path = f"enum {type(thing).__module__}.{plain(str(thing))}"
         name = entity_name(thing)
         if name is not None:
             self._add_entity(thing, name, path, holder, key)
@@ -193,15 +200,35 @@ class _Walker:
             if first != path:
                 self.contents.values[f"{path}@"] = first
             return
-        self._waiting.append((thing, path))
+        (self._shared if self._visits_shared else self._waiting).append((thing, path))
 
     def visit_waiting(self) -> None:
-        """Visit what the objects hold that were met, and all values below."""
+        """Visit the contents of the objects that were met, and all values below."""
         while self._waiting:
             thing, path = self._waiting.popleft()
             self.contents.values[f"{path}!"] = described(thing)
             for suffix, child, holder, key in self._children(thing):
                 self.visit(child, path + suffix, holder, key)
+
+    def _visit_shared(
+        self, met: Iterable[tuple[Any, str]], visit: Callable[[Any, str], None]
+    ) -> None:
+        """Visit classes, modules or globals, and all values below, before anything that waits.
+
+        Args:
+            met: the classes, modules or globals, with their paths.
+            visit: visits one of them, or lets it wait.
+        """
+        outermost = not self._visits_shared
+        self._visits_shared = True
+        for thing, path in met:
+            visit(thing, path)
+        while outermost and self._shared:
+            thing, path = self._shared.popleft()
+            self.contents.values[f"{path}!"] = described(thing)
+            for suffix, child, _, _ in self._children(thing):
+                self.visit(child, path + suffix, None, None)
+        self._visits_shared = not outermost
 
     def _children(self, thing: Any) -> list[tuple[str, Any, Any, Any]]:
         """Return the values that an object holds.
@@ -235,9 +262,10 @@ class _Walker:
         found += [(f".{k}", value, attributes, k) for k, value in sorted(attributes.items())]
         module = function.__globals__.get("__name__", "")
         if self._is_own(module):
-            for name, value in referenced_globals(function).items():
-                # Under the module's path: all functions see the same global.
-                self.visit(value, f"module {module}.{name}", None, None)
+            # Under the module's path: all functions see the same global.
+            held = referenced_globals(function).items()
+            met = [(value, f"module {module}.{name}") for name, value in held]
+            self._visit_shared(met, lambda value, path: self.visit(value, path, None, None))
         return found
 
 
