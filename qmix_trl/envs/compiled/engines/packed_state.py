@@ -99,12 +99,28 @@ def read_packed_state(simulator: Environment, numbers: list[PackedNumber], choic
     Raises:
         Unlowerable: if the simulator does not hold one of the numbers now.
     """
-    memory = walk(simulator)
+    return pack(walk(simulator), simulator, numbers, choice)
+
+
+def pack(
+    contents: Contents, simulator: Environment, numbers: list[PackedNumber], choice: int
+) -> Tensor:
+    """Return the packed state of a simulator, float32 [E, K], from its present contents.
+
+    Args:
+        contents: as ``walk`` returned them.
+        simulator: of E environments.
+        numbers: the K numbers to read.
+        choice: the index of the choice that its last reset made.
+
+    Raises:
+        Unlowerable: if the simulator does not hold one of the numbers now.
+    """
     n_envs, device = simulator.num_envs, simulator.device
     columns = [torch.zeros(n_envs, 0, device=device)]
     for path, group in groupby(numbers, key=lambda number: number.path):
         members = list(group)
-        value = _value(memory, path, choice, device)
+        value = _value(contents, path, choice, device)
         n = n_envs if members[0].batched else 1
         places = [number.place for number in members]
         values = value.reshape(n, -1)[:, places]
@@ -112,10 +128,10 @@ def read_packed_state(simulator: Environment, numbers: list[PackedNumber], choic
     return torch.cat(columns, 1)
 
 
-def _value(memory: Contents, path: str, choice: int, device: torch.device) -> Tensor:
+def _value(contents: Contents, path: str, choice: int, device: torch.device) -> Tensor:
     if path == CHOICE:
         return torch.tensor([choice], device=device)
-    slot = memory.slots.get(path) or memory.floats.get(path)
+    slot = contents.slots.get(path) or contents.floats.get(path)
     if slot is None:
         raise Unlowerable(f"a state that is not always there: {path}")
     return torch.as_tensor(slot.value, device=device)
