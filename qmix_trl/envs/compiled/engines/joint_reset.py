@@ -17,13 +17,13 @@ from vmas.simulator.utils import ScenarioUtils
 
 from qmix_trl.envs.compiled.engines.pool import shares_draws
 from qmix_trl.envs.compiled.trace.audit import audited
+from qmix_trl.envs.compiled.trace.draws import DrawMode
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, random_step
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import READS, calling_frame
 from qmix_trl.envs.compiled.trace.snapshot import (
+    outside_kept,
     restore,
-    restore_contents,
-    saved_contents,
     sharing_memory,
     snapshot,
     unsaved,
@@ -74,21 +74,13 @@ def may_reset_together(task: Task, device: torch.device) -> bool:
         task: its scenario is held by no simulator.
         device: of the trials.
     """
-    scenario = task.scenario
-
-    def outside() -> Contents:
-        return walk_scenario(scenario)
-
-    begun = outside()
-    if unsaved(begun):
+    if unsaved(walk_scenario(task.scenario)):
         return False
-    saved = saved_contents(begun)
-    try:
-        return _trials_show(task, device)
-    except Exception:  # a scenario may raise anything with other numbers of environments
-        return False
-    finally:
-        restore_contents(outside, saved)
+    with outside_kept(task.scenario):
+        try:
+            return _trials_show(task, device)
+        except Exception:  # a scenario may raise anything with other numbers of environments
+            return False
 
 
 def _trials_show(task: Task, device: torch.device) -> bool:
@@ -101,7 +93,7 @@ def _trials_show(task: Task, device: torch.device) -> bool:
             step()
         if _changes_more(simulation):
             return False
-    return not _mixes_environments(task, device)
+    return not _differs_from_one(task, device)
 
 
 def _changes_more(simulation: VmasSimulation) -> bool:
@@ -115,31 +107,47 @@ def _changes_more(simulation: VmasSimulation) -> bool:
     return reads.found or bool(chances) or before.changed_more(walk(simulation.simulator))
 
 
-def _mixes_environments(task: Task, device: torch.device) -> bool:
-    """Return whether a reset of one environment depends on the state of others.
+def _differs_from_one(task: Task, device: torch.device) -> bool:
+    """Return whether a reset of all and a reset of one environment have different results there.
 
-    Two simulations take the same actions in their first environment, others elsewhere.
+    Two simulations take the same actions in their first environment, others elsewhere. Then the
+    one is reset as a whole, the other in its first environment, by the same random numbers.
     """
     pair = [VmasSimulation(task, TRACE_ENVS, 0, device) for _ in range(2)]
     generator = torch.Generator().manual_seed(0)
-    for simulation in pair:
-        simulation.seed(1)
-        simulation.reset()
     for _ in range(STEPS_BETWEEN):
         shape = (2, TRACE_ENVS, len(pair[0].team))
         actions = torch.randint(pair[0].n_actions, shape, generator=generator).to(device)
         actions[1, 0] = actions[0, 0]
         for simulation, action in zip(pair, actions, strict=True):
             simulation.step(action)
-    for simulation in pair:
-        simulation.seed(2)
-        simulation.reset()
+    with DrawMode(EqualDraws(device)):
+        pair[0].simulator._reset(return_observations=False)
+    with DrawMode(EqualDraws(device)):
+        pair[1].simulator._reset_at(0, return_observations=False)
     ours, theirs = (walk(simulation.simulator).slots for simulation in pair)
     return ours.keys() != theirs.keys() or any(
         not torch.equal(slot.value[0].nan_to_num(), theirs[path].value[0].nan_to_num())
         for path, slot in ours.items()
         if slot.value.shape[:1] == (TRACE_ENVS,) == theirs[path].value.shape[:1]
     )
+
+
+class EqualDraws:
+    """Draws the same numbers for all environments, however many are drawn for.
+
+    Args:
+        device: of the numbers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+        self._device = device
+
+    def __call__(self, kind: str, shape: tuple[int, ...]) -> Tensor:
+        """Return numbers of a shape [E, ..], "uniform" or "normal"."""
+        draw = torch.rand if kind == "uniform" else torch.randn
+        return draw(shape[1:], generator=self._generator).to(self._device).expand(shape).clone()
 
 
 class _Before:

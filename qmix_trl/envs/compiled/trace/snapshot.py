@@ -9,26 +9,29 @@ import ast
 import json
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from vmas.simulator.environment import Environment
+from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl.envs.compiled.trace.leaves import DESCRIBED, generator_state
 from qmix_trl.envs.compiled.trace.walk import (
     PRIMITIVES,
     RENDERING,
     Contents,
+    entity_name,
     overlapping,
     walk,
+    walk_scenario,
 )
 from qmix_trl.errors import ConfigError
 
 TEXTS = "texts"  # the key of all that is no tensor, as JSON
-NAMES = (*PRIMITIVES, tuple)  # types of keys that JSON texts can hold
 
 
 def snapshot(simulator: Environment, begun: Mapping[str, str] | None = None) -> dict[str, Tensor]:
@@ -169,6 +172,23 @@ def _restore_array(path: str, array: np.ndarray, saved: Tensor | None) -> None:
     array[...] = np.frombuffer(content, array.dtype).reshape(array.shape)
 
 
+@contextmanager
+def outside_kept(scenario: BaseScenario) -> Iterator[None]:
+    """Restore the modules and classes that a scenario can change after a ``with`` block.
+
+    Args:
+        scenario: a scenario that no simulator holds.
+
+    Raises:
+        ValueError: if they hold values that cannot be set, and these changed.
+    """
+    saved = saved_contents(walk_scenario(scenario))
+    try:
+        yield
+    finally:
+        restore_contents(lambda: walk_scenario(scenario), saved)
+
+
 # ------------------------------------------------------------------- the kinds of values
 
 
@@ -198,7 +218,7 @@ def holders(contents: Contents) -> dict[str, Any]:
             found[path] = thing
             continue
         mapping = thing if isinstance(thing, dict) else getattr(thing, "__dict__", None)
-        if isinstance(mapping, dict) and all(type(key) in NAMES for key in mapping):
+        if isinstance(mapping, dict) and all(_is_nameable(key) for key in mapping):
             found[path] = mapping
     return found
 
@@ -210,7 +230,11 @@ def constants(contents: Contents) -> dict[str, str]:
     settable |= {f"{path}@" for path in contents.entities}
     settable |= {path for path, array in contents.arrays.items() if not array.dtype.hasobject}
     odd = {p: repr(v) for p, v in primitives(contents).items() if not _text(v)}
-    fixed = {p: repr(v) for p, v in contents.values.items() if p not in settable}
+    fixed = {
+        path: repr(value)
+        for path, value in contents.values.items()
+        if path not in settable and not path.endswith(".key@")  # keys are set with their holders
+    }
     unseen = {p: f"{kind}, which cannot be looked into" for p, kind in contents.unwatched.items()}
     shapes = {f"{p}[]": f"{a.dtype} {a.shape}" for p, a in contents.arrays.items()}
     every = {**odd, **fixed, **unseen, **shapes}
@@ -257,17 +281,30 @@ def _value(text: str) -> Any:
 
 def _keys(thing: Any) -> int | list[str]:
     """Return the length of a list, or the keys of a dictionary as texts."""
-    return [repr(key) for key in thing] if isinstance(thing, dict) else len(thing)
+    if not isinstance(thing, dict):
+        return len(thing)
+    return [f"<{name}>" if (name := entity_name(key)) else repr(key) for key in thing]
+
+
+def _is_nameable(key: Any) -> bool:
+    if isinstance(key, tuple):
+        return all(_is_nameable(part) and not entity_name(part) for part in key)
+    return type(key) in PRIMITIVES or entity_name(key) is not None
 
 
 def _restore_keys(read: Callable[[], Contents], keys: Mapping[str, Any]) -> None:
     """Give lists their lengths and dictionaries their keys; new places hold None."""
-    for path, thing in holders(read()).items():
+    contents = read()
+
+    def key_of(text: str) -> Any:
+        return contents.objects[text] if text.startswith("<") else ast.literal_eval(text)
+
+    for path, thing in holders(contents).items():
         wanted = keys.get(path)
         if wanted is None or wanted == _keys(thing):
             continue
         if isinstance(thing, dict):
-            held = {key: thing.get(key) for key in map(ast.literal_eval, wanted)}
+            held = {key: thing.get(key) for key in map(key_of, wanted)}
             thing.clear()
             thing.update(held)
         else:
