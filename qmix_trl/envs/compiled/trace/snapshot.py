@@ -59,7 +59,11 @@ def snapshot(simulator: Environment, begun: Mapping[str, str] | None = None) -> 
 
 
 def saved_contents(contents: Contents, begun: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """Return a snapshot of contents, but for references to entities, as ``snapshot`` does."""
+    """Return a snapshot of contents, but for references to entities, as ``snapshot`` does.
+
+    Raises:
+        ConfigError: if a value changed that cannot be saved.
+    """
     now = constants(contents)
     changed = [] if begun is None else changed_paths(begun, now)
     if changed:

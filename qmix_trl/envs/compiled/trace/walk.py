@@ -228,7 +228,7 @@ class _Walker:
         self._waiting.append((thing, path))
 
     def visit_waiting(self) -> None:
-        """Visit what the objects hold that were met, and all values below."""
+        """Visit the children of the objects that wait, and all values below."""
         while self._waiting:
             thing, path = self._waiting.popleft()
             self.contents.objects[path] = thing
