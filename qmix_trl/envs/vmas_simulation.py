@@ -78,23 +78,27 @@ class VmasSimulation:
         n_envs: E.
         seed: the seed of the simulation's own random stream.
         device: the device of the simulation.
+        warm_up: take a step and reset, since some scenarios set attributes only in their first
+            step. Without, the simulation is as VMAS makes it.
 
     Raises:
         ConfigError: if the scenario cannot be made, has no such team, or the agents of the team
             have different numbers of actions.
     """
 
-    def __init__(self, task: Task, n_envs: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, task: Task, n_envs: int, seed: int, device: torch.device, *, warm_up: bool = True
+    ) -> None:
         self.task = task
         self.n_envs = n_envs
         self.device = device
         self._random_state = self._seeded_state(seed)
         with self.own_randomness():
-            self.simulator = self._simulate(seed)
+            self.simulator = self._simulate(seed, warm_up=warm_up)
         self.team = self._choose_team()
         self.n_actions = self._count_actions()
 
-    def _simulate(self, seed: int) -> Environment:
+    def _simulate(self, seed: int, *, warm_up: bool) -> Environment:
         task = self.task
         try:
             simulator = Environment(
@@ -105,10 +109,10 @@ class VmasSimulation:
                 seed=seed,
                 **task.scenario_kwargs,
             )
-            # Some scenarios set attributes only in their first step.
-            idle = torch.zeros(self.n_envs, 1, dtype=torch.int64, device=self.device)
-            simulator.step([idle.clone() for _ in simulator.agents])
-            simulator.reset(seed=seed)
+            if warm_up:
+                idle = torch.zeros(self.n_envs, 1, dtype=torch.int64, device=self.device)
+                simulator.step([idle.clone() for _ in simulator.agents])
+                simulator.reset(seed=seed)
             return simulator
         # A scenario's code can raise any of these on a keyword that it cannot use.
         except (TypeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:

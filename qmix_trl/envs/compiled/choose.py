@@ -20,8 +20,9 @@ from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.engines.eager import EagerEngine, EagerState
 from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.inductor import InductorEngine, check_size
+from qmix_trl.envs.compiled.engines.joint_reset import may_reset_together
 from qmix_trl.envs.compiled.engines.pool import FreshStates
-from qmix_trl.envs.compiled.gate import STEPS
+from qmix_trl.envs.compiled.gate_runs import full_extent
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import ConfigError, Refused, one_line
 from qmix_trl.native.build import compiler
@@ -103,7 +104,7 @@ def inductor(s: Settings) -> Engine:
     simulation = VmasSimulation(s.task, s.n_envs, 0, s.device)
     try:
         engine = InductorEngine(simulation, s.layout, s.max_steps, s.seed)
-        check_engine(engine, engine.graph.paths, simulation, STEPS)
+        check_engine(engine, engine.graph.paths, simulation, full_extent(simulation))
     except TorchDynamoException as error:
         raise Refused(one_line(error)) from error
     engine.env_state.seed(s.seed)
@@ -127,8 +128,9 @@ def check_known(task: Task) -> None:
 
 def eager(s: Settings) -> Engine:
     """Return the engine of VMAS itself."""
-    simulation = VmasSimulation(s.task, s.n_envs, s.seed, s.device)
-    return EagerEngine(simulation, s.layout, s.max_steps)
+    together = s.n_envs > 1 and may_reset_together(s.task, s.device)
+    simulation = VmasSimulation(s.task, s.n_envs, s.seed, s.device, warm_up=False)
+    return EagerEngine(simulation, s.layout, s.max_steps, together=together)
 
 
 MAKERS: dict[str, Callable[[Settings], Engine]] = {

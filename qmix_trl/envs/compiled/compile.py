@@ -19,25 +19,26 @@ from qmix_trl.envs.compiled.engines.packed_state import (
     check_not_carried,
     numbers_as_json,
     numbers_from_json,
+    pack,
     packed_numbers,
-    read_packed_state,
 )
 from qmix_trl.envs.compiled.engines.pool import FreshStates, shares_draws
-from qmix_trl.envs.compiled.gate import STEPS, Outcome, Reference, check
+from qmix_trl.envs.compiled.gate import Outcome, Reference, Report, check
+from qmix_trl.envs.compiled.gate_runs import AGAIN, Extent, full_extent
 from qmix_trl.envs.compiled.lower.arrays import Unlowerable
 from qmix_trl.envs.compiled.lower.step import Step, lower
 from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, Trace, traced
 from qmix_trl.envs.compiled.trace.guard import Guard
 from qmix_trl.envs.compiled.trace.state import StatePaths, find_state, random_step
-from qmix_trl.envs.compiled.trace.walk import walk
+from qmix_trl.envs.compiled.trace.walk import Contents, walk
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused
 from qmix_trl.native.build import BuildFailed, NoCompiler
 from qmix_trl.native.store import NOTES, folder, kept
 
 NO_LIMIT = 2**31 - 1
-AGAIN_ENVS, AGAIN_STEPS = 5, 8  # of the check at every start
+AGAIN_ENVS = 5  # of the check at every start
 
 
 class Checked(Protocol):
@@ -165,8 +166,10 @@ def _built(
         "seconds": laps.seconds,
     }
     compiled = _from_notes(path.parent, notes)
-    check_kernel(compiled, simulation, paths, STEPS, backend)
+    extent = full_extent(simulation)
+    report = check_kernel(compiled, simulation, paths, extent, backend)
     laps.end("gate")
+    notes["gate"] = vars(report)
     return notes
 
 
@@ -186,23 +189,23 @@ def check_again(compiled: CompiledStep, task: Task, backend: Backend) -> None:
     simulation = VmasSimulation(task, AGAIN_ENVS, 0, torch.device("cpu"))
     with simulation.own_randomness():
         paths = find_state(simulation.simulator, random_step(simulation))
-    check_kernel(compiled, simulation, paths, AGAIN_STEPS, backend)
+    check_kernel(compiled, simulation, paths, AGAIN, backend)
 
 
 def check_kernel(
     compiled: CompiledStep,
     simulation: VmasSimulation,
     paths: StatePaths,
-    n_steps: int,
+    extent: Extent,
     backend: Backend,
-) -> None:
+) -> Report:
     """Compare a compiled step, on its device, with VMAS on the CPU.
 
     Args:
         compiled: the step.
         simulation: VMAS; left in another state.
         paths: of VMAS's state.
-        n_steps: the number of steps to compare.
+        extent: the lengths of the gate's runs.
         backend: runs the step.
 
     Raises:
@@ -212,19 +215,19 @@ def check_kernel(
         simulation.task, simulation.n_envs, 0, compiled, least_states=1, device=backend.device
     )
     engine = backend.engine(compiled.library, fresh, NO_LIMIT, 0)
-    check_engine(engine, paths, simulation, n_steps)
+    return check_engine(engine, paths, simulation, extent)
 
 
 def check_engine(
-    engine: Checked, paths: StatePaths, simulation: VmasSimulation, n_steps: int
-) -> None:
+    engine: Checked, paths: StatePaths, simulation: VmasSimulation, extent: Extent
+) -> Report:
     """Compare an engine's steps with VMAS's.
 
     Args:
         engine: of as many environments as the simulation; left in another state.
         paths: of VMAS's state.
         simulation: VMAS; left in another state.
-        n_steps: the number of steps to compare.
+        extent: the lengths of the gate's runs.
 
     Raises:
         Mismatch: if they differ.
@@ -233,26 +236,27 @@ def check_engine(
     numbers, layout = fresh.step.numbers, fresh.step.layout
     buffers = Buffers.empty(simulation.n_envs, 1, layout, fresh.device)
 
-    def packed(of: VmasSimulation) -> Tensor:
-        return read_packed_state(of.simulator, numbers, fresh.choice(walk(simulation.simulator)))
+    def packed(of: VmasSimulation, contents: Contents) -> Tensor:
+        choice = fresh.choice(walk(simulation.simulator))
+        return pack(contents, of.simulator, numbers, choice)
 
-    def values(of: VmasSimulation) -> Tensor:
-        return as_numbers(packed(of), numbers)
+    def values(of: Tensor) -> Tensor:
+        return as_numbers(of, numbers)
 
-    def step(action: Tensor, key: Tensor) -> Outcome:
+    def step(state: Tensor, action: Tensor, key: Tensor) -> Outcome:
         buffers.action[:, 0] = action
-        engine.env_state.jump(packed(simulation), key)
+        engine.env_state.jump(state, key)
         engine.advance(buffers, 0, 1, reset_when_done=False)
         return Outcome(
             on_cpu(buffers.seen[:, 1]),
             on_cpu(buffers.agent_reward[:, 0]),
             on_cpu(buffers.reward),
             on_cpu(buffers.terminated.float()),
-            as_numbers(on_cpu(engine.env_state.packed_state()), numbers),
+            values(on_cpu(engine.env_state.packed_state())),
         )
 
     def on_cpu(written: Tensor) -> Tensor:
         return written.to("cpu", copy=True)
 
     scratch = VmasSimulation(simulation.task, simulation.n_envs, 0, simulation.device)
-    check(Reference(simulation, scratch, paths, layout, values), step, n_steps)
+    return check(Reference(simulation, scratch, paths, layout, packed, values), step, extent)

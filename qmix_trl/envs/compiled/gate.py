@@ -1,5 +1,6 @@
 """The gate: a compiled step is compared with unmodified VMAS before it is used."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,14 +8,22 @@ import torch
 from torch import Tensor
 
 from qmix_trl.envs.compiled.engines.buffers import SeenLayout
+from qmix_trl.envs.compiled.gate_runs import (
+    EDGE_STEPS,
+    RESET_EVERY,
+    Extent,
+    Pilots,
+    edge_names,
+    random_actions,
+    write_edges,
+)
 from qmix_trl.envs.compiled.trace.draws import DrawMode, draw
 from qmix_trl.envs.compiled.trace.pure import spawning, static_collisions
 from qmix_trl.envs.compiled.trace.state import StatePaths
+from qmix_trl.envs.compiled.trace.walk import Contents, walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import Refused
 
-STEPS = 60
-RESET_EVERY = 6
 ABSOLUTE, RELATIVE = 1e-4, 1e-5  # the effect of a few roundings
 # Stiff contacts and joints multiply roundings by any factor. The factor is measured: VMAS takes the
 # same step again from states that differ by a rounding.
@@ -23,6 +32,7 @@ ROUNDING = 2.0**-23
 AMPLIFIED = 16.0
 # The share of all steps that may differ: at a threshold, a rounding changes a reward or an end.
 TOLERATED = 1e-3
+FEW = 1  # steps of one rule or one kind of edge state that may differ
 PARTS = ("seen", "agent_reward", "reward", "terminated", "state")
 
 
@@ -40,6 +50,7 @@ class Outcome:
         reward: float32 [E] or [E, 1], of the team.
         terminated: float32 [E] or [E, 1], 0 or 1.
         state: float32 [E, K], the values of the next packed state.
+        contents: of VMAS after the step; None for a compiled step.
     """
 
     seen: Tensor
@@ -47,6 +58,7 @@ class Outcome:
     reward: Tensor
     terminated: Tensor
     state: Tensor
+    contents: Contents | None = None
 
     def parts(self) -> list[Tensor]:
         """Return all results, float32 [E, ..], in the order of ``PARTS``."""
@@ -62,18 +74,16 @@ class Reference:
         scratch: another simulation, for steps from any state.
         paths: of VMAS's state.
         layout: of observation and state.
-        read_state: returns the values of a simulation's packed state, float32 [E, K].
+        pack: returns the packed state, float32 [E, K], of a simulation and its contents.
+        values: returns the values of a packed state, float32 [E, K].
     """
 
     simulation: VmasSimulation
     scratch: VmasSimulation
     paths: StatePaths
     layout: SeenLayout
-    read_state: Callable[[VmasSimulation], Tensor]
-
-    def state(self) -> list[Tensor]:
-        """Return a copy of VMAS's state, a tensor for each path."""
-        return [value.clone() for value in self.paths.read(self.simulation.simulator)]
+    pack: Callable[[VmasSimulation, Contents], Tensor]
+    values: Callable[[Tensor], Tensor]
 
     def step(self, action: Tensor, key: Tensor) -> Outcome:
         """Take one step by actions int64 [E, N], with the random numbers of a key int64 [2]."""
@@ -90,12 +100,14 @@ class Reference:
 
         with spawning(key), DrawMode(source):
             stepped = simulation.pure_step(action)
+        contents = walk(simulation.simulator)
         return Outcome(
             self.layout.pack(stepped.seen).clone(),
             stepped.agent_reward.clone(),
             stepped.reward.clone(),
             stepped.terminated.float(),
-            self.read_state(simulation),
+            self.values(self.pack(simulation, contents)),
+            contents,
         )
 
     def step_from(self, state: list[Tensor], action: Tensor, key: Tensor) -> Outcome:
@@ -155,46 +167,140 @@ def differing(
     return bad
 
 
-def check(
-    reference: Reference, step: Callable[[Tensor, Tensor], Outcome], n_steps: int = STEPS
-) -> None:
-    """Compare a compiled step with VMAS's from equal states.
+@dataclass(frozen=True)
+class Report:
+    """The steps that the gate compared, each of one environment.
+
+    Attributes:
+        compared: the number of steps.
+        by_rounding: steps that differ, as a rounding changes a reward or an end.
+        by_broad_phase: steps that equal VMAS's only if every pair of entities that may collide is
+            computed: VMAS skips a pair that is far apart in all environments of the batch.
+    """
+
+    compared: int
+    by_rounding: int
+    by_broad_phase: int
+
+
+Step = Callable[[Tensor, Tensor, Tensor], Outcome]
+
+
+class Comparison:
+    """Compares a compiled step with VMAS's, from equal states.
 
     Args:
         reference: unmodified VMAS.
-        step: takes the compiled step from the reference's present state, by actions int64 [E, N]
-            and a key int64 [2].
-        n_steps: the number of steps to compare.
+        step: takes a compiled step from a packed state float32 [E, K], by actions int64 [E, N] and
+            a key int64 [2].
+        most: the number of steps of all runs that may differ.
+    """
+
+    def __init__(self, reference: Reference, step: Step, most: float) -> None:
+        self.reference = reference
+        self._step = step
+        self._most = most
+        self._compared = self._by_broad_phase = 0
+        self._wrong: Counter[str] = Counter()  # steps that differ, by rule
+        self._seen: Counter[str] = Counter()  # steps compared, by rule
+        self._contents: Contents | None = None  # of VMAS at present
+
+    @property
+    def report(self) -> Report:
+        """The steps compared so far."""
+        return Report(self._compared, self._wrong.total(), self._by_broad_phase)
+
+    def jump(self) -> None:
+        """Continue after VMAS's state was changed from outside."""
+        self._contents = None
+
+    def step(self, action: Tensor, rules: list[str], run: str) -> None:
+        """Take one step in both, and compare.
+
+        Args:
+            action: int64 [E, N].
+            rules: the name of each environment's rule, or kind of state.
+            run: the name of the run and of the step, for the message.
+
+        Raises:
+            Mismatch: if too many steps of a rule, or of all, differ.
+        """
+        reference, simulation = self.reference, self.reference.simulation
+        contents = self._contents or walk(simulation.simulator)
+        before = [value.clone() for value in reference.paths.read_from(contents)]
+        key = torch.tensor([1, self._compared])
+        ours = self._step(reference.pack(simulation, contents), action, key)
+        theirs = reference.step(action, key)
+        self._contents = theirs.contents
+        self._compared += len(rules)
+        self._seen.update(rules)
+        wrong = differing(ours.parts(), theirs.parts())
+        if not any(bad.any() for bad in wrong):
+            return
+        allowed = reference.allowed(before, action, key)
+        of_batch = differing(ours.parts(), theirs.parts(), allowed)
+        theirs = reference.step_from(before, action, key)
+        wrong = differing(ours.parts(), theirs.parts(), allowed)
+        is_wrong = by_environment(wrong)
+        self._by_broad_phase += int((by_environment(of_batch) & ~is_wrong).sum())
+        for e in is_wrong.nonzero()[:, 0].tolist():
+            self._wrong[rules[e]] += 1
+            many = self._wrong[rules[e]] > max(FEW, TOLERATED * self._seen[rules[e]])
+            if many or self._wrong.total() > self._most:
+                raise Mismatch(_described(ours, theirs, wrong, e, f"{run} where {rules[e]}"))
+
+
+def by_environment(wrong: list[Tensor]) -> Tensor:
+    """Return which environments differ in any part, bool [E]."""
+    return torch.stack([bad.any(1) for bad in wrong]).any(0)
+
+
+def check(reference: Reference, step: Step, extent: Extent) -> Report:
+    """Compare a compiled step with VMAS's, each step from equal states.
+
+    The first run resets VMAS often. The second never does: environments are steered by random,
+    held and adversarial actions. Then edge states are written, and a few steps follow each.
+
+    Args:
+        reference: unmodified VMAS.
+        step: the compiled step, as ``Comparison`` takes it.
+        extent: the lengths of the runs.
 
     Raises:
-        Mismatch: if more than ``TOLERATED`` of the steps differ beyond float error, also from a
-            step of VMAS in which every pair of entities that may collide is computed.
+        Mismatch: if steps differ beyond float error, also from a step of VMAS in which every pair
+            of entities that may collide is computed: more than ``TOLERATED`` of all, or more than
+            ``FEW`` by one rule of the actions or from one kind of edge state.
     """
-    simulation, wrong_steps = reference.simulation, 0
-    generator = torch.Generator().manual_seed(1)
-    shape = (simulation.n_envs, len(simulation.team))
-    for i in range(n_steps):
+    simulation, generator = reference.simulation, torch.Generator().manual_seed(1)
+    n_steps = extent.resets + extent.free + extent.edges * EDGE_STEPS
+    compared = Comparison(reference, step, TOLERATED * n_steps * simulation.n_envs)
+    for i in range(extent.resets):
         if i % RESET_EVERY == 0:
             simulation.reset()
-        action = torch.randint(simulation.n_actions, shape, generator=generator)
-        key, before = torch.tensor([1, i]), reference.state()
-        ours, theirs = step(action, key), reference.step(action, key)
-        wrong = differing(ours.parts(), theirs.parts())
-        if any(bad.any() for bad in wrong):
-            theirs = reference.step_from(before, action, key)
-            allowed = reference.allowed(before, action, key)
-            wrong = differing(ours.parts(), theirs.parts(), allowed)
-        wrong_steps += int(torch.stack([bad.any(1) for bad in wrong]).any(0).sum())
-        if wrong_steps > TOLERATED * n_steps * simulation.n_envs:
-            raise Mismatch(_described(ours, theirs, wrong, i))
+            compared.jump()
+        rules = ["actions are random"] * simulation.n_envs
+        compared.step(random_actions(simulation, generator), rules, f"step {i} after resets")
+    if extent.free:
+        simulation.reset()
+        compared.jump()
+        pilots = Pilots(simulation, reference.scratch, extent.free)
+        for i in range(extent.free):
+            compared.step(pilots.actions(i), pilots.names(i), f"step {i} without resets")
+    for _ in range(extent.edges):
+        simulation.reset()
+        write_edges(simulation, generator)
+        compared.jump()
+        for i in range(EDGE_STEPS):
+            action = random_actions(simulation, generator)
+            compared.step(action, edge_names(simulation.n_envs), f"step {i} after edge states")
+    return compared.report
 
 
-def _described(ours: Outcome, theirs: Outcome, wrong: list[Tensor], i: int) -> str:
-    """Return a line that names the first number that differs."""
-    part = next(p for p, bad in enumerate(wrong) if bad.any())
-    e, j = wrong[part].nonzero()[0].tolist()
+def _described(ours: Outcome, theirs: Outcome, wrong: list[Tensor], e: int, where: str) -> str:
+    """Return a line that names the first number of an environment that differs."""
+    part = next(p for p, bad in enumerate(wrong) if bad[e].any())
+    j = int(wrong[part][e].nonzero()[0])
     a, b = ours.parts()[part][e, j], theirs.parts()[part][e, j]
     return (
-        f"its step differs from VMAS's: {PARTS[part]}[{j}] is {a:.6g} instead of {b:.6g} in step "
-        f"{i} of the gate"
+        f"its step differs from VMAS's: {PARTS[part]}[{j}] is {a:.6g} instead of {b:.6g} in {where}"
     )

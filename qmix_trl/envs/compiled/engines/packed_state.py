@@ -111,24 +111,24 @@ def read_packed_state(simulator: Environment, numbers: list[PackedNumber], choic
     Raises:
         Unlowerable: if the simulator does not hold one of the numbers now.
     """
-    return pack_state(walk(simulator), numbers, choice, like=simulator.steps)
+    return pack(walk(simulator), simulator, numbers, choice)
 
 
-def pack_state(
-    contents: Contents, numbers: list[PackedNumber], choice: int, *, like: Tensor
+def pack(
+    contents: Contents, simulator: Environment, numbers: list[PackedNumber], choice: int
 ) -> Tensor:
-    """Return the packed state of a simulator whose contents are known, float32 [E, K].
+    """Return the packed state of a simulator, float32 [E, K], from its present contents.
 
     Args:
-        contents: of the simulator.
+        contents: as ``walk`` returned them.
+        simulator: of E environments.
         numbers: the K numbers to read.
-        choice: the kind of choice that its last reset made.
-        like: a tensor [E, ..] on the simulator's device.
+        choice: the index of the choice that its last reset made.
 
     Raises:
         Unlowerable: if the simulator does not hold one of the numbers now.
     """
-    n_envs, device = len(like), like.device
+    n_envs, device = simulator.num_envs, simulator.device
     columns = [torch.zeros(n_envs, 0, device=device)]
     for path, group in groupby(numbers, key=lambda number: number.path):
         members = list(group)
@@ -140,10 +140,10 @@ def pack_state(
     return torch.cat(columns, 1)
 
 
-def _value(memory: Contents, path: str, choice: int, device: torch.device) -> Tensor:
+def _value(contents: Contents, path: str, choice: int, device: torch.device) -> Tensor:
     if path == CHOICE:
         return torch.tensor([choice], device=device)
-    slot = memory.slots.get(path) or memory.floats.get(path)
+    slot = contents.slots.get(path) or contents.floats.get(path)
     if slot is None:
         raise Unlowerable(f"a state that is not always there: {path}")
     return torch.as_tensor(slot.value, device=device)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from vmas.simulator.environment.environment import Environment, local_seed
 
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
-from qmix_trl.envs.compiled.engines.packed_state import pack_state
+from qmix_trl.envs.compiled.engines.packed_state import pack
 from qmix_trl.envs.compiled.trace.draws import KINDS, OTHER_DRAWS
 from qmix_trl.envs.compiled.trace.guard import Watch
 from qmix_trl.envs.compiled.trace.walk import Contents, differing, walk
@@ -196,7 +196,8 @@ class FreshStates:
         if broken is not None:
             raise Refused(f"a reset changed {broken}, which none did when the step was compiled")
         choice = self.choice(contents)
-        return torch.cat([pack_state(contents, self.step.numbers, choice, like=seen), seen], 1)
+        state = pack(contents, self.simulation.simulator, self.step.numbers, choice)
+        return torch.cat([state, seen], 1)
 
     def states_for(self, resets: Tensor) -> Tensor:
         """Return the next state of each environment, float32 [E, K + R].

@@ -1,62 +1,364 @@
-"""Saving and restoring a VMAS simulator in full, as a dictionary of tensors."""
+"""Saving and restoring a VMAS simulator in full, as a dictionary of tensors.
 
+Tensors, arrays, Python's primitives, references to entities, the lengths and keys of containers
+and the generators of random numbers are saved. Everything else, such as an iterator, has to be as
+it was when the simulator began, or the simulator cannot be saved.
+"""
+
+import ast
+import json
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 from vmas.simulator.environment import Environment
+from vmas.simulator.scenario import BaseScenario
 
-from qmix_trl.envs.compiled.trace.walk import overlapping, walk
+from qmix_trl.envs.compiled.trace.leaves import DESCRIBED, generator_state
+from qmix_trl.envs.compiled.trace.walk import (
+    PRIMITIVES,
+    RENDERING,
+    Contents,
+    entity_name,
+    overlapping,
+    walk,
+    walk_scenario,
+)
+from qmix_trl.errors import ConfigError
+
+TEXTS = "texts"  # the key of all that is no tensor, as JSON
 
 
-def snapshot(simulator: Environment) -> dict[str, Tensor]:
-    """Return copies of all tensors, numbers and references to entities, by path.
+def snapshot(simulator: Environment, begun: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """Return copies of all tensors, arrays, primitives and references to entities, by path.
 
-    The suffix of a key tells its kind: "()" a tensor that cannot be replaced, "=" the index of an
-    earlier path that holds the same tensor, "@" the index of the entity referred to. Tensors that
-    can be replaced, and numbers, have no suffix.
+    Args:
+        simulator: the simulator.
+        begun: ``constants`` of the simulator when it began; None to save a state that changed in
+            ways that cannot be saved, without these changes.
+
+    Returns:
+        Tensors under their paths, tensors that cannot be replaced with "()" after the path, arrays
+        as bytes with "[]", the index of an entity referred to with "@", and all else in ``TEXTS``.
+
+    Raises:
+        ConfigError: if a value changed that cannot be saved.
     """
-    contents, names = walk(simulator), [e.name for e in simulator.world.entities]
-    saved = {path + "()": tensor.clone() for path, tensor in contents.unsettable.items()}
-    first: dict[int, int] = {}  # index of the first path, by id of the tensor
-    for i, (path, slot) in enumerate(contents.slots.items()):
-        if id(slot.value) in first:
-            saved[path + "="] = torch.tensor(first[id(slot.value)])
-        else:
-            first[id(slot.value)] = i
-            saved[path] = slot.value.clone()
-    for path, slot in (contents.floats | contents.counts).items():
-        saved[path] = torch.tensor(slot.value, dtype=_exact_dtype(slot.value))
+    contents = walk(simulator)
+    saved = saved_contents(contents, begun)
+    names = [entity.name for entity in simulator.world.entities]
     for path, slot in contents.entities.items():
         if slot.value.name in names:
             saved[path + "@"] = torch.tensor(names.index(slot.value.name))
     return saved
 
 
-def _exact_dtype(value: float | int | bool) -> torch.dtype:
-    """Return the dtype that holds a Python number exactly."""
-    if isinstance(value, bool):
-        return torch.bool
-    return torch.float64 if isinstance(value, float) else torch.int64
+def saved_contents(contents: Contents, begun: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """Return a snapshot of contents, but for references to entities, as ``snapshot`` does.
 
-
-def restore(simulator: Environment, saved: dict[str, Tensor]) -> None:
-    """Put a snapshot back into its simulator."""
-    contents = walk(simulator)
-    for path, tensor in contents.unsettable.items():
-        tensor.copy_(saved[path + "()"])
-    restored: list[Tensor] = []
-    views = overlapping(contents, contents.slots)
-    for path, slot in contents.slots.items():
-        shared = saved.get(path + "=")
-        if shared is not None:
-            value = restored[int(shared)]
-        elif path in views and slot.value.shape == saved[path].shape:
-            value = slot.value.copy_(saved[path])  # in place, so that its views see it
+    Raises:
+        ConfigError: if a value changed that cannot be saved.
+    """
+    now = constants(contents)
+    changed = [] if begun is None else changed_paths(begun, now)
+    if changed:
+        raise ConfigError(
+            f"the eager engine's state: expected values that can be saved, but {changed[0]} "
+            "changed, which is no tensor, array, number, text or generator; keep it as one of them"
+        )
+    places = tensor_places(contents)
+    saved = {
+        path + "()": tensor.clone()
+        for path, tensor in contents.unsettable.items()
+        if path not in places
+    }
+    first: dict[int, str] = {}
+    aliases = {}
+    for path, tensor in places.items():
+        if first.setdefault(id(tensor), path) == path:
+            saved[path] = tensor.clone()
         else:
-            value = saved[path].clone()
-        slot.set(value)
-        restored.append(value)
-    for path, slot in (contents.floats | contents.counts).items():
-        slot.set(type(slot.value)(saved[path].item()))
-    for path, slot in contents.entities.items():
+            aliases[path] = first[id(tensor)]
+    for path, array in contents.arrays.items():
+        if not array.dtype.hasobject:
+            saved[path + "[]"] = as_bytes(array.tobytes())
+    texts = {
+        "aliases": aliases,
+        "values": {p: text for p, v in primitives(contents).items() if (text := _text(v))},
+        "keys": {path: _keys(thing) for path, thing in holders(contents).items()},
+        "generators": {p: _generator_text(g) for p, g in generators(contents).items()},
+        "constants": now,
+    }
+    return {**saved, TEXTS: as_bytes(json.dumps(texts).encode())}
+
+
+def restore(simulator: Environment, saved: Mapping[str, Tensor]) -> None:
+    """Put a snapshot back into a simulator of the same task.
+
+    Raises:
+        ValueError: if the simulator holds values that the snapshot cannot set.
+    """
+
+    def read() -> Contents:
+        return walk(simulator)
+
+    texts = json.loads(bytes(saved[TEXTS].tolist()))
+    _restore_keys(read, texts["keys"])
+    for path, slot in read().entities.items():
         if path + "@" in saved:
             slot.set(simulator.world.entities[int(saved[path + "@"])])
+    restore_contents(read, saved)
+
+
+def restore_contents(read: Callable[[], Contents], saved: Mapping[str, Tensor]) -> None:
+    """Put a snapshot of contents back.
+
+    Args:
+        read: returns the present contents.
+        saved: as ``saved_contents`` returned it.
+
+    Raises:
+        ValueError: if the contents hold values that the snapshot cannot set.
+    """
+    texts = json.loads(bytes(saved[TEXTS].tolist()))
+    _restore_keys(read, texts["keys"])
+    contents = read()
+    for path, text in texts["values"].items():
+        if path in contents.places:
+            contents.places[path].set(_value(text))
+    for path, array in contents.arrays.items():
+        _restore_array(path, array, saved.get(path + "[]"))
+    for path, generator in generators(contents).items():
+        if path in texts["generators"]:
+            _set_generator(generator, texts["generators"][path])
+    for path, tensor in contents.unsettable.items():
+        if path + "()" in saved:
+            tensor.copy_(saved[path + "()"])
+    _restore_tensors(contents, saved, texts["aliases"])
+    changed = changed_paths(texts["constants"], constants(read()))
+    if changed:
+        raise ValueError(
+            f"load_state: expected {changed[0]} as in the saved state, which cannot be set; load "
+            "the state into a new environment of the same task"
+        )
+
+
+def _restore_tensors(
+    contents: Contents, saved: Mapping[str, Tensor], aliases: Mapping[str, str]
+) -> None:
+    views = sharing_memory(contents)
+    restored: dict[str, Tensor] = {}
+    for path, slot in contents.places.items():
+        if path in aliases:
+            slot.set(restored.get(aliases[path], slot.value))
+        elif path in saved:
+            value, now = saved[path], slot.value
+            in_place = path in views and now.shape == value.shape and now.dtype == value.dtype
+            # In place, so that its views see it.
+            restored[path] = now.copy_(value) if in_place else value.clone()
+            slot.set(restored[path])
+
+
+def _restore_array(path: str, array: np.ndarray, saved: Tensor | None) -> None:
+    """Write an array's bytes, if they differ."""
+    if saved is None or array.tobytes() == (content := bytes(saved.tolist())):
+        return
+    if len(content) != array.nbytes or not array.flags.writeable:
+        raise ValueError(
+            f"load_state: expected an array of {len(content)} bytes at {path}, got one of "
+            f"{array.nbytes}; load the state into a new environment of the same task"
+        )
+    array[...] = np.frombuffer(content, array.dtype).reshape(array.shape)
+
+
+@contextmanager
+def outside_kept(scenario: BaseScenario) -> Iterator[None]:
+    """Restore the modules and classes that a scenario can change after a ``with`` block.
+
+    Args:
+        scenario: a scenario that no simulator holds.
+
+    Raises:
+        ValueError: if they hold values that cannot be set, and these changed.
+    """
+    saved = saved_contents(walk_scenario(scenario))
+    try:
+        yield
+    finally:
+        restore_contents(lambda: walk_scenario(scenario), saved)
+
+
+# ------------------------------------------------------------------- the kinds of values
+
+
+def tensor_places(contents: Contents) -> dict[str, Tensor]:
+    """Return the tensors that can be replaced, by path."""
+    return {p: s.value for p, s in contents.places.items() if isinstance(s.value, Tensor)}
+
+
+def primitives(contents: Contents) -> dict[str, Any]:
+    """Return the primitives that can be replaced, by path."""
+    return {p: s.value for p, s in contents.places.items() if not isinstance(s.value, Tensor)}
+
+
+def generators(contents: Contents) -> dict[str, Any]:
+    """Return the generators of random numbers that a scenario holds, by path."""
+    return {p: x for p, x in contents.objects.items() if generator_state(x) is not None}
+
+
+def holders(contents: Contents) -> dict[str, Any]:
+    """Return the lists and dictionaries whose places can be added and removed, by path.
+
+    The attributes of an object are such a dictionary.
+    """
+    found = {}
+    for path, thing in contents.objects.items():
+        if isinstance(thing, (list, deque)):
+            found[path] = thing
+            continue
+        mapping = thing if isinstance(thing, dict) else getattr(thing, "__dict__", None)
+        if isinstance(mapping, dict) and all(_is_nameable(key) for key in mapping):
+            found[path] = mapping
+    return found
+
+
+def constants(contents: Contents) -> dict[str, str]:
+    """Return the texts of all values that a snapshot cannot set, by path."""
+    settable = contents.places.keys() | generators(contents).keys()
+    settable |= {f"{path}!" for path in holders(contents)}
+    settable |= {f"{path}@" for path in contents.entities}
+    settable |= {path for path, array in contents.arrays.items() if not array.dtype.hasobject}
+    odd = {p: repr(v) for p, v in primitives(contents).items() if not _text(v)}
+    fixed = {
+        path: repr(value)
+        for path, value in contents.values.items()
+        if path not in settable and not path.endswith(":key@")  # keys are set with their holders
+    }
+    unseen = {p: f"{kind}, which cannot be looked into" for p, kind in contents.unwatched.items()}
+    shapes = {f"{p}[]": f"{a.dtype} {a.shape}" for p, a in contents.arrays.items()}
+    every = {**odd, **fixed, **unseen, **shapes}
+    return {path: text for path, text in every.items() if not any(w in path for w in RENDERING)}
+
+
+def changed_paths(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the paths whose texts differ, sorted."""
+    return sorted(p for p in before.keys() | now.keys() if before.get(p) != now.get(p))
+
+
+def sharing_memory(contents: Contents) -> set[str]:
+    """Return the paths of tensors that share memory with another tensor or an array."""
+    arrays = {array.__array_interface__["data"][0] for array in contents.arrays.values()}
+    of_arrays = {
+        path
+        for path, tensor in tensor_places(contents).items()
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in arrays
+    }
+    return of_arrays | overlapping(contents, contents.slots)
+
+
+# -------------------------------------------------------------------------------- texts
+
+
+def as_bytes(content: bytes) -> Tensor:
+    """Return bytes as a tensor, uint8 [n]."""
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else torch.zeros(0)
+
+
+def _text(value: Any) -> str | None:
+    """Return the text of a primitive; None for one of a class of its own."""
+    if isinstance(value, np.float64):
+        return f"np {float(value)!r}"
+    return repr(value) if type(value) in PRIMITIVES else None
+
+
+def _value(text: str) -> Any:
+    """Return the primitive of a text."""
+    if text.startswith("np "):
+        return np.float64(text[3:])
+    return float(text) if text in ("inf", "-inf", "nan") else ast.literal_eval(text)
+
+
+def _keys(thing: Any) -> int | list[str]:
+    """Return the length of a list, or the keys of a dictionary as texts."""
+    if not isinstance(thing, dict):
+        return len(thing)
+    return [f"<{name}>" if (name := entity_name(key)) else repr(key) for key in thing]
+
+
+def _is_nameable(key: Any) -> bool:
+    if isinstance(key, tuple):
+        return all(_is_nameable(part) and not entity_name(part) for part in key)
+    return type(key) in PRIMITIVES or entity_name(key) is not None
+
+
+def _restore_keys(read: Callable[[], Contents], keys: Mapping[str, Any]) -> None:
+    """Give lists their lengths and dictionaries their keys; new places hold None."""
+    contents = read()
+
+    def key_of(text: str) -> Any:
+        return contents.objects[text] if text.startswith("<") else ast.literal_eval(text)
+
+    for path, thing in holders(contents).items():
+        wanted = keys.get(path)
+        if wanted is None or wanted == _keys(thing):
+            continue
+        if isinstance(thing, dict):
+            held = {key: thing.get(key) for key in map(key_of, wanted)}
+            thing.clear()
+            thing.update(held)
+        else:
+            held = [*thing, *[None] * wanted][:wanted]
+            thing.clear()
+            thing.extend(held)
+
+
+def _generator_text(generator: Any) -> Any:
+    """Return a generator's state as values that JSON can hold."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state().tolist()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.RandomState):
+        return _listed(generator.get_state(legacy=False))
+    return _listed(_bits(generator).state)
+
+
+def _set_generator(generator: Any, state: Any) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.set_state(torch.tensor(state, dtype=torch.uint8))
+    elif isinstance(generator, random.Random):
+        version, words, gauss = state
+        generator.setstate((version, tuple(words), gauss))
+    elif isinstance(generator, np.random.RandomState):
+        generator.set_state(state)
+    else:
+        _bits(generator).state = state
+
+
+def _bits(generator: Any) -> Any:
+    return generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+
+
+def _listed(state: Any) -> Any:
+    """Return a generator's state with lists of integers in place of arrays."""
+    if isinstance(state, Mapping):
+        return {key: _listed(part) for key, part in state.items()}
+    if isinstance(state, np.ndarray):
+        return state.tolist()
+    return state
+
+
+def unsaved(contents: Contents) -> list[str]:
+    """Return the paths of objects whose changes a snapshot cannot undo, such as iterators."""
+    known = generators(contents).keys() | contents.arrays.keys()
+    leaves = {
+        path
+        for path, thing in contents.objects.items()
+        if path in contents.values and path not in known and not isinstance(thing, DESCRIBED)
+    }
+    return sorted(leaves | contents.unwatched.keys())

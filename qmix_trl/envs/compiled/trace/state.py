@@ -62,7 +62,10 @@ class StatePaths:
 
         A path that no longer exists yields a zero.
         """
-        contents = walk(simulator)
+        return self.read_from(walk(simulator))
+
+    def read_from(self, contents: Contents) -> list[Tensor]:
+        """Return the state as ``read`` does, from the contents of a simulator."""
         tensors = [_read_tensor(contents, path) for path in self.tensors]
         return tensors + [_read_float(contents, path) for path in self.floats]
 

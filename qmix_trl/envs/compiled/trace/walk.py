@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from vmas.simulator.environment import Environment
+from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl.envs.compiled.trace.leaves import HARMLESS, UNKNOWN, leaf_text
 from qmix_trl.envs.compiled.trace.own_code import (
@@ -60,6 +61,21 @@ class Attributes(dict):
         setattr(self.owner, name, value)
 
 
+class Outside(dict):
+    """A module, a class or a closure's variable, as a mapping that can only be written to.
+
+    Args:
+        put: writes a value under a name.
+    """
+
+    def __init__(self, put: Callable[[str, Any], None]) -> None:
+        super().__init__()
+        self.put = put
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.put(name, value)
+
+
 @dataclass
 class Contents:
     """All values reachable from a simulator, by path.
@@ -75,6 +91,8 @@ class Contents:
             containers (path + "#"), names of entities and first paths of other objects that are
             referred to (path + "@"), and types of objects (path + "!").
         unwatched: the types of objects whose state cannot be seen.
+        places: all places of tensors and primitives, also in classes, modules and closures.
+        objects: all other values, by first path.
     """
 
     slots: dict[str, Slot] = field(default_factory=dict)
@@ -85,6 +103,8 @@ class Contents:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     unwatched: dict[str, str] = field(default_factory=dict)
+    places: dict[str, Slot] = field(default_factory=dict)
+    objects: dict[str, Any] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by path."""
@@ -97,6 +117,14 @@ def walk(simulator: Environment) -> Contents:
     for entity in simulator.world.entities:
         walker.visit(entity, f"<{plain(entity.name)}>", None, None)
     walker.visit(simulator, "env", None, None)
+    walker.visit_waiting()
+    return walker.contents
+
+
+def walk_scenario(scenario: BaseScenario) -> Contents:
+    """Return everything reachable from a scenario that no simulator holds."""
+    walker = _Walker(packages_of(scenario))
+    walker.visit(scenario, "scenario", None, None)
     walker.visit_waiting()
     return walker.contents
 
@@ -146,7 +174,9 @@ class _Walker:
         return is_own_module(module or "", self._packages)
 
     def _add_tensor(self, tensor: Tensor, path: str, holder: Any, key: Any) -> None:
-        if holder is None:
+        if holder is not None:
+            self.contents.places[path] = Slot(holder, key, tensor)
+        if holder is None or isinstance(holder, Outside):
             self.contents.unsettable[path] = tensor
         else:
             self.contents.slots[path] = Slot(holder, key, tensor)
@@ -154,6 +184,9 @@ class _Walker:
     def _add_primitive(self, value: Any, path: str, holder: Any, key: Any) -> None:
         self.contents.values[path] = value
         if holder is None:
+            return
+        self.contents.places[path] = Slot(holder, key, value)
+        if isinstance(holder, Outside):
             return
         if isinstance(value, float):
             self.contents.floats[path] = Slot(holder, key, value)
@@ -178,6 +211,7 @@ class _Walker:
             self.contents.unwatched[path] = type(thing).__qualname__
         elif text is not None:
             self.contents.values[path] = text
+            self.contents.objects[path] = thing
             return
         if isinstance(thing, enum.Enum):
             self.contents.values[f"{path}@"] = f"{thing}"
@@ -190,7 +224,7 @@ class _Walker:
 
     def _add_entity(self, entity: Any, name: str, path: str, holder: Any, key: Any) -> None:
         self.contents.values[f"{path}@"] = name
-        if holder is not None:
+        if holder is not None and not isinstance(holder, Outside):
             self.contents.entities[path] = Slot(holder, key, entity)
 
     def _enqueue(self, thing: Any, path: str) -> None:
@@ -203,9 +237,10 @@ class _Walker:
         (self._shared if self._visits_shared else self._waiting).append((thing, path))
 
     def visit_waiting(self) -> None:
-        """Visit the contents of the objects that were met, and all values below."""
+        """Visit the children of the objects that wait, and all values below."""
         while self._waiting:
             thing, path = self._waiting.popleft()
+            self.contents.objects[path] = thing
             self.contents.values[f"{path}!"] = described(thing)
             for suffix, child, holder, key in self._children(thing):
                 self.visit(child, path + suffix, holder, key)
@@ -225,9 +260,10 @@ class _Walker:
             visit(thing, path)
         while outermost and self._shared:
             thing, path = self._shared.popleft()
+            self.contents.objects[path] = thing
             self.contents.values[f"{path}!"] = described(thing)
-            for suffix, child, _, _ in self._children(thing):
-                self.visit(child, path + suffix, None, None)
+            for suffix, child, holder, key in self._children(thing):
+                self.visit(child, path + suffix, _outside(holder), key)
         self._visits_shared = not outermost
 
     def _children(self, thing: Any) -> list[tuple[str, Any, Any, Any]]:
@@ -240,9 +276,11 @@ class _Walker:
         if isinstance(thing, types.FunctionType):
             return self._of_function(thing)
         if isinstance(thing, types.ModuleType):
-            return [(f".{k}", child, None, None) for k, child in module_data(thing).items()]
+            holder = Outside(vars(thing).__setitem__)
+            return [(f".{k}", child, holder, k) for k, child in module_data(thing).items()]
         if isinstance(thing, type):
-            return [(f".{k}", child, None, None) for k, child in class_data(thing)]
+            holder = Outside(functools.partial(setattr, thing))
+            return [(f".{k}", child, holder, k) for k, child in class_data(thing)]
         own = []
         if self._is_own(type(thing).__module__):
             own = [(":class", type(thing), None, None)]
@@ -252,7 +290,12 @@ class _Walker:
         """Return the closure, defaults and attributes of a function, and its globals if it is of
         the user's code."""
         found = [
-            (f":closure[{i}]", cell.cell_contents, None, None)
+            (
+                f":closure[{i}]",
+                cell.cell_contents,
+                Outside(functools.partial(setattr, cell)),
+                "cell_contents",
+            )
             for i, cell in enumerate(function.__closure__ or ())
             if _is_filled(cell)
         ]
@@ -262,11 +305,21 @@ class _Walker:
         found += [(f".{k}", value, attributes, k) for k, value in sorted(attributes.items())]
         module = function.__globals__.get("__name__", "")
         if self._is_own(module):
+            holder = Outside(function.__globals__.__setitem__)
             # Under the module's path: all functions see the same global.
-            held = referenced_globals(function).items()
-            met = [(value, f"module {module}.{name}") for name, value in held]
-            self._visit_shared(met, lambda value, path: self.visit(value, path, None, None))
+            met = referenced_globals(function)
+            self._visit_shared(
+                [(value, f"module {module}.{name}") for name, value in met.items()],
+                lambda value, path: self.visit(value, path, holder, path.rpartition(".")[2]),
+            )
         return found
+
+
+def _outside(holder: Any) -> Any:
+    """Return a holder whose tensors all simulators share."""
+    if holder is None or isinstance(holder, Outside):
+        return holder
+    return Outside(holder.__setitem__)
 
 
 def described(thing: Any) -> str:
@@ -355,13 +408,18 @@ def _items(thing: Any) -> list[tuple[str, Any, Any, Any]]:
 
 def _slots_of(thing: Any) -> Attributes | dict:
     """Return the attributes of an object in ``__slots__`` of its classes."""
-    names = [
+    names = _slot_names(type(thing))
+    return Attributes(thing, names) if names else {}
+
+
+@functools.cache
+def _slot_names(kind: type) -> list[str]:
+    return [
         name
-        for cls in type(thing).__mro__
+        for cls in kind.__mro__
         for name, member in vars(cls).items()
         if isinstance(member, types.MemberDescriptorType) and "__slots__" in vars(cls)
     ]
-    return Attributes(thing, names) if names else {}
 
 
 def _is_filled(cell: types.CellType) -> bool:
