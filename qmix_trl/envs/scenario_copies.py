@@ -53,11 +53,11 @@ def copied(scenario: BaseScenario) -> BaseScenario:
 
 
 def _prepare(scenario: BaseScenario, memo: dict[int, Any]) -> list[FunctionType]:
-    """Decide what stands for the parts that ``deepcopy`` shares or fails at.
+    """Add copies of the parts that ``deepcopy`` shares or fails at to its memo.
 
     Args:
         scenario: the scenario to copy.
-        memo: of ``deepcopy``; the copies of these parts are added, functions without contents.
+        memo: of ``deepcopy``; copies of functions are without contents.
 
     Returns:
         the functions whose copies have to be filled.

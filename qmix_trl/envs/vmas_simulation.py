@@ -118,7 +118,6 @@ class VmasSimulation:
         self.n_envs = n_envs
         self.device = device
         self.infos: list[dict[str, Any]] = []
-        self._length: int | None = None  # of an observation
         self._random_state = self._seeded_state(seed)
         scenario = task.new_scenario()
         with generators_restored(), self._errors_told(scenario):
@@ -266,19 +265,9 @@ class VmasSimulation:
                 f"{[self._name(i) for i in self.team]}"
             )
         observation = torch.stack(team, 1)  # [E, N, O]
-        self._check_length(observation.shape[-1])
         if self.task.state == "observations":
             return Seen(observation, observation.flatten(1))
         return Seen(observation, world_state(self.simulator).to(torch.float32))
-
-    def _check_length(self, length: int) -> None:
-        """Refuse observations of another length than the first ones."""
-        self._length = length if self._length is None else self._length
-        if length != self._length:
-            raise ConfigError(
-                f"VMAS scenario {self.task.name!r}: observation: expected {self._length} numbers "
-                f"as at first, got {length}"
-            )
 
     def _observation(self, observation: Tensor | dict[str, Tensor], agent: str) -> Tensor:
         """Return one agent's observation as float32 [E, O]; entries are concatenated."""
