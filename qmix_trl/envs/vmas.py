@@ -31,14 +31,15 @@ from qmix_trl.envs.contract import (
     set_flags,
     set_specs,
 )
-from qmix_trl.envs.vmas_scenarios import load_scenario, scenario_keywords
+from qmix_trl.envs.infos import Infos, info_shapes
+from qmix_trl.envs.vmas_scenarios import OF_ENVIRONMENT, scenario_keywords, scenario_of
 from qmix_trl.envs.vmas_simulation import TEAM_REWARDS, Task, VmasSimulation
 from qmix_trl.errors import ConfigError
 
 
 def make_env(
     *,
-    scenario: str | BaseScenario,
+    scenario: str | BaseScenario | type[BaseScenario],
     n_envs: int,
     max_steps: int,
     state: str,
@@ -49,11 +50,13 @@ def make_env(
     scenario_kwargs: Mapping[str, Any] | None = None,
     engine: str = "auto",
     reset_when_done: bool = True,
+    info: bool = False,
 ) -> "VmasTeam":
     """Return ``n_envs`` copies of a VMAS scenario with discrete actions, stepped together.
 
     Args:
-        scenario: a name in ``vmas_scenarios.SCENARIOS``, or your own scenario.
+        scenario: a name in ``vmas_scenarios.SCENARIOS``, or your own scenario: an instance, which
+            is copied, or a class, of which each simulation makes an instance.
         n_envs: E.
         max_steps: the time limit in steps; reaching it truncates.
         state: "world", every entity's position, velocity, rotation and angular velocity; or
@@ -63,38 +66,102 @@ def make_env(
         seed: of the environment's own random stream.
         device: of the simulation.
         group: the group of agents that is the team, if the scenario has several; the other groups
-            do nothing. None if it has one.
+            do nothing. "all" for all agents. None if it has one.
         scenario_kwargs: keywords of the scenario.
         engine: "kernel", a compiled step; "inductor", the traced step compiled by torch; "eager",
             VMAS itself; or "auto", the first of these that runs the scenario. They differ in
             roundings and in the random numbers that they draw.
         reset_when_done: reset each environment when it is done. If not, it runs on until all are
             reset together, and these steps belong to no episode.
+        info: show the infos of each step under ``("agents", "info", name)``, float [E, N, ...],
+            zeros at resets; only the eager engine has them.
 
     Raises:
         ConfigError: if the scenario, a keyword or the group is unknown, a size is below 1, an
-            option is none of the above, or the scenario does not run on the engine.
+            option is none of the above, the scenario's code fails, or the scenario does not run on
+            the engine.
     """
     check_sizes(n_envs=n_envs, max_steps=max_steps)
     check_choice("state", state, STATES)
     check_choice("team_reward", team_reward, TEAM_REWARDS)
     check_choice("engine", engine, ENGINES)
-    name = scenario if isinstance(scenario, str) else type(scenario).__name__
-    scenario = load_scenario(scenario) if isinstance(scenario, str) else scenario
+    own = scenario_of(scenario)
+    name = scenario if isinstance(scenario, str) else type(own).__name__
     scenario_kwargs = dict(scenario_kwargs or {})
-    if scenario_kwargs:
-        check_keywords(f"VMAS scenario {name!r}", scenario_keywords(scenario), scenario_kwargs)
+    check_scenario_kwargs(name, own, scenario_kwargs)
     task = Task(
         name=name,
-        scenario=scenario,
+        scenario=own,
         scenario_kwargs=scenario_kwargs,
         state=state,
         team_reward=team_reward,
         group=group,
+        made_by=scenario if isinstance(scenario, type) else None,
     )
-    one = VmasSimulation(task, 1, 0, torch.device("cpu"))  # to see its sizes
-    settings = Settings(task, layout_of(one), n_envs, max_steps, seed, torch.device(device))
-    return VmasTeam(settings, engine, n_actions=one.n_actions, reset_when_done=reset_when_done)
+    probe = probed(task, n_envs)  # to see its sizes
+    settings = Settings(task, layout_of(probe), n_envs, max_steps, seed, torch.device(device))
+    return VmasTeam(
+        settings,
+        engine,
+        n_actions=probe.n_actions,
+        reset_when_done=reset_when_done,
+        info_shapes=info_shapes(probe) if info else {},
+    )
+
+
+def check_scenario_kwargs(
+    name: str, scenario: BaseScenario, scenario_kwargs: Mapping[str, Any]
+) -> None:
+    """Refuse keywords that a scenario does not take, as far as its source tells.
+
+    Raises:
+        ConfigError: if a keyword is one of VMAS's environment, or the source lists all keywords
+            and this is none of them.
+    """
+    for keyword in scenario_kwargs:
+        if keyword in OF_ENVIRONMENT:
+            raise ConfigError(
+                f"env.scenario_kwargs.{keyword}: a setting of VMAS's environment, which never "
+                "reaches a scenario; give the scenario's keyword another name"
+            )
+    known = scenario_keywords(scenario)
+    if known is not None:
+        check_keywords(f"VMAS scenario {name!r}", known, scenario_kwargs)
+
+
+def probed(task: Task, n_envs: int) -> VmasSimulation:
+    """Return a simulation of one environment, or of two if there are to be several.
+
+    Raises:
+        ConfigError: if the task cannot be made or stepped; it tells a task that runs with one
+            environment only.
+    """
+    cpu = torch.device("cpu")
+    try:
+        return VmasSimulation(task, min(n_envs, 2), 0, cpu)
+    except ConfigError as error:
+        if n_envs == 1 or not isinstance(error.__cause__, Exception):
+            raise
+        try:
+            VmasSimulation(task, 1, 0, cpu)
+        except ConfigError:
+            raise error from error.__cause__
+        raise ConfigError(f"{error}; it runs with env.n_envs=1 only") from error.__cause__
+
+
+def without_infos(wanted: str) -> dict[str, str]:
+    """Return why each engine that is faster than VMAS itself shows no infos.
+
+    Args:
+        wanted: one of ``ENGINES``.
+
+    Raises:
+        ConfigError: if a faster one is wanted.
+    """
+    reason = "only VMAS itself computes infos"
+    if wanted not in ("auto", "eager"):
+        raise ConfigError(f"env.engine: {wanted} shows no infos: {reason}; engine=eager does")
+    return {name: reason for name in ENGINES[1:-1] if wanted == "auto"}
 
 
 class VmasTeam(EnvBase):
@@ -105,6 +172,7 @@ class VmasTeam(EnvBase):
         engine: one of ``ENGINES``.
         n_actions: A.
         reset_when_done: reset each environment when it is done.
+        info_shapes: the shapes [N, ...] of infos to show, by key.
 
     Attributes:
         engine: steps the environment.
@@ -117,17 +185,30 @@ class VmasTeam(EnvBase):
     batch_locked = True
 
     def __init__(
-        self, settings: Settings, engine: str, *, n_actions: int, reset_when_done: bool
+        self,
+        settings: Settings,
+        engine: str,
+        *,
+        n_actions: int,
+        reset_when_done: bool,
+        info_shapes: Mapping[tuple[str, ...], torch.Size],
     ) -> None:
         super().__init__(device=settings.device, batch_size=torch.Size([settings.n_envs]))
         self.name = settings.task.name
         self.max_steps = settings.max_steps
         self.reset_when_done = reset_when_done
         self._settings, self._wanted = settings, engine
-        self.engine, self.how = make_engine(settings, engine)
+        if info_shapes:
+            reasons = without_infos(engine)
+            self.engine, _ = make_engine(settings, "eager")
+            self.how = Chosen("eager", reasons)
+        else:
+            self.engine, self.how = make_engine(settings, engine)
         self._step_buffers = Buffers.empty(settings.n_envs, 1, self.engine.layout, self.device)
         self.seen = self._step_buffers.seen.new_zeros(settings.n_envs, self.engine.layout.size)
+        self.n_actions = n_actions
         set_specs(self, self._dims(n_actions))
+        self._infos = Infos(info_shapes, self)
 
     @property
     def compiled_loop(self) -> str | None:
@@ -187,21 +268,51 @@ class VmasTeam(EnvBase):
         # Without resets the last observation stays: observing again could draw noise again.
         if reset.any():
             self.engine.reset(reset[:, 0], self.seen)
+        self._infos.reset(reset[:, 0])
         packed = self._pack(self.seen.clone()).set(keys.IS_INIT, reset)
+        self._infos.write(packed)
         return set_flags(packed, torch.zeros_like(reset), torch.zeros_like(reset))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        b = self._step_buffers
-        b.action.copy_(tensordict.get(keys.ACTION)[:, None])
+        b, action = self._step_buffers, tensordict.get(keys.ACTION)
+        self._check(action)
+        b.action.copy_(action[:, None])
         self.engine.advance(b, 0, 1, reset_when_done=False)
         if self.refusal is not None:  # all episodes end here, and another engine follows
             b.truncated.fill_(True)
+        self._infos.begin()
+        self._read_infos()
         self.seen.copy_(b.seen[:, 1])
         packed = self._pack(self.seen.clone())
         packed.set(keys.AGENT_REWARD, b.agent_reward[:, 0, :, None].clone())
         packed.set(keys.REWARD, b.reward.clone())
         packed.set(keys.IS_INIT, torch.zeros_like(b.done))
+        self._infos.write(packed)
         return set_flags(packed, b.terminated.clone(), b.truncated.clone())
+
+    def _check(self, action: Tensor) -> None:
+        """Refuse actions that are no numbers of actions; on a GPU reading them would wait for it.
+
+        Raises:
+            ValueError: if they are of another shape or type, or out of range.
+        """
+        shape = (*self.batch_size, self.engine.layout.n_agents)
+        if action.shape != shape or action.is_floating_point():
+            raise ValueError(
+                f"VmasTeam: expected actions int64 {list(shape)}, got {action.dtype} "
+                f"{list(action.shape)}"
+            )
+        if self.device.type == "cpu":
+            low, high = (int(x) for x in action.aminmax())
+            if low < 0 or high >= self.n_actions:
+                raise ValueError(
+                    f"VmasTeam: expected actions from 0 to {self.n_actions - 1}, got "
+                    f"{low if low < 0 else high}"
+                )
+
+    def _read_infos(self) -> None:
+        if self._infos.shapes:
+            self._infos.read(self.engine.simulation)
 
     def _pack(self, seen: Tensor) -> TensorDict:
         layout = self.engine.layout
@@ -216,6 +327,7 @@ class VmasTeam(EnvBase):
         self.engine.env_state.renew()
         buffers = Buffers.empty(n_envs, n_steps, self.engine.layout, self.device)
         buffers.seen[:, 0] = self.seen
+        self._infos.begin()
         return buffers
 
     def observation_at(self, buffers: Buffers, t: int) -> TensorDict:
@@ -224,8 +336,12 @@ class VmasTeam(EnvBase):
 
     def step_buffers(self, buffers: Buffers, t: int, action: Tensor) -> Tensor:
         """Take step ``t`` by actions int64 [E, N], with resets; return done, bool [E, 1]."""
+        self._check(action)
         buffers.action[:, t] = action
         self.engine.advance(buffers, t, 1, reset_when_done=self.reset_when_done)
+        self._read_infos()
+        if self.reset_when_done:
+            self._infos.reset(buffers.done[:, t])
         return buffers.done[:, t, None]
 
     def pack_buffers(self, buffers: Buffers, batch: TensorDict) -> None:
@@ -241,6 +357,7 @@ class VmasTeam(EnvBase):
         batch.set(keys.next_key(keys.IS_INIT), flags)
         set_flags(batch, flags, flags)
         set_flags(batch.get("next"), buffers.terminated[..., None], buffers.truncated[..., None])
+        self._infos.write_history(batch)
         self.seen.copy_(buffers.seen[:, -1])
 
     def _set_seed(self, seed: int | None) -> None:

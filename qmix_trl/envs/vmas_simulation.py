@@ -1,10 +1,12 @@
 """A VMAS simulator with a team of agents and its own random stream."""
 
+import linecache
 import random
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,13 @@ from torch import Tensor
 from vmas.simulator.environment.environment import Environment, local_seed
 from vmas.simulator.scenario import BaseScenario
 
-from qmix_trl.envs.vmas_scenarios import agent_groups
-from qmix_trl.errors import ConfigError, nearest, one_line
+from qmix_trl.envs.compiled.trace.own_code import is_own_module, packages_of
+from qmix_trl.envs.scenario_copies import copied
+from qmix_trl.envs.vmas_scenarios import ALL, agent_groups, generators_restored, instance_of
+from qmix_trl.errors import ConfigError, Refused, nearest, one_line
 
 TEAM_REWARDS = ("mean", "sum", "shared")
+OF_MEMORY = ("allocat", "out of memory")  # in the messages of torch's errors
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,14 @@ class Stepped:
         agent_reward: float [E, N, 1].
         reward: float [E, 1], the team's reward.
         terminated: bool [E, 1].
+        infos: a dictionary for each agent of the scenario, as it returned them.
     """
 
     seen: Seen
     agent_reward: Tensor
     reward: Tensor
     terminated: Tensor
+    infos: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,9 @@ class Task:
         scenario_kwargs: its keywords.
         state: one of ``contract.STATES``.
         team_reward: one of ``TEAM_REWARDS``.
-        group: the group of agents that is the team; None if there is only one group.
+        group: the group of agents that is the team, or ``ALL``; None if there is only one group.
+        made_by: the class of which each simulation makes its own scenario; None if simulations
+            copy ``scenario``.
     """
 
     name: str
@@ -68,6 +77,15 @@ class Task:
     state: str
     team_reward: str
     group: str | None
+    made_by: type[BaseScenario] | None = None
+
+    def new_scenario(self) -> BaseScenario:
+        """Return a scenario for one simulator, which keeps its state in it.
+
+        Raises:
+            ConfigError: if there can be no other one.
+        """
+        return copied(self.scenario) if self.made_by is None else instance_of(self.made_by)
 
 
 class VmasSimulation:
@@ -78,58 +96,84 @@ class VmasSimulation:
         n_envs: E.
         seed: the seed of the simulation's own random stream.
         device: the device of the simulation.
-        warm_up: take a step and reset, since some scenarios set attributes only in their first
-            step. Without, the simulation is as VMAS makes it.
+        idle_step: take a step and reset before anything else, as some scenarios set attributes
+            only in their first step. Without it the simulation begins exactly as one of VMAS,
+            which matters to a scenario that carries state over episodes.
+
+    Attributes:
+        simulator: VMAS.
+        team: the indices of the team's agents.
+        n_actions: A.
+        infos: of the last step, as ``Stepped`` has them.
 
     Raises:
-        ConfigError: if the scenario cannot be made, has no such team, or the agents of the team
-            have different numbers of actions.
+        ConfigError: if the scenario cannot be made or stepped, has no such team, or the agents of
+            the team have different numbers of actions.
     """
 
     def __init__(
-        self, task: Task, n_envs: int, seed: int, device: torch.device, *, warm_up: bool = True
+        self, task: Task, n_envs: int, seed: int, device: torch.device, *, idle_step: bool = True
     ) -> None:
         self.task = task
         self.n_envs = n_envs
         self.device = device
+        self.infos: list[dict[str, Any]] = []
         self._random_state = self._seeded_state(seed)
-        with self.own_randomness():
-            self.simulator = self._simulate(seed, warm_up=warm_up)
-        self.team = self._choose_team()
-        self.n_actions = self._count_actions()
+        scenario = task.new_scenario()
+        with generators_restored(), self._errors_told(scenario):
+            with self.own_randomness():
+                self.simulator = Environment(
+                    scenario,
+                    num_envs=n_envs,
+                    device=device,
+                    continuous_actions=False,
+                    seed=seed,
+                    **task.scenario_kwargs,
+                )
+            self.team = self._choose_team()
+            self.n_actions = self._count_actions()
+            if idle_step:
+                self._step_and_reset(seed)
 
-    def _simulate(self, seed: int, *, warm_up: bool) -> Environment:
-        task = self.task
+    def _step_and_reset(self, seed: int) -> None:
+        """Take a step in which no agent does anything, and reset; restart the random stream."""
+        self.step(torch.zeros(self.n_envs, len(self.team), dtype=torch.int64, device=self.device))
+        with self.own_randomness():
+            self.simulator.reset(seed=seed)
+
+    @contextmanager
+    def _errors_told(self, scenario: BaseScenario) -> Iterator[None]:
+        """Turn any error of the scenario's code within a ``with`` block into one line.
+
+        Raises:
+            ConfigError: if the code raises anything but a lack of memory.
+        """
         try:
-            simulator = Environment(
-                deepcopy(task.scenario),  # as a simulator keeps its state in its scenario
-                num_envs=self.n_envs,
-                device=self.device,
-                continuous_actions=False,
-                seed=seed,
-                **task.scenario_kwargs,
-            )
-            if warm_up:
-                idle = torch.zeros(self.n_envs, 1, dtype=torch.int64, device=self.device)
-                simulator.step([idle.clone() for _ in simulator.agents])
-                simulator.reset(seed=seed)
-            return simulator
-        # A scenario's code can raise any of these on a keyword that it cannot use.
-        except (TypeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
+            yield
+        except (ConfigError, Refused):
+            raise
+        except Exception as error:  # a scenario's code may raise anything
+            if isinstance(error, MemoryError) or any(word in str(error) for word in OF_MEMORY):
+                raise
+            kwargs = dict(self.task.scenario_kwargs)
+            given = f"env.scenario_kwargs: {kwargs}: " if kwargs else ""
             raise ConfigError(
-                f"env.scenario_kwargs: VMAS scenario {task.name!r} cannot be made with "
-                f"{dict(task.scenario_kwargs)}: {one_line(error)}"
+                f"{given}VMAS scenario {self.task.name!r} fails in a batch of {self.n_envs}: "
+                f"{one_line(error)} at {failing_line(error, scenario)}"
             ) from error
 
     def _choose_team(self) -> list[int]:
         """Return the indices of the team's agents."""
         group, name = self.task.group, self.task.name
         groups = agent_groups([agent.name for agent in self.simulator.agents])
+        if group == ALL and ALL not in groups:
+            return list(range(len(self.simulator.agents)))
         listed = ", ".join(f"{g} ({len(members)})" for g, members in groups.items())
         if group is None and len(groups) > 1:
             raise ConfigError(
                 f"env.group: VMAS scenario {name!r} has agents in several groups: {listed}; "
-                f"choose the team, e.g. env.group={next(iter(groups))}; the others do nothing"
+                f"choose the team, e.g. env.group={next(iter(groups))}; the others do nothing; "
+                f"or all of them by env.group={ALL}"
             )
         if group is not None and group not in groups:
             raise ConfigError(
@@ -169,7 +213,9 @@ class VmasSimulation:
     def step(self, action: Tensor) -> Stepped:
         """Take one step by actions int64 [E, N]; agents outside the team do nothing."""
         with self.own_randomness(), local_seed(Environment.vmas_random_state):
-            return self.pure_step(action)
+            stepped = self.pure_step(action)
+        self.infos = stepped.infos
+        return stepped
 
     def pure_step(self, action: Tensor) -> Stepped:
         """Take one step by actions int64 [E, N], drawing from torch's present generator."""
@@ -177,14 +223,31 @@ class VmasSimulation:
         for column, i in enumerate(self.team):
             actions[i] = action[:, column, None]
         unseeded_step = Environment.step.__wrapped__  # without VMAS's own random stream
-        observations, rewards, terminated, _ = unseeded_step(self.simulator, actions)
-        agent_reward = torch.stack([rewards[i].reshape(-1, 1) for i in self.team], 1)  # [E, N, 1]
+        observations, rewards, terminated, infos = unseeded_step(self.simulator, actions)
+        columns = [self._column(rewards[i], f"reward of {self._name(i)}") for i in self.team]
+        agent_reward = torch.stack([c.to(torch.float32) for c in columns], 1)  # [E, N, 1]
         return Stepped(
             self._seen(observations),
             agent_reward,
             self._team_reward(agent_reward),
-            terminated.reshape(-1, 1),
+            self._column(terminated, "done").to(torch.bool),
+            infos,
         )
+
+    def _name(self, i: int) -> str:
+        """Return the name of agent i."""
+        return self.simulator.agents[i].name
+
+    def _column(self, value: Tensor, of: str) -> Tensor:
+        """Return a number for each environment as [E, 1]; one number is for all of them."""
+        if value.numel() == 1:
+            return value.reshape(1, 1).expand(self.n_envs, 1)
+        if value.shape not in ((self.n_envs,), (self.n_envs, 1)):
+            raise ConfigError(
+                f"VMAS scenario {self.task.name!r}: {of}: expected a shape of [{self.n_envs}] or "
+                f"[{self.n_envs}, 1], got {list(value.shape)}"
+            )
+        return value.reshape(-1, 1)
 
     def _team_reward(self, agent_reward: Tensor) -> Tensor:
         """Return the team's reward [E, 1] from the agents' rewards [E, N, 1]."""
@@ -194,16 +257,54 @@ class VmasSimulation:
 
     def _seen(self, observations: list[Tensor | dict[str, Tensor]]) -> Seen:
         """Return the team's observations and the state, given all agents' observations."""
-        team = [flat_observation(observations[i]) for i in self.team]
+        team = [self._observation(observations[i], self._name(i)) for i in self.team]
         if len({part.shape for part in team}) > 1:
             raise ConfigError(
                 f"VMAS scenario {self.task.name!r}: expected observations of one size for all "
-                f"agents of the team, got {[part.shape[-1] for part in team]}"
+                f"agents of the team, got {[part.shape[-1] for part in team]} of "
+                f"{[self._name(i) for i in self.team]}"
             )
         observation = torch.stack(team, 1)  # [E, N, O]
         if self.task.state == "observations":
             return Seen(observation, observation.flatten(1))
-        return Seen(observation, world_state(self.simulator))
+        return Seen(observation, world_state(self.simulator).to(torch.float32))
+
+    def _observation(self, observation: Tensor | dict[str, Tensor], agent: str) -> Tensor:
+        """Return one agent's observation as float32 [E, O]; entries are concatenated."""
+        if isinstance(observation, dict):
+            parts = [self._observation(part, agent) for part in observation.values()]
+            return torch.cat(parts, -1)
+        if observation.shape[:1] != (self.n_envs,):
+            raise ConfigError(
+                f"VMAS scenario {self.task.name!r}: observation of {agent}: expected a shape of "
+                f"[{self.n_envs}, ...], got {list(observation.shape)}"
+            )
+        return columns_of(observation)
+
+    def team_info(self) -> dict[tuple[str, ...], Tensor]:
+        """Return the team's infos of the last step by key, float32 [E, N, ...].
+
+        Raises:
+            ConfigError: if the agents' infos differ in their keys or shapes.
+        """
+        infos = [dict(self._flat_info(self.infos[i])) for i in self.team]
+        described = [{key: list(v.shape[1:]) for key, v in info.items()} for info in infos]
+        if any(shapes != described[0] for shapes in described):
+            raise ConfigError(
+                f"VMAS scenario {self.task.name!r}: info: expected the same entries for all agents "
+                f"of the team, got {described}"
+            )
+        return {key: torch.stack([info[key] for info in infos], 1) for key in infos[0]}
+
+    def _flat_info(self, info: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+        """Yield the entries of an agent's infos by key: float32 [E, ...], or [E, 1] of [E]."""
+        for name, value in info.items():
+            if isinstance(value, dict):
+                yield from (((name, *key), part) for key, part in self._flat_info(value))
+            elif value.dim() < 2:
+                yield (name,), self._column(value, f"info {name!r}").to(torch.float32)
+            else:
+                yield (name,), value.to(torch.float32)
 
     def random_state(self) -> dict[str, Tensor]:
         """Return the state of the random stream as tensors."""
@@ -293,8 +394,21 @@ def world_state(env: Environment) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def flat_observation(observation: Tensor | dict[str, Tensor]) -> Tensor:
-    """Return one agent's observation as float [E, O]; dictionary entries are concatenated."""
-    if isinstance(observation, dict):
-        return torch.cat([flat_observation(part) for part in observation.values()], -1)
-    return observation.flatten(1)
+def columns_of(value: Tensor) -> Tensor:
+    """Return numbers [E, ...] as float32 [E, O]."""
+    return (value[:, None] if value.dim() == 1 else value.flatten(1)).to(torch.float32)
+
+
+def failing_line(error: Exception, scenario: BaseScenario) -> str:
+    """Return file, number and text of the line of the scenario's code that raised an error.
+
+    If there is none, the line of VMAS that raised it, and the agent that it was about.
+    """
+    packages = packages_of(scenario)
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = [at for at in frames if is_own_module(at[0].f_globals.get("__name__", ""), packages)]
+    frame, number = (own or frames)[-1]
+    file = frame.f_code.co_filename
+    line = f"{Path(file).name}:{number} ({linecache.getline(file, number).strip()})"
+    agents = [at[0].f_locals["agent"].name for at in frames if "agent" in at[0].f_locals]
+    return f"{line} for {agents[-1]}" if agents and not own else line

@@ -129,7 +129,7 @@ def check_known(task: Task) -> None:
 def eager(s: Settings) -> Engine:
     """Return the engine of VMAS itself."""
     together = s.n_envs > 1 and may_reset_together(s.task, s.device)
-    simulation = VmasSimulation(s.task, s.n_envs, s.seed, s.device, warm_up=False)
+    simulation = VmasSimulation(s.task, s.n_envs, s.seed, s.device, idle_step=False)
     return EagerEngine(simulation, s.layout, s.max_steps, together=together)
 
 
@@ -156,6 +156,11 @@ def make_engine(settings: Settings, wanted: str) -> tuple[Engine, Chosen]:
         try:
             return MAKERS[name](settings), Chosen(name, reasons)
         except Refused as error:
+            reasons[name] = str(error)
+        except ConfigError as error:
+            # The scenario fails with a number of environments that only a compiled engine needs.
+            if name == "eager":
+                raise
             reasons[name] = str(error)
     raise ConfigError(
         f"env.engine: VMAS scenario {settings.task.name!r} does not run on {wanted}: "

@@ -35,6 +35,7 @@ COMPILER = Path(__file__).parent
 PACKAGE = COMPILER.parents[1]
 OTHER_FILES = (
     "chosen.py",
+    "envs/scenario_copies.py",
     "envs/vmas_scenarios.py",
     "envs/vmas_simulation.py",
     "errors.py",

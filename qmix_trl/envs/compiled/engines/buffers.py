@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qmix_trl.envs.vmas_simulation import Seen, VmasSimulation
+from qmix_trl.errors import ConfigError
 from qmix_trl.native.large_pages import empty
 
 
@@ -38,7 +39,17 @@ class SeenLayout:
         return seen if self.state_dim is None else seen[..., -self.state_dim :]
 
     def pack(self, seen: Seen) -> Tensor:
-        """Return observation and state as float [E, R]."""
+        """Return observation and state as float [E, R].
+
+        Raises:
+            ConfigError: if a scenario's observations are not as long as at first.
+        """
+        length = seen.observation.shape[2]
+        if length != self.observation_dim:
+            raise ConfigError(
+                f"observation: expected {self.observation_dim} numbers of each agent as at first, "
+                f"got {length}; return as many in each step and reset"
+            )
         observation = seen.observation.flatten(1)
         return observation if self.state_dim is None else torch.cat([observation, seen.state], -1)
 
