@@ -10,18 +10,20 @@ import gc
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterable, MutableMapping, MutableSequence
+from collections.abc import Iterable, Mapping, MutableMapping, MutableSequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from vmas.simulator.environment import Environment
 
-from qmix_trl.envs.compiled.trace.leaves import HARMLESS, UNKNOWN, leaf_text
+from qmix_trl.envs.compiled.trace.leaves import DESCRIBED, HARMLESS, UNKNOWN, leaf_text
 from qmix_trl.envs.compiled.trace.own_code import (
     code_digest,
     is_own_module,
+    loaded_modules,
     module_data,
     packages_of,
     referenced_globals,
@@ -72,6 +74,7 @@ class Contents:
             containers (path + "#"), names of entities and first paths of other objects that are
             referred to (path + "@"), and types of objects (path + "!").
         unwatched: the types of objects whose state cannot be seen.
+        objects: all values but primitives and tensors, at the first path of each.
     """
 
     slots: dict[str, Slot] = field(default_factory=dict)
@@ -82,6 +85,7 @@ class Contents:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     unwatched: dict[str, str] = field(default_factory=dict)
+    objects: dict[str, Any] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by path."""
@@ -94,6 +98,20 @@ def walk(simulator: Environment) -> Contents:
     for entity in simulator.world.entities:
         walker.visit(entity, f"<{entity.name}>", None, None)
     walker.visit(simulator, "env", None, None)
+    walker.visit_waiting()
+    return walker.contents
+
+
+def walk_from(things: Mapping[str, Any], packages: frozenset[str]) -> Contents:
+    """Return everything reachable from values by name.
+
+    Args:
+        things: the values; their names begin the paths.
+        packages: top-level packages that count as the user's code wherever they are.
+    """
+    walker = _Walker(packages)
+    for name, thing in things.items():
+        walker.visit(thing, name, None, None)
     walker.visit_waiting()
     return walker.contents
 
@@ -129,6 +147,7 @@ class _Walker:
         elif isinstance(thing, PRIMITIVES):
             self._add_primitive(thing, path, holder, key)
         elif isinstance(thing, types.ModuleType):
+            self.contents.values[f"{path}@"] = f"module {thing.__name__}"
             if self._is_own(thing.__name__):
                 self._enqueue(thing, f"module {thing.__name__}")
         elif isinstance(thing, type):
@@ -172,6 +191,7 @@ class _Walker:
             self.contents.unwatched[path] = type(thing).__qualname__
         elif text is not None:
             self.contents.values[path] = text
+            self.contents.objects[path] = thing
             return
         name = entity_name(thing)
         if name is not None:
@@ -191,6 +211,7 @@ class _Walker:
             if first != path:
                 self.contents.values[f"{path}@"] = first
             return
+        self.contents.objects[path] = thing
         self._waiting.append((thing, path))
 
     def visit_waiting(self) -> None:
@@ -236,6 +257,8 @@ class _Walker:
             for name, value in referenced_globals(function).items():
                 # Under the module's path: all functions see the same global.
                 self.visit(value, f"module {module}.{name}", None, None)
+            for imported in loaded_modules(function):
+                self.visit(imported, f"module {imported.__name__}", None, None)
         return found
 
 
@@ -286,7 +309,9 @@ def children(thing: Any) -> list[tuple[str, Any, Any, Any]]:
     if isinstance(thing, (list, deque)):
         found = [(f"[{i}]", child, thing, i) for i, child in enumerate(thing)]
     elif isinstance(thing, (tuple, set, frozenset)):
-        found = [(f"({i})", child, None, None) for i, child in enumerate(thing)]
+        # Sets have another order in each process.
+        held = thing if isinstance(thing, tuple) else sorted(thing, key=_key_name)
+        found = [(f"({i})", child, None, None) for i, child in enumerate(held)]
     elif isinstance(thing, (dict, types.MappingProxyType)):
         found = _items(thing)
     elif isinstance(thing, types.MethodType):
@@ -348,7 +373,11 @@ def _key_name(key: Any) -> str:
         return str(key)
     if isinstance(key, (tuple, list, frozenset)):
         return ",".join(_key_name(part) for part in key)
-    return entity_name(key) or type(key).__name__
+    if isinstance(key, DESCRIBED):
+        return repr(key)
+    if isinstance(key, Enum):
+        return f"{type(key).__name__}.{key.name}"
+    return entity_name(key) or getattr(key, "__qualname__", type(key).__name__)
 
 
 def is_written(now: Tensor, before: tuple[Tensor, int] | None) -> bool:
