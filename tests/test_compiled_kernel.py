@@ -1,22 +1,16 @@
 """The arithmetic of C++ kernels, and their build."""
 
-import ast
 import ctypes
-import importlib.util
 import math
-import multiprocessing
-import os
-import shutil
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from compiled_tools import BOUNDS, header, loaded, occupied_by, task_of
+from compiled_tools import BOUNDS, header, loaded, occupied_by
 
-from qmix_trl.envs.compiled import task_key
 from qmix_trl.envs.compiled.trace import draws
-from qmix_trl.native import build, store
+from qmix_trl.native import build
 
 # -------------------------------------------------------------------- simd.h, draws.h
 
