@@ -14,13 +14,16 @@ from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl.envs.compiled.codegen import cpp
 from qmix_trl.envs.compiled.codegen.schedule import live
+from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.packed_state import as_bits
 from qmix_trl.envs.compiled.lower.expressions import CASTS, Expression, Program
 from qmix_trl.envs.compiled.lower.ops import OPS
 from qmix_trl.envs.compiled.lower.step import Run, StateNumber, Step
 from qmix_trl.envs.compiled.trace import draws
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, StepGraph
+from qmix_trl.envs.compiled.trace.guard import Guard
 from qmix_trl.envs.compiled.trace.pure import MaskMode
+from qmix_trl.envs.compiled.trace.state import StatePaths
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.native import build, store
 
@@ -53,6 +56,21 @@ def task_of(scenario, **changes):
     """Return a scenario as a task."""
     settings = {"scenario_kwargs": {}, "state": "world", "team_reward": "mean", "group": None}
     return Task(name="own", scenario=scenario, **(settings | changes))
+
+
+def bare_step(numbers, layout, *, shared=False):
+    """Return a step without a library, choices or Python values."""
+    return CompiledStep(
+        library=None,
+        numbers=numbers,
+        paths=StatePaths((), (), {}, (), (), (), frozenset(), ()),
+        layout=layout,
+        choices=[[[]]],
+        guard=Guard({}, frozenset(), frozenset()),
+        shared=shared,
+        reads_in_resets=False,
+        seconds={},
+    )
 
 
 def simulation_of(scenario, n_envs=3):

@@ -26,6 +26,7 @@ from qmix_trl.envs.compiled.codegen import cpp
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.engines.packed_state import read_packed_state
 from qmix_trl.envs.compiled.trace.pure import static_collisions
+from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import ConfigError, Refused
 from qmix_trl.keys import OBSERVATION
@@ -123,7 +124,9 @@ def test_200_steps_equal_vmas_from_equal_states(scenario):
         broad_phase = static_collisions(world) if scenario == "navigation" else nullcontext()
         if t % 50 == 0:
             vmas.reset()
-        state = read_packed_state(vmas.simulator, fresh.step.numbers, fresh.choice(vmas))
+        state = read_packed_state(
+            vmas.simulator, fresh.step.numbers, fresh.choice(walk(vmas.simulator))
+        )
         engine.env_state.jump(state, torch.tensor([0, t]))
         buffers.action[:, 0] = action[:, t]
         engine.advance(buffers, 0, 1, reset_when_done=False)

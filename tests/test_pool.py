@@ -6,11 +6,10 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from compiled_tools import Plain, simulation_of, task_of
+from compiled_tools import Plain, bare_step, simulation_of, task_of
 from vmas.simulator.utils import ScenarioUtils
 
 from qmix_trl import make_env
-from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines import pool
 from qmix_trl.envs.compiled.engines.buffers import SeenLayout
 from qmix_trl.envs.compiled.engines.env_state import EnvState, ExactSum
@@ -84,7 +83,7 @@ def test_a_spawning_scenario_shares_no_draws():
 
 def step_of_plain(*, shared=False):
     """Return a step of ``Plain`` that reads no state."""
-    return CompiledStep(None, [], SeenLayout(1, 2, None), [], [], shared, {})
+    return bare_step([], SeenLayout(1, 2, None), shared=shared)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -18,12 +18,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import triton_operations as ops
+from compiled_tools import bare_step
 
 from qmix_trl import AGENTS, GreedyAction, make_collector, make_env, make_policy, with_memory
 from qmix_trl.chosen import CUDA_GRAPH, Chosen
 from qmix_trl.envs.compiled import backends, compile
 from qmix_trl.envs.compiled.codegen import triton as triton_print
-from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines import triton as triton_kernel
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.engines.kernel import KernelEngine
@@ -242,8 +242,8 @@ def check_task_to_batch(folder):
         with pytest.raises(ConfigError, match="its step differs from VMAS's"):
             environment(CPU, scenario_kwargs={"n_agents": 2})
     compare_batches(batches, start, 0.0)
-    kept = {path.name for path in store.folder().glob("simple_spread-*/*")}
-    assert kept == {"notes.json", "step.cpp", "step.py", "step.so"}
+    kept = {(path.stem[:5], path.suffix) for path in store.folder().glob("simple_spread-*/*")}
+    assert kept == {("notes", ".json"), ("step-", ".cpp"), ("step-", ".py"), ("step-", ".so")}
 
 
 # ---------------------------------------------------------------------- operations by definition
@@ -260,7 +260,7 @@ def operations_source(folder):
 def pool_of_operations(n_seen):
     """Return a stand-in for the pool of a step with all operations."""
     numbers = [PackedNumber(x, 0, dtype, True) for x, dtype in ops.TYPES.items()]
-    step = CompiledStep(None, numbers, SeenLayout(1, n_seen, None), [], [], False, {})
+    step = bare_step(numbers, SeenLayout(1, n_seen, None))
     pool = torch.zeros(4 * ops.E, len(numbers) + n_seen)
     return SimpleNamespace(n_envs=ops.E, step=step, pool=pool, taken=0, device=CPU)
 

@@ -10,12 +10,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from qmix_trl.chosen import Chosen
 from qmix_trl.envs.compiled.backends import BACKENDS, of_cpu
-from qmix_trl.envs.compiled.compile import (
-    check_again,
-    check_engine,
-    compiled_step,
-    known_refusal,
-)
+from qmix_trl.envs.compiled.compile import check_engine, checked_step, known_refusal
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.engines.eager import EagerEngine, EagerState
 from qmix_trl.envs.compiled.engines.env_state import EnvState
@@ -85,8 +80,7 @@ def kernel(s: Settings) -> Engine:
     if s.device.type not in BACKENDS:
         raise Refused(f"there is no kernel for {s.device.type}")
     backend = BACKENDS[s.device.type](s.device)
-    step = compiled_step(s.task, backend)
-    check_again(step, s.task, backend)
+    step = checked_step(s.task, backend)
     fresh = FreshStates(s.task, s.n_envs, s.seed, step, device=s.device)
     return backend.engine(step.library, fresh, s.max_steps, s.seed)
 

@@ -1,7 +1,6 @@
 """From a task to its compiled step: trace, lower, print, build and check, once."""
 
-import json
-import tempfile
+import hashlib
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,19 +22,19 @@ from qmix_trl.envs.compiled.engines.packed_state import (
     packed_numbers,
 )
 from qmix_trl.envs.compiled.engines.pool import FreshStates, shares_draws
-from qmix_trl.envs.compiled.gate import Outcome, Reference, Report, check
+from qmix_trl.envs.compiled.gate import Mismatch, Outcome, Reference, Report, check
 from qmix_trl.envs.compiled.gate_runs import AGAIN, Extent, full_extent
 from qmix_trl.envs.compiled.lower.arrays import Unlowerable
 from qmix_trl.envs.compiled.lower.step import Step, lower
 from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, Trace, traced
 from qmix_trl.envs.compiled.trace.guard import Guard
-from qmix_trl.envs.compiled.trace.state import StatePaths, find_state, random_step
-from qmix_trl.envs.compiled.trace.walk import Contents, walk
+from qmix_trl.envs.compiled.trace.state import StatePaths
+from qmix_trl.envs.compiled.trace.walk import Contents
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused
+from qmix_trl.native import store
 from qmix_trl.native.build import BuildFailed, NoCompiler
-from qmix_trl.native.store import NOTES, folder, kept
 
 NO_LIMIT = 2**31 - 1
 AGAIN_ENVS = 5  # of the check at every start
@@ -64,12 +63,46 @@ def compiled_step(task: Task, backend: Backend) -> CompiledStep:
     Raises:
         Refused: if the task has none, or if it was not built and there is no compiler.
     """
+    return _step_of_key(_key(task, backend), task, backend)
+
+
+def checked_step(task: Task, backend: Backend) -> CompiledStep:
+    """Return the compiled step of a task after another comparison with VMAS.
+
+    A step from disk that differs is built again, once.
+
+    Raises:
+        Refused: as ``compiled_step``; ``Mismatch`` if a new step differs, too.
+    """
+    key = _key(task, backend)
+    step = _step_of_key(key, task, backend)
     try:
-        key = task_key(task, backend.tools())
+        check_again(step, task, backend)
+    except Mismatch:
+        if key is None:
+            raise
+        store.drop(key)
+        step = _step_of_key(key, task, backend)
+        check_again(step, task, backend)
+    return step
+
+
+def _key(task: Task, backend: Backend) -> str | None:
+    """Return the key of a task's step; None if it has none."""
+    tools = backend.tools()
+    try:
+        return task_key(task, tools)
     except Unrepeatable:
-        place = Path(tempfile.mkdtemp(prefix="qmix_trl-"))
-        return _from_notes(place, _make(task, place, backend))
-    return _from_notes(*kept(key, lambda new: _make(task, new, backend)))
+        return None
+
+
+def _step_of_key(key: str | None, task: Task, backend: Backend) -> CompiledStep:
+    """Return the step of a key from disk or newly built; without a key it is not kept."""
+
+    def make(place: Path) -> dict[str, Any]:
+        return _make(task, place, backend)
+
+    return _from_notes(*(store.unkept(make) if key is None else store.kept(key, make)))
 
 
 def known_refusal(task: Task, backend: Backend) -> tuple[str, int | None] | None:
@@ -82,11 +115,8 @@ def known_refusal(task: Task, backend: Backend) -> tuple[str, int | None] | None
     Raises:
         NoCompiler: if there is no compiler.
     """
-    try:
-        path = folder() / task_key(task, backend.tools()) / NOTES
-    except Unrepeatable:
-        return None
-    notes = json.loads(path.read_text()) if path.exists() else {}
+    key = _key(task, backend)
+    notes = (store.read(key) or {}) if key is not None else {}
     return (notes["refused"], notes["n_nodes"]) if "refused" in notes else None
 
 
@@ -96,8 +126,8 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
     return CompiledStep(
         library=place / notes["file"],
         numbers=numbers_from_json(notes["numbers"]),
+        paths=StatePaths.from_json(notes["paths"]),
         layout=SeenLayout(**notes["layout"]),
-        choice_paths=notes["choice_paths"],
         choices=notes["choices"],
         guard=Guard.from_json(notes["guard"]),
         shared=notes["shared"],
@@ -151,14 +181,16 @@ def _built(
         raise Unlowerable(f"its step has {n:,} operations, more than {backend.most_operations:,}")
     laps.end("lower")
     text = backend.source(step)
+    # A process that has loaded a library gets it again by its path, even if the file is another.
+    path = path.with_stem(f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
     laps.end("print")
     backend.build(text, path)
     laps.end("build")
     notes = {
         "file": path.name,
         "numbers": numbers_as_json(numbers),
+        "paths": paths.as_json(),
         "layout": vars(_layout(step, of_team)),
-        "choice_paths": list(paths.choices),
         "choices": [[list(values) for values in graph.choices] for graph in graphs],
         "guard": trace.guard.as_json(),
         "shared": shares_draws(simulation),
@@ -168,6 +200,7 @@ def _built(
     compiled = _from_notes(path.parent, notes)
     extent = full_extent(simulation)
     report = check_kernel(compiled, simulation, paths, extent, backend)
+    check_again(compiled, simulation.task, backend)
     laps.end("gate")
     notes["gate"] = vars(report)
     return notes
@@ -187,9 +220,7 @@ def check_again(compiled: CompiledStep, task: Task, backend: Backend) -> None:
         Mismatch: if they differ.
     """
     simulation = VmasSimulation(task, AGAIN_ENVS, 0, torch.device("cpu"))
-    with simulation.own_randomness():
-        paths = find_state(simulation.simulator, random_step(simulation))
-    check_kernel(compiled, simulation, paths, AGAIN, backend)
+    check_kernel(compiled, simulation, compiled.paths, AGAIN, backend)
 
 
 def check_kernel(
@@ -237,8 +268,7 @@ def check_engine(
     buffers = Buffers.empty(simulation.n_envs, 1, layout, fresh.device)
 
     def packed(of: VmasSimulation, contents: Contents) -> Tensor:
-        choice = fresh.choice(walk(simulation.simulator))
-        return pack(contents, of.simulator, numbers, choice)
+        return pack(contents, of.simulator, numbers, fresh.choice(contents))
 
     def values(of: Tensor) -> Tensor:
         return as_numbers(of, numbers)

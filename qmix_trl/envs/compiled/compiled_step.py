@@ -7,6 +7,7 @@ from typing import Any
 from qmix_trl.envs.compiled.engines.buffers import SeenLayout
 from qmix_trl.envs.compiled.engines.packed_state import PackedNumber
 from qmix_trl.envs.compiled.trace.guard import Guard
+from qmix_trl.envs.compiled.trace.state import StatePaths
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class CompiledStep:
         library: the path of the built file; None where the step is a function of torch.
         numbers: of the packed state.
         layout: of observation and state.
-        choice_paths: of the Python values that resets choose and the step may read.
-        choices: for each kind of choice, the values at these paths that are of this kind.
+        paths: of the state, and of the choices that resets make in Python and the step may read.
+        choices: for each kind of choice, the values of ``paths.choices`` that are of this kind.
         guard: of all other Python values that the step may read.
         shared: resets of all environments draw something once for all of them.
         reads_in_resets: the scenario's code reads numbers of tensors in resets.
@@ -28,7 +29,7 @@ class CompiledStep:
     library: Path | None
     numbers: list[PackedNumber]
     layout: SeenLayout
-    choice_paths: list[str]
+    paths: StatePaths
     choices: list[list[list[Any]]]
     guard: Guard
     shared: bool

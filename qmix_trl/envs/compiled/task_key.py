@@ -2,31 +2,38 @@
 
 A key is the scenario's name and a hash of all that a compiled step depends on:
 
-- the task: the scenario's keywords and attributes, with all digits of tensors and arrays, and its
-  state, team reward and group;
-- the source files of the scenario's class and of its bases up to VMAS's ``BaseScenario``;
-- the versions of ``PACKAGES``;
+- the task: the scenario's keywords and attributes, and its state, team reward and group;
+- the user's code: the functions and classes that the scenario can reach, with the values of their
+  class attributes, closures, default arguments and globals (``trace/walk.py``);
+- the contents of the user's files that this code is from, and of all that they import
+  (``task_sources.py``); the versions of the libraries that they import;
+- the sources of VMAS's simulator, and the versions of Python and of ``PACKAGES``;
 - the files of this package that build or check a step: the folder of the compiler and
   ``OTHER_FILES``. A file that one of them imports has to be listed (a test follows the imports);
 - the tools that build it, with their flags and the device (``Backend.tools``).
 
-Modules that a scenario imports are not in the key: a step from disk is compared with VMAS at every
-start, and refused if they differ (``compile.check_again``).
+A key is the same in every process, and wherever the files are. Sets count as unordered. Open files
+and generators of random numbers count by their class: a step that reads them is refused. A step
+from disk is compared with VMAS at every start, too (``compile.checked_step``).
 """
 
 import hashlib
-import inspect
+import io
 import json
-import re
-from collections.abc import Mapping
+import platform
+from functools import _lru_cache_wrapper
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+import vmas
 from torch import Tensor
-from vmas.simulator.scenario import BaseScenario
 
+from qmix_trl.envs.compiled.task_sources import Sources
+from qmix_trl.envs.compiled.trace.leaves import IN_MEMORY, digest, generator_state
+from qmix_trl.envs.compiled.trace.own_code import packages_of
+from qmix_trl.envs.compiled.trace.walk import PRIMITIVES, Contents, described, walk_from
 from qmix_trl.envs.vmas_simulation import Task
 from qmix_trl.errors import Refused
 
@@ -45,8 +52,7 @@ OTHER_FILES = (
     "native/store.py",
     "native/structures.py",
 )  # in the package
-# In the text of a value: an address, or the ellipsis of an array that is too long to print.
-UNCLEAR = re.compile(r" at 0x[0-9a-f]+|\.\.\.")
+SIMULATOR = Path(vmas.__file__).parent / "simulator"
 
 
 class Unrepeatable(Refused):
@@ -61,51 +67,95 @@ def task_key(task: Task, *tools: str) -> str:
         *tools: versions of the tools that build the step.
 
     Raises:
-        Unrepeatable: if a value or a source of the scenario has no text that identifies it.
+        Unrepeatable: if the scenario holds an object whose state cannot be seen.
     """
+    packages = packages_of(task.scenario)
+    keywords = {f"keyword {name}": value for name, value in sorted(task.scenario_kwargs.items())}
+    contents = walk_from({"scenario": task.scenario, **keywords}, packages)
+    sources = Sources(packages)
+    sources.add_objects(contents.objects.values())
     settings = {
-        "kwargs": {k: _shown(v) for k, v in sorted(task.scenario_kwargs.items())},
-        "attributes": {k: _shown(v) for k, v in sorted(vars(task.scenario).items())},
+        "values": value_texts(contents),
         "task": [task.state, task.team_reward, task.group],
-        "versions": [version(package) for package in PACKAGES],
-        "scenario": [_text(cls) for cls in type(task.scenario).__mro__ if _is_scenario(cls)],
+        "files": sources.hashes(),
+        "libraries": sources.versions(),
+        "versions": [platform.python_version(), *(version(package) for package in PACKAGES)],
+        "simulator": simulator_hash(),
         "package": package_text(),
         "tools": tools,
     }
     text = json.dumps(settings, sort_keys=True)
-    if UNCLEAR.search(json.dumps([settings["kwargs"], settings["attributes"]])):
-        raise Unrepeatable("a keyword of the scenario has no text that tells it from others")
     return f"{task.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
-def _is_scenario(cls: type) -> bool:
-    return issubclass(cls, BaseScenario) and cls is not BaseScenario
+def value_texts(contents: Contents) -> dict[str, str]:
+    """Return the texts of all values of contents, by path.
+
+    Raises:
+        Unrepeatable: if there is an object whose state cannot be seen.
+    """
+    objects = contents.objects
+    fleeting = {path for path, thing in objects.items() if is_fleeting(thing)}
+    caches = [path for path, thing in objects.items() if isinstance(thing, _lru_cache_wrapper)]
+    results = tuple(f"{path}.cached[" for path in caches)
+    texts = {}
+    for path, value in contents.values.items():
+        texts[path] = value if path in objects else primitive_text(value)
+    for path, thing in objects.items():
+        if isinstance(thing, dict):
+            texts[f"{path} keys"] = " ".join(map(primitive_text, thing))
+    first: dict[int, str] = {}  # paths of tensors, by the address of their memory
+    for path, tensor in contents.tensors().items():
+        texts[path] = tensor_text(tensor)
+        if tensor.numel() and tensor.layout == torch.strided:
+            same = first.setdefault(tensor.untyped_storage().data_ptr(), path)
+            texts[f"{path} memory"] = f"{same} {tensor.storage_offset()} {tensor.stride()}"
+    for path, kind in sorted(contents.unwatched.items()):
+        if path not in fleeting and not path.startswith(results):
+            raise Unrepeatable(f"{path} is a {kind}, whose state cannot be seen")
+    texts |= {path: described(objects[path]) for path in fleeting}
+    return {path: text for path, text in texts.items() if not path.startswith(results)}
 
 
-def _shown(value: Any) -> str:
-    """Return the text of a value, with all digits of tensors and arrays."""
-    if isinstance(value, Tensor | np.ndarray):
-        array = np.asarray(value)
-        return f"{array.dtype} {array.shape} {array.tobytes().hex()}"
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{k!r}: {_shown(v)}' for k, v in value.items())}}}"
-    if isinstance(value, list | tuple):
-        return f"{type(value).__name__}({', '.join(_shown(v) for v in value)})"
-    return repr(value)
+def is_fleeting(thing: Any) -> bool:
+    """Return whether an object is an open file or a generator of random numbers."""
+    is_open = isinstance(thing, io.IOBase) and not isinstance(thing, IN_MEMORY)
+    return is_open or generator_state(thing) is not None
 
 
-def _text(cls: type) -> str:
-    """Return the sources of the files that define a class; VMAS's cannot be imported by name."""
-    members = [getattr(member, "__func__", member) for member in vars(cls).values()]
-    members = [getattr(member, "fget", member) for member in members]
-    functions = [inspect.unwrap(member) for member in members if inspect.isfunction(member)]
-    files_ = {function.__code__.co_filename for function in functions}
+def primitive_text(value: Any) -> str:
+    """Return the text of a primitive or of a key; for other objects, of their class only.
+
+    Subclasses of primitives may have texts of their own, which leave out the value.
+    """
+    if isinstance(value, tuple):
+        return f"({' '.join(map(primitive_text, value))})"
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    base = next((base for base in PRIMITIVES if isinstance(value, base)), None)
+    return f"{kind} {base.__repr__(value)}" if base is not None else kind
+
+
+def tensor_text(tensor: Tensor) -> str:
+    """Return type, shape and a hash of all digits of a tensor.
+
+    Raises:
+        Unrepeatable: if its numbers cannot be read.
+    """
     try:
-        if not files_:
-            files_ = {inspect.getfile(cls)}
-        return "".join(Path(name).read_text() for name in sorted(files_))
-    except (OSError, TypeError) as error:
-        raise Unrepeatable(f"the source of {cls.__name__} is not in a file") from error
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+        dense = plain if plain.layout == torch.strided else plain.to_dense()
+        whole = dense.clone(memory_format=torch.contiguous_format)
+        content = whole.reshape(-1).view(torch.uint8).numpy().tobytes()
+    except (RuntimeError, TypeError) as error:  # quantised, or without memory
+        raise Unrepeatable(f"a tensor of {tensor.dtype} has no numbers to read") from error
+    return f"{tensor.dtype} {tuple(tensor.shape)} {tensor.device} {digest(content)}"
+
+
+def simulator_hash() -> str:
+    """Return a hash of the sources of VMAS's simulator."""
+    paths = sorted(SIMULATOR.rglob("*.py"))
+    content = [f"{p.relative_to(SIMULATOR)} {digest(p.read_bytes())}" for p in paths]
+    return digest("\n".join(content).encode())
 
 
 def package_files() -> list[Path]:
@@ -116,4 +166,4 @@ def package_files() -> list[Path]:
 
 def package_text() -> str:
     """Return the sources of ``package_files``."""
-    return "".join(f.read_text() for f in package_files())
+    return "".join(f.read_text(encoding="utf-8") for f in package_files())

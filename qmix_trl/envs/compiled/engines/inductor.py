@@ -52,12 +52,11 @@ class InductorEngine:
         numbers = all_numbers(self.graph)
         shared = shares_draws(VmasSimulation(simulation.task, TRACE_ENVS, 0, simulation.device))
         choices = [[list(values) for values in self.graph.choices]]
-        paths = self.graph.paths
         step = CompiledStep(
             library=None,
             numbers=numbers,
             layout=layout,
-            choice_paths=list(paths.choices),
+            paths=self.graph.paths,
             choices=choices,
             guard=trace.guard,
             shared=shared,

@@ -13,6 +13,7 @@ from qmix_trl.envs.compiled.codegen.rollout import BUFFERS, Rollout
 from qmix_trl.envs.compiled.engines.buffers import Buffers
 from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.pool import FreshStates
+from qmix_trl.native.store import load
 
 LANES = 16  # environments of the widest blocks that a library may have
 
@@ -49,7 +50,7 @@ class KernelEngine:
 
     def _link(self) -> None:
         """Load the library, and prepare a call with the addresses of this engine's tensors."""
-        loaded = ctypes.CDLL(str(self._library))
+        loaded = load(self._library)
         self._rollout, self._reset = loaded.rollout, loaded.reset
         self._rollout.argtypes = [ctypes.POINTER(Rollout)]
         self._reset.argtypes = [ctypes.POINTER(Rollout), ctypes.c_void_p, ctypes.c_void_p]

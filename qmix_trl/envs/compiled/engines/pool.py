@@ -163,12 +163,12 @@ class FreshStates:
         Raises:
             Refused: if the step was not compiled for this choice.
         """
-        chosen = [contents.values.get(path) for path in self.step.choice_paths]
+        chosen = [contents.values.get(path) for path in self.step.paths.choices]
         for kind, known in enumerate(self.step.choices):
             if chosen in known:
                 return kind
         raise Refused(
-            f"a reset chose {chosen} for {self.step.choice_paths}, which none did when the step "
+            f"a reset chose {chosen} for {self.step.paths.choices}, which none did when the step "
             "was compiled"
         )
 

@@ -9,15 +9,29 @@ import types
 import weakref
 from collections import deque
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
 
 HARMLESS, UNKNOWN = object(), object()
-# Packages whose objects draw pictures, describe spaces, lock or log.
-SILENT = frozenset({"gym", "gymnasium", "pyglet", "threading", "_thread", "logging", "ctypes"})
-DESCRIBED = (torch.device, torch.dtype, torch.Size, np.dtype, np.generic, range, slice, type(...))
+# Packages whose objects draw pictures, describe spaces, lock, log or hold files.
+SILENT = frozenset(
+    {"gym", "gymnasium", "pyglet", "threading", "_thread", "logging", "ctypes", "tempfile"}
+)
+DESCRIBED = (
+    torch.device,
+    torch.dtype,
+    torch.Size,
+    np.dtype,
+    np.generic,
+    PurePath,
+    range,
+    slice,
+    type(...),
+)
+IN_MEMORY = (io.BytesIO, io.StringIO)
 # Objects without attributes whose parts ``walk`` knows.
 PARTS = (
     dict,
@@ -86,6 +100,8 @@ def has_slots(thing: Any) -> bool:
 
 
 def _place_in_file(file: io.IOBase) -> Any:
+    if isinstance(file, IN_MEMORY) and not file.closed:
+        return f"file of {digest(repr(file.getvalue()).encode())} at {file.tell()}"
     try:
         return f"file {getattr(file, 'name', '')} at {file.tell()}"
     except (OSError, ValueError):  # closed, or a stream

@@ -1,7 +1,6 @@
 """The code and the data that a scenario brings: everything outside of the installed libraries."""
 
 import linecache
-import marshal
 import site
 import sys
 import sysconfig
@@ -86,9 +85,49 @@ def texts_in(code: types.CodeType) -> frozenset[str]:
 
 
 @cache
+def imported_modules(code: types.CodeType) -> tuple[str, ...]:
+    """Return the names and strings in a function's code by which it may import a module."""
+    consts = code.co_consts
+    inner = [const for const in consts if isinstance(const, types.CodeType)]
+    nested = [name for const in inner for name in imported_modules(const)]
+    strings = [const for const in consts if isinstance(const, str)]
+    return tuple(sorted({*code.co_names, *strings, *nested}))
+
+
+def loaded_modules(function: types.FunctionType) -> list[types.ModuleType]:
+    """Return the loaded modules that a function may import when it runs."""
+    package = function.__globals__.get("__package__") or ""
+    names = imported_modules(function.__code__)
+    found = [sys.modules.get(x) for name in names for x in (name, f"{package}.{name}")]
+    return [module for module in found if isinstance(module, types.ModuleType)]
+
+
+@cache
 def code_digest(code: types.CodeType) -> str:
-    """Return a hash of a function's code, with its constants."""
-    return digest(marshal.dumps(code))
+    """Return a hash of a function's code with its constants, without the names of files.
+
+    It is the same in every process, unlike ``marshal``: that depends on the order of sets of
+    strings, and on which constants other code shares.
+    """
+    return digest(repr(_code_parts(code)).encode())
+
+
+def _code_parts(code: types.CodeType) -> tuple:
+    sizes = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+    names = (code.co_name, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    handlers = getattr(code, "co_exceptiontable", b"")  # from Python 3.11 on
+    return (sizes, names, code.co_code, handlers, *map(_constant, code.co_consts))
+
+
+def _constant(value: Any) -> Any:
+    """Return a constant of code as values whose text is the same in every process."""
+    if isinstance(value, types.CodeType):
+        return _code_parts(value)
+    if isinstance(value, tuple):
+        return ("tuple", *map(_constant, value))
+    if isinstance(value, frozenset):
+        return ("frozenset", *sorted(repr(_constant(item)) for item in value))
+    return value
 
 
 def referenced_globals(function: types.FunctionType) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The state of a VMAS simulator: the reachable values that steps and resets write."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,16 @@ class StatePaths:
     unsettable: tuple[str, ...]
     of_resets: frozenset[str]
     unwatched: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the paths as values that JSON can hold."""
+        return {**asdict(self), "of_resets": sorted(self.of_resets)}
+
+    @staticmethod
+    def from_json(kept: Mapping[str, Any]) -> "StatePaths":
+        """Return paths from ``as_json``."""
+        lists = {k: tuple(v) for k, v in kept.items() if isinstance(v, list | tuple)}
+        return StatePaths(**{**kept, **lists, "of_resets": frozenset(kept["of_resets"])})
 
     def with_choices(self, changed: Iterable[str], contents: Contents) -> "StatePaths":
         """Return the paths with more values that resets change.

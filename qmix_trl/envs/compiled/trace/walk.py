@@ -13,7 +13,7 @@ import gc
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, MutableMapping, MutableSequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,11 @@ from torch import Tensor
 from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
-from qmix_trl.envs.compiled.trace.leaves import HARMLESS, UNKNOWN, leaf_text
+from qmix_trl.envs.compiled.trace.leaves import DESCRIBED, HARMLESS, UNKNOWN, leaf_text
 from qmix_trl.envs.compiled.trace.own_code import (
     code_digest,
     is_own_module,
+    loaded_modules,
     module_data,
     packages_of,
     referenced_globals,
@@ -92,7 +93,7 @@ class Contents:
             referred to (path + "@"), and types of objects (path + "!").
         unwatched: the types of objects whose state cannot be seen.
         places: all places of tensors and primitives, also in classes, modules and closures.
-        objects: all other values, by first path.
+        objects: all other values, at the first path of each.
     """
 
     slots: dict[str, Slot] = field(default_factory=dict)
@@ -123,8 +124,19 @@ def walk(simulator: Environment) -> Contents:
 
 def walk_scenario(scenario: BaseScenario) -> Contents:
     """Return everything reachable from a scenario that no simulator holds."""
-    walker = _Walker(packages_of(scenario))
-    walker.visit(scenario, "scenario", None, None)
+    return walk_from({"scenario": scenario}, packages_of(scenario))
+
+
+def walk_from(things: Mapping[str, Any], packages: frozenset[str]) -> Contents:
+    """Return everything reachable from values by name.
+
+    Args:
+        things: the values; their names begin the paths.
+        packages: top-level packages that count as the user's code wherever they are.
+    """
+    walker = _Walker(packages)
+    for name, thing in things.items():
+        walker.visit(thing, name, None, None)
     walker.visit_waiting()
     return walker.contents
 
@@ -163,6 +175,7 @@ class _Walker:
         elif isinstance(thing, PRIMITIVES):
             self._add_primitive(thing, path, holder, key)
         elif isinstance(thing, types.ModuleType):
+            self.contents.values[f"{path}@"] = f"module {thing.__name__}"
             if self._is_own(thing.__name__):
                 self._visit_shared([(thing, f"module {thing.__name__}")], self._enqueue)
         elif isinstance(thing, type):
@@ -312,6 +325,8 @@ class _Walker:
                 [(value, f"module {module}.{name}") for name, value in met.items()],
                 lambda value, path: self.visit(value, path, holder, path.rpartition(".")[2]),
             )
+            for imported in loaded_modules(function):
+                self.visit(imported, f"module {imported.__name__}", None, None)
         return found
 
 
@@ -369,7 +384,9 @@ def children(thing: Any) -> list[tuple[str, Any, Any, Any]]:
     if isinstance(thing, (list, deque)):
         found = [(f"[{i}]", child, thing, i) for i, child in enumerate(thing)]
     elif isinstance(thing, (tuple, set, frozenset)):
-        found = [(f"({i})", child, None, None) for i, child in enumerate(thing)]
+        # Sets have another order in each process.
+        held = thing if isinstance(thing, tuple) else sorted(thing, key=_key_name)
+        found = [(f"({i})", child, None, None) for i, child in enumerate(held)]
     elif isinstance(thing, (dict, types.MappingProxyType)):
         found = _items(thing)
     elif isinstance(thing, types.MethodType):
@@ -444,7 +461,11 @@ def _key_name(key: Any) -> str:
         return plain(str(key))
     if isinstance(key, (tuple, list, frozenset)):
         return ",".join(_key_name(part) for part in key)
-    return plain(entity_name(key) or type(key).__name__)
+    if isinstance(key, DESCRIBED):
+        return plain(repr(key))
+    if isinstance(key, enum.Enum):
+        return f"{type(key).__name__}_{key.name}"
+    return plain(entity_name(key) or getattr(key, "__qualname__", type(key).__name__))
 
 
 def is_written(now: Tensor, before: tuple[Tensor, int] | None) -> bool:
