@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compiled_tools import task_of
+from compiled_tools import bare_step, task_of
 
 from qmix_trl.envs.compiled import compile as compiling
 from qmix_trl.envs.compiled import task_key, task_sources
