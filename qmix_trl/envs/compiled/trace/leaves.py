@@ -71,6 +71,8 @@ def leaf_text(thing: Any) -> Any:
         return f"generator {digest(state)}"
     if hasattr(thing, "__dict__") or isinstance(thing, PARTS) or has_slots(thing):
         return None
+    if is_cache(thing):
+        return None
     return _pickled(thing)
 
 
@@ -92,6 +94,12 @@ def generator_state(thing: Any) -> bytes | None:
     if isinstance(thing, np.random.BitGenerator):
         return pickle.dumps(thing.state)
     return None
+
+
+def is_cache(thing: Any) -> bool:
+    """Return whether an object is a cache of a function's results, or an element of one."""
+    kind = type(thing)
+    return kind.__module__ == "functools" and kind.__name__.startswith("_lru_")
 
 
 def has_slots(thing: Any) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
-from qmix_trl.envs.compiled.trace.leaves import DESCRIBED, HARMLESS, UNKNOWN, leaf_text
+from qmix_trl.envs.compiled.trace.leaves import DESCRIBED, HARMLESS, UNKNOWN, is_cache, leaf_text
 from qmix_trl.envs.compiled.trace.own_code import (
     code_digest,
     is_own_module,
@@ -402,7 +402,7 @@ def children(thing: Any) -> list[tuple[str, Any, Any, Any]]:
         return [(f"[{i}]", child, None, None) for i, child in enumerate(thing.flat)]
     for attributes in (getattr(thing, "__dict__", {}), _slots_of(thing)):
         found += [(f".{k}", child, attributes, k) for k, child in sorted(attributes.items())]
-    if isinstance(thing, functools._lru_cache_wrapper):  # its results
+    if is_cache(thing):  # its results
         held = enumerate(gc.get_referents(thing))
         found += [(f":cached[{i}]", child, None, None) for i, child in held]
     return found
