@@ -97,7 +97,7 @@ def value_texts(contents: Contents) -> dict[str, str]:
     objects = contents.objects
     fleeting = {path for path, thing in objects.items() if is_fleeting(thing)}
     caches = [path for path, thing in objects.items() if isinstance(thing, _lru_cache_wrapper)]
-    results = tuple(f"{path}.cached[" for path in caches)
+    results = tuple(f"{path}:cached[" for path in caches)
     texts = {}
     for path, value in contents.values.items():
         texts[path] = value if path in objects else primitive_text(value)
