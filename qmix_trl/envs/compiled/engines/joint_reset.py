@@ -37,7 +37,7 @@ from qmix_trl.envs.compiled.trace.walk import (
 )
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
-TRIALS, STEPS_BETWEEN = 3, 3
+TRIALS, STEPS_BETWEEN = 2, 2
 OTHER_READS = (torch.equal, torch.allclose, Tensor.equal, Tensor.allclose, Tensor.numpy)
 FROM_TORCH = "it draws from torch's generator"  # as ``audited`` reports it
 
