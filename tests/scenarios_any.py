@@ -5,6 +5,7 @@ import threading
 import torch
 from vmas.simulator.core import Agent, World
 from vmas.simulator.scenario import BaseScenario
+from vmas.simulator.utils import Color
 
 
 class Walk(BaseScenario):
@@ -172,3 +173,24 @@ class Groups(Walk):
         for name in ("red_0", "blue_0"):
             world.add_agent(Agent(name, collide=False))
         return world
+
+
+class Recolouring(Walk):
+    """The agents swap red and green in each step."""
+
+    def make_world(self, batch_dim, device):
+        world = self.world_of(batch_dim, device, 2)
+        world.agents[0].color, world.agents[1].color = Color.RED, Color.GREEN
+        return world
+
+    def post_step(self):
+        first, second = self.world.agents
+        first.color, second.color = second.color, first.color
+
+
+class ReadingColours(Recolouring):
+    """Observes whether an agent is red: its colour is state."""
+
+    def observation(self, agent):
+        red = agent.color == Color.RED.value
+        return torch.full((self.world.batch_dim, 1), float(red))

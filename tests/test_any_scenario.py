@@ -298,6 +298,20 @@ def test_state_that_a_scenario_carries_over_episodes_begins_as_in_vmas():
         assert (theirs == t + 1).all()
 
 
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_colours_that_are_read_are_right(engine):
+    batch = rollout(make_env(s.ReadingColours(), engine=engine), 6)
+    red = batch[next_key(OBSERVATION)][0, :, :, 0]  # [T, N]: the first agent begins red
+    assert red.tolist() == [[0.0, 1.0], [1.0, 0.0]] * 3
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager"])
+def test_recolouring_changes_no_number(engine):
+    batch = rollout(make_env(s.Recolouring(), engine=engine), 6)
+    after = batch[next_key(OBSERVATION)]
+    torch.testing.assert_close(batch[next_key(AGENT_REWARD)], -after[..., :1])
+
+
 # ------------------------------------------------------------------------------- infos
 
 
