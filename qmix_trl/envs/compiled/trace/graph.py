@@ -105,10 +105,14 @@ def traced(simulation: VmasSimulation) -> Trace:
             depends on too many choices.
     """
     paths = find_settable_state(simulation)
-    check_memoryless(simulation, paths)
     first = trace_step(simulation, paths)
     by_chance = chances(simulation)
-    if any(by_chance):
+    names = None if None in (first.names, by_chance.names) else first.names | by_chance.names
+    changed = [path for path in paths.changed_by_steps if may_be_read(path, names)]
+    if changed:
+        raise Untraceable(f"its steps change Python values: {', '.join(changed[:3])}")
+    check_memoryless(simulation, paths, names)
+    if by_chance.draws or by_chance.reads:
         more = values_chosen(simulation)
         paths = paths.with_choices(more, walk(simulation.simulator))
     choices = tuple(path for path in paths.choices if may_be_read(path, first.names))
@@ -132,7 +136,6 @@ def find_settable_state(simulation: VmasSimulation) -> StatePaths:
         paths = find_state(simulation.simulator, random_step(simulation))
     for found, reason in (
         (paths.unwatched, "it holds an object whose state cannot be seen"),
-        (paths.changed_by_steps, "its steps change Python values"),
         (paths.unsettable, "its state is where it cannot be set"),
     ):
         if found:
@@ -362,10 +365,12 @@ def watched_step(
         draws = count_draws(simulation, paths, state, action, key)
     if audit.chances:
         raise Untraceable(f"its steps depend on chance in Python: {audit.chances[0]}")
+    names = audit.names()
     changed = differing(before, walk(simulation.simulator)) - set(paths.floats)
+    changed = {path for path in changed if may_be_read(path, names)}
     if changed:
-        raise Untraceable(f"its steps change Python values: {min(changed)}")
-    return draws, audit.names()
+        raise Untraceable(f"its steps change Python values: {', '.join(sorted(changed)[:3])}")
+    return draws, names
 
 
 def count_draws(

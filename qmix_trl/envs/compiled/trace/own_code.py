@@ -1,5 +1,6 @@
 """The code and the data that a scenario brings: everything outside of the installed libraries."""
 
+import dis
 import linecache
 import site
 import sys
@@ -25,6 +26,8 @@ LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
     "torchrl",
     "vmas",
 }
+
+WRITES = ("STORE_", "DELETE_")  # of instructions
 
 
 @cache
@@ -65,9 +68,14 @@ def _is_installed(name: str) -> bool:
 
 @cache
 def names_in(code: types.CodeType) -> frozenset[str]:
-    """Return the names of globals and attributes in a function's code and in nested functions."""
+    """Return the globals and attributes that a function's code and nested functions read."""
+    read = {
+        instruction.argval
+        for instruction in dis.get_instructions(code)
+        if instruction.opcode in dis.hasname and not instruction.opname.startswith(WRITES)
+    }
     nested = [names_in(const) for const in code.co_consts if isinstance(const, types.CodeType)]
-    return frozenset(code.co_names).union(*nested)
+    return frozenset(read).union(*nested)
 
 
 @cache

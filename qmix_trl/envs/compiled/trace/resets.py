@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from vmas.simulator.environment.environment import Environment, local_seed
 
-from qmix_trl.envs.compiled.trace.audit import TORCHS, audited
+from qmix_trl.envs.compiled.trace.audit import TORCHS, audited, may_be_read
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import ReadsOfPython, Untraceable
 from qmix_trl.envs.compiled.trace.state import StatePaths, random_step
@@ -23,10 +23,12 @@ class Chances(NamedTuple):
     Attributes:
         draws: the scenario's code draws by Python or NumPy.
         reads: it reads numbers of tensors.
+        names: of the attributes and globals that the code of a reset may read; None for any.
     """
 
     draws: bool
     reads: bool
+    names: frozenset[str] | None
 
 
 def chances(simulation: VmasSimulation) -> Chances:
@@ -40,7 +42,8 @@ def chances(simulation: VmasSimulation) -> Chances:
     reads = ReadsOfPython(packages)
     with simulation.own_randomness(), randomness, audited(packages) as audit, reads:
         simulation.simulator._reset(return_observations=False)
-    return Chances(any(chance != TORCHS for chance in audit.chances), bool(reads.found))
+    draws = any(chance != TORCHS for chance in audit.chances)
+    return Chances(draws, bool(reads.found), audit.names())
 
 
 def values_chosen(simulation: VmasSimulation) -> set[str]:
@@ -57,7 +60,9 @@ def values_chosen(simulation: VmasSimulation) -> set[str]:
     return found
 
 
-def check_memoryless(simulation: VmasSimulation, paths: StatePaths) -> None:
+def check_memoryless(
+    simulation: VmasSimulation, paths: StatePaths, names: frozenset[str] | None
+) -> None:
     """Refuse a scenario whose resets depend on what went before.
 
     Resets of equal random numbers must have equal outcomes, whatever preceded them.
@@ -65,9 +70,10 @@ def check_memoryless(simulation: VmasSimulation, paths: StatePaths) -> None:
     Args:
         simulation: left in another state, its random numbers as before.
         paths: of its state.
+        names: of the attributes and globals that steps and resets may read; None for any.
 
     Raises:
-        Untraceable: if they differ.
+        Untraceable: if they differ in a value that may be read.
     """
     start, step = simulation.random_state(), random_step(simulation)
     outcomes = []
@@ -81,7 +87,7 @@ def check_memoryless(simulation: VmasSimulation, paths: StatePaths) -> None:
         outcomes.append(_outcome(simulation, paths))
     simulation.set_random_state(start)
     (first, tensors), (second, others) = outcomes
-    remembered = sorted(differing(first, second))
+    remembered = sorted(p for p in differing(first, second) if may_be_read(p, names))
     remembered += [path for path, value in tensors.items() if not same(value, others.get(path))]
     if remembered:
         raise Untraceable(f"its resets depend on what went before: {remembered[0]}")

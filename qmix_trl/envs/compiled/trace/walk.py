@@ -35,7 +35,7 @@ from qmix_trl.envs.compiled.trace.own_code import (
 PRIMITIVES = (int, float, str, bool, type(None), bytes, complex)
 CONTAINERS = (list, tuple, set, frozenset, deque)
 # Words in the paths of values that only rendering and seeding use.
-RENDERING = ("render", "viewer", "visible_display", "headless", "text_lines", "_seed", "._color")
+RENDERING = ("render", "viewer", "visible_display", "headless", "text_lines", "_seed")
 
 
 @dataclass(frozen=True)
