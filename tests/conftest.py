@@ -31,6 +31,18 @@ def _package_of_processes():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _short_gates():
+    """Check kernels by short runs; ``test_gate`` has the full ones."""
+    from qmix_trl.envs.compiled import gate_runs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate_runs, "RESET_STEPS", 24)
+        patch.setattr(gate_runs, "FREE_STEPS", 24)
+        patch.setattr(gate_runs, "EDGE_ROUNDS", 1)
+        yield
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
     """Mark the tests that are skipped where there is no CUDA device as ``cuda``."""

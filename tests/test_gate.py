@@ -8,12 +8,12 @@ from compiled_tools import Plain, simulation_of
 from trace_tools import state_of
 from vmas.simulator.core import Agent, Landmark, Sphere, World
 
+from qmix_trl.envs.compiled import gate_runs
 from qmix_trl.envs.compiled.engines.buffers import layout_of
 from qmix_trl.envs.compiled.gate import Mismatch, Reference, check
 from qmix_trl.envs.compiled.gate_runs import (
     AFTER_LIMIT,
     AGAIN,
-    FREE_STEPS,
     PILOTS,
     Extent,
     Pilots,
@@ -187,12 +187,13 @@ def test_differences_by_the_broad_phase_are_counted_and_allowed():
 # ------------------------------------------------------------------- lengths and actions
 
 
-def test_a_free_run_is_longer_than_any_limit_that_is_mentioned():
+def test_a_free_run_is_longer_than_any_limit_that_is_mentioned(monkeypatch):
+    monkeypatch.setattr(gate_runs, "FREE_STEPS", 300)
     limited = simulation_of(Limited(), 2)
     # 250 of the class Pair, 420 of the attribute and 640 of ``done``; 10,000 is past the cap.
     assert {250, 420, 640, 10_000} <= mentioned_numbers(limited.simulator)
     assert full_extent(limited).free == 640 + AFTER_LIMIT
-    assert full_extent(simulation_of(Pair(), 2)).free == FREE_STEPS
+    assert full_extent(simulation_of(Pair(), 2)).free == 300
     assert AGAIN.free == AGAIN.edges == 0
 
 

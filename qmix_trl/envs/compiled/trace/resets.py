@@ -1,4 +1,4 @@
-"""The resets of a simulator: whether Python decides by chance in them, and what they remember."""
+"""The resets of a simulator: their sources of chance, their choices and their memory."""
 
 from typing import NamedTuple
 
@@ -63,7 +63,7 @@ def values_chosen(simulation: VmasSimulation) -> set[str]:
 def check_memoryless(
     simulation: VmasSimulation, paths: StatePaths, names: frozenset[str] | None
 ) -> None:
-    """Refuse a scenario whose resets depend on what went before.
+    """Refuse a scenario whose resets depend on earlier episodes.
 
     Resets of equal random numbers must have equal outcomes, whatever preceded them.
 

@@ -228,6 +228,8 @@ class _Walker:
             return
         if isinstance(thing, enum.Enum):
             self.contents.values[f"{path}@"] = f"{thing}"
+            if not self._is_own(type(thing).__module__):
+                return
             path = f"enum {type(thing).__module__}.{plain(str(thing))}"
         name = entity_name(thing)
         if name is not None:
