@@ -266,7 +266,7 @@ def test_a_copy_shares_no_state(holding):
 
 def test_a_scenario_that_holds_locks_functions_and_files_steps(holding):
     # Up to the first reset: those of ``holding`` go one by one, which draws in another order.
-    batch, expected = (rollout(make_env(x, n_envs=3), 2) for x in (holding, s.Walk()))
+    batch, expected = (rollout(make_env(x, n_envs=3), 1) for x in (holding, s.Walk()))
     assert torch.equal(batch[next_key(OBSERVATION)], expected[next_key(OBSERVATION)])
 
 

@@ -119,3 +119,8 @@ def may_be_read(path: str, names: frozenset[str] | None) -> bool:
     if not dot or ":" in attribute:  # an entity, a default, a variable of a closure
         return True
     return attribute.split("[")[0].split("(")[0] in names
+
+
+def either(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+    """Return the names of two codes together; None, for any, if one of them may read any."""
+    return None if one is None or other is None else one | other

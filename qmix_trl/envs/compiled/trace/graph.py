@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 
-from qmix_trl.envs.compiled.trace.audit import audited, may_be_read
+from qmix_trl.envs.compiled.trace.audit import audited, either, may_be_read
 from qmix_trl.envs.compiled.trace.draws import DrawMode
 from qmix_trl.envs.compiled.trace.guard import Guard, guard_of
 from qmix_trl.envs.compiled.trace.own_code import packages_of
@@ -107,7 +107,7 @@ def traced(simulation: VmasSimulation) -> Trace:
     paths = find_settable_state(simulation)
     first = trace_step(simulation, paths)
     by_chance = chances(simulation)
-    names = None if None in (first.names, by_chance.names) else first.names | by_chance.names
+    names = either(first.names, by_chance.names)
     changed = [path for path in paths.changed_by_steps if may_be_read(path, names)]
     if changed:
         raise Untraceable(f"its steps change Python values: {', '.join(changed[:3])}")
