@@ -106,7 +106,7 @@ class MaskMode(TorchFunctionMode):
                 _write_masked(args[0], mask, rest, args[2])
                 return None
         elif function in READS:
-            return read_constant(args[:1], partial(function, *args, **(kwargs or {})), function)
+            return read_constant(args[0], partial(function, *args, **(kwargs or {})), function)
         elif function in COPIES:
             return _copied(function, args, kwargs or {})
         return function(*args, **(kwargs or {}))
@@ -143,28 +143,37 @@ def _copied(function: Callable, args: tuple, kwargs: dict) -> Tensor:
     if isinstance(data, Tensor):
         same = data.clone() if function is torch.tensor else data
         return same.to(kwargs.get("dtype") or data.dtype)
-    held = [x for x in tree_leaves(data) if isinstance(x, Tensor)]
-    return read_constant(held, partial(function, *args, **kwargs), function)
+    check_constant([x for x in tree_leaves(data) if isinstance(x, Tensor)], function)
+    return function(*args, **kwargs)
 
 
-def read_constant(tensors: Iterable[Tensor], read: Callable[[], Any], function: Callable) -> Any:
-    """Return ``read()`` for tensors that are the same in all states, or asserted.
+def read_constant(tensor: Tensor, read: Callable[[], Any], function: Callable) -> Any:
+    """Return ``read()`` for a tensor that is the same in all states, or asserted.
 
     Args:
-        tensors: that are read.
+        tensor: the tensor that is read.
         read: calls ``function``.
         function: of torch.
 
     Raises:
-        Untraceable: if a tensor depends on the state.
+        Untraceable: if the tensor depends on the state.
+    """
+    check_constant([tensor], function)
+    with disable_proxy_modes_tracing():
+        return read()
+
+
+def check_constant(tensors: Iterable[Tensor], function: Callable) -> None:
+    """Refuse to read tensors that depend on the state, but for assertions.
+
+    Raises:
+        Untraceable: if one does.
     """
     mode = get_proxy_mode()
     if mode is not None and any(depends_on_inputs(tensor, mode.tracer) for tensor in tensors):
         frame = calling_frame()
         if not (function is Tensor.__bool__ and is_assertion(frame)):
             raise Untraceable(f"its Python code depends on tensors at {describe_line(frame)}")
-    with disable_proxy_modes_tracing():
-        return read()
 
 
 class ReadsOfPython(TorchFunctionMode):
