@@ -461,8 +461,10 @@ def _key_name(key: Any) -> str:
     """Return a dictionary's key as a part of a path."""
     if isinstance(key, PRIMITIVES):
         return plain(str(key))
-    if isinstance(key, (tuple, list, frozenset)):
-        return ",".join(_key_name(part) for part in key)
+    if isinstance(key, frozenset):  # in the same order in all processes
+        return ",".join(sorted(map(_key_name, key)))
+    if isinstance(key, (tuple, list)):
+        return ",".join(map(_key_name, key))
     if isinstance(key, DESCRIBED):
         return plain(repr(key))
     if isinstance(key, enum.Enum):
