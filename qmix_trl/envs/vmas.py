@@ -18,7 +18,7 @@ from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl import keys
 from qmix_trl.chosen import Chosen
-from qmix_trl.envs.compiled.choose import ENGINES, Settings, make_engine
+from qmix_trl.envs.compiled.choose import ENGINES, Settings, make_engine, make_shadow
 from qmix_trl.envs.compiled.engines.buffers import Buffers, layout_of
 from qmix_trl.envs.compiled.engines.eager import EagerEngine
 from qmix_trl.envs.contract import (
@@ -26,6 +26,7 @@ from qmix_trl.envs.contract import (
     EnvDims,
     check_choice,
     check_keywords,
+    check_share,
     check_sizes,
     resets,
     set_flags,
@@ -48,6 +49,7 @@ def make_env(
     group: str | None = None,
     scenario_kwargs: Mapping[str, Any] | None = None,
     engine: str = "auto",
+    verify: float = 0.001,
     reset_when_done: bool = True,
 ) -> "VmasTeam":
     """Return ``n_envs`` copies of a VMAS scenario with discrete actions, stepped together.
@@ -68,6 +70,9 @@ def make_env(
         engine: "kernel", a compiled step; "inductor", the traced step compiled by torch; "eager",
             VMAS itself; or "auto", the first of these that runs the scenario. They differ in
             roundings and in the random numbers that they draw.
+        verify: the largest share of the time that comparing recorded steps of a compiled engine
+            with VMAS may take, after a first check of at most 50 steps; 0 compares none. It changes
+            no number.
         reset_when_done: reset each environment when it is done. If not, it runs on until all are
             reset together, and these steps belong to no episode.
 
@@ -79,6 +84,7 @@ def make_env(
     check_choice("state", state, STATES)
     check_choice("team_reward", team_reward, TEAM_REWARDS)
     check_choice("engine", engine, ENGINES)
+    check_share("verify", verify)
     name = scenario if isinstance(scenario, str) else type(scenario).__name__
     scenario = load_scenario(scenario) if isinstance(scenario, str) else scenario
     scenario_kwargs = dict(scenario_kwargs or {})
@@ -94,7 +100,13 @@ def make_env(
     )
     one = VmasSimulation(task, 1, 0, torch.device("cpu"))  # to see its sizes
     settings = Settings(task, layout_of(one), n_envs, max_steps, seed, torch.device(device))
-    return VmasTeam(settings, engine, n_actions=one.n_actions, reset_when_done=reset_when_done)
+    return VmasTeam(
+        settings,
+        engine,
+        n_actions=one.n_actions,
+        verify=verify,
+        reset_when_done=reset_when_done,
+    )
 
 
 class VmasTeam(EnvBase):
@@ -104,10 +116,12 @@ class VmasTeam(EnvBase):
         settings: the task and its sizes.
         engine: one of ``ENGINES``.
         n_actions: A.
+        verify: as in ``make_env``.
         reset_when_done: reset each environment when it is done.
 
     Attributes:
         engine: steps the environment.
+        shadow: compares recorded steps with VMAS; None if nothing is to be compared.
         how: the engine's name, and why each faster engine does not run the scenario.
 
     Raises:
@@ -117,7 +131,13 @@ class VmasTeam(EnvBase):
     batch_locked = True
 
     def __init__(
-        self, settings: Settings, engine: str, *, n_actions: int, reset_when_done: bool
+        self,
+        settings: Settings,
+        engine: str,
+        *,
+        n_actions: int,
+        verify: float,
+        reset_when_done: bool,
     ) -> None:
         super().__init__(device=settings.device, batch_size=torch.Size([settings.n_envs]))
         self.name = settings.task.name
@@ -125,6 +145,7 @@ class VmasTeam(EnvBase):
         self.reset_when_done = reset_when_done
         self._settings, self._wanted = settings, engine
         self.engine, self.how = make_engine(settings, engine)
+        self.shadow = make_shadow(self.engine, self.how.name, settings, verify)
         self._step_buffers = Buffers.empty(settings.n_envs, 1, self.engine.layout, self.device)
         self.seen = self._step_buffers.seen.new_zeros(settings.n_envs, self.engine.layout.size)
         set_specs(self, self._dims(n_actions))
@@ -166,6 +187,8 @@ class VmasTeam(EnvBase):
                 f"{self.refusal}; engine=auto goes on with eager"
             )
         self.engine, how = make_engine(self._settings, "eager")
+        if self.shadow is not None:
+            self.shadow.stop("VMAS itself steps now")
         self.how = Chosen(how.name, reasons)
         warnings.warn(
             f"env.engine: VMAS scenario {self.name!r} goes on with {self.how}", stacklevel=2
@@ -193,7 +216,11 @@ class VmasTeam(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         b = self._step_buffers
         b.action.copy_(tensordict.get(keys.ACTION)[:, None])
+        if self.shadow is not None:
+            self.shadow.begin(b)
         self.engine.advance(b, 0, 1, reset_when_done=False)
+        if self.shadow is not None:
+            self.shadow.end(b)
         if self.refusal is not None:  # all episodes end here, and another engine follows
             b.truncated.fill_(True)
         self.seen.copy_(b.seen[:, 1])
@@ -216,6 +243,8 @@ class VmasTeam(EnvBase):
         self.engine.env_state.renew()
         buffers = Buffers.empty(n_envs, n_steps, self.engine.layout, self.device)
         buffers.seen[:, 0] = self.seen
+        if self.shadow is not None:
+            self.shadow.begin(buffers)
         return buffers
 
     def observation_at(self, buffers: Buffers, t: int) -> TensorDict:
@@ -229,7 +258,13 @@ class VmasTeam(EnvBase):
         return buffers.done[:, t, None]
 
     def pack_buffers(self, buffers: Buffers, batch: TensorDict) -> None:
-        """Write all that buffers hold to a batch [E, T], under the keys of the contract."""
+        """Write all that buffers hold to a batch [E, T], under the keys of the contract.
+
+        Raises:
+            WrongStepError: if a step that is compared with VMAS differs.
+        """
+        if self.shadow is not None:
+            self.shadow.end(buffers)
         layout, flags = self.engine.layout, torch.zeros_like(buffers.done)[..., None]
         next_seen = buffers.next_seen
         for at, seen in ((lambda key: key, buffers.seen[:, :-1]), (keys.next_key, next_seen)):

@@ -22,6 +22,7 @@ from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.inductor import InductorEngine, check_size
 from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.envs.compiled.gate import STEPS
+from qmix_trl.envs.compiled.shadow import Shadow, Verifiable
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import ConfigError, Refused, one_line
 from qmix_trl.native.build import compiler
@@ -129,6 +130,20 @@ def eager(s: Settings) -> Engine:
     """Return the engine of VMAS itself."""
     simulation = VmasSimulation(s.task, s.n_envs, s.seed, s.device)
     return EagerEngine(simulation, s.layout, s.max_steps)
+
+
+def make_shadow(engine: Engine, name: str, settings: Settings, share: float) -> Shadow | None:
+    """Return the comparison of an engine's steps with VMAS; None if nothing is to be compared.
+
+    Args:
+        engine: that steps the environments.
+        name: of the engine.
+        settings: the task and its sizes.
+        share: the largest share of the time that checks may take.
+    """
+    if not share or not isinstance(engine, Verifiable):
+        return None
+    return Shadow(engine, name, max_steps=settings.max_steps, share=share, seed=settings.seed)
 
 
 MAKERS: dict[str, Callable[[Settings], Engine]] = {
