@@ -294,4 +294,6 @@ class VmasTeam(EnvBase):
         values = dict(state.items())
         seen = values.pop("seen")
         self.engine.env_state.load_state(values)
+        if self.shadow is not None:
+            self.shadow.forget()
         self.seen.copy_(seen)

@@ -13,15 +13,14 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from itertools import zip_longest
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
+from qmix_trl.envs.compiled.engines.buffers import Buffers
 from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.packed_state import PackedNumber, as_numbers
 from qmix_trl.envs.compiled.engines.pool import FreshStates
@@ -36,9 +35,16 @@ from qmix_trl.envs.compiled.gate import (
     finite_most,
 )
 from qmix_trl.envs.compiled.lower.expressions import FLOAT
+from qmix_trl.envs.compiled.recorded_steps import (
+    RecordedStep,
+    Replay,
+    of_environment,
+    outcome_of,
+    place_name,
+    traces,
+)
 from qmix_trl.envs.compiled.trace.pure import static_collisions
 from qmix_trl.envs.compiled.vmas_replay import VmasReplay, choice_of
-from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import Refused, WrongStepError, one_line
 
 FIRST_STEPS = 50  # of the first check, which short runs pay for, too
@@ -47,8 +53,7 @@ MOST_STEPS = 1000  # of any other check
 # rounding away and measure the effect of roundings, and others that are up to ``FAR`` roundings
 # away. Near a threshold one of these has the engine's reward or end.
 NEARBY, FAR = 16, 16
-# Of one environment: position, velocity, rotation and angular velocity of an entity.
-ENTITY = ("x", "y", "velocity x", "velocity y", "rotation", "angular velocity")
+AGAIN = "its own step, taken again,"  # in messages
 
 
 @runtime_checkable
@@ -94,57 +99,6 @@ class Start:
     key: Tensor
 
 
-@dataclass(frozen=True)
-class RecordedStep:
-    """One step of one environment by the engine.
-
-    Attributes:
-        number: within its episode, from 1.
-        packed: float32 [1, K], the packed state before it.
-        then: float32 [1, K], the packed state after it.
-        action: int64 [1, N].
-        key: int64 [2], of its random numbers.
-        outcome: of one environment.
-    """
-
-    number: int
-    packed: Tensor
-    then: Tensor
-    action: Tensor
-    key: Tensor
-    outcome: Outcome
-
-
-class Replay:
-    """The steps of one environment that are checked, maybe over several batches.
-
-    Args:
-        e: the environment.
-        left: the greatest number of steps to check.
-
-    Attributes:
-        recorded: by the engine, so far.
-        by_vmas: the outcomes of VMAS, so far.
-        near_steps: the number of steps that VMAS has taken from states near by.
-    """
-
-    def __init__(self, e: int, left: int) -> None:
-        self.e = e
-        self.left = left
-        self.recorded: list[RecordedStep] = []
-        self.by_vmas: list[Outcome] = []
-        self.near_steps = 0
-
-    def goes_on(self, start: Start) -> bool:
-        """Return whether an engine's state is the one after the last step that was recorded."""
-        last = self.recorded[-1]
-        return (
-            torch.equal(as_words(start.packed[self.e, None].cpu()), as_words(last.then))
-            and int(start.key[1]) == int(last.key[1]) + 1
-            and int(start.steps[self.e]) == last.number
-        )
-
-
 class Shadow:
     """Compares recorded steps of an engine with VMAS.
 
@@ -174,10 +128,13 @@ class Shadow:
         self.verified_steps = 0
         self.refusal: str | None = None
         try:
-            self._vmas = VmasReplay(self._fresh, 1, walks=False)
-            self._sees_first = self._vmas.determines_observation()
+            with generators_restored():
+                self._vmas = VmasReplay(self._fresh, 1)
+                self._sees_first = self._vmas.determines_observation()
         except Refused as refused:
             self.refusal = str(refused)
+        except Exception as error:  # the scenario's code may raise anything
+            self.refusal = f"VMAS fails in one environment: {one_line(error)}"
         self._spent += time.perf_counter() - self._made
 
     @property
@@ -190,7 +147,12 @@ class Shadow:
 
     def stop(self, reason: str) -> None:
         """Check nothing from now on."""
-        self.refusal, self._start, self._replay = reason, None, None
+        self.refusal = reason
+        self.forget()
+
+    def forget(self) -> None:
+        """End the present replay: the environments continue from another state."""
+        self._start = self._replay = None
 
     def begin(self, buffers: Buffers) -> None:
         """Note the engine's state before the first step of buffers, if a check is due.
@@ -227,141 +189,181 @@ class Shadow:
         return self._spent + price <= self._share * (time.perf_counter() - self._made)
 
     def _check(self, start: Start) -> None:
-        """Compare the steps of buffers with the twin's and with VMAS's."""
+        """Compare the steps of buffers with VMAS's and with the twin's."""
         replay = self._replay
-        if replay is None or not replay.goes_on(start):
-            most = FIRST_STEPS if self.verified_steps == 0 else MOST_STEPS
-            replay = self._replay = Replay(self._choose(start.steps), most)
+        if replay is None or not replay.goes_on(start.steps, start.key):
+            replay = self._replay = self._new_replay(start.steps)
+        else:
+            self._compare_state(replay, start.packed)
         recorded = of_environment(start.buffers, replay.e)
         ends = recorded.done[0].nonzero()[:, 0].tolist()
         n_steps = min(replay.left, ends[0] + 1 if ends else recorded.done.shape[1])
-        self._take_again(start, replay, recorded, n_steps)
-        try:
-            self._take_by_vmas(replay, recorded.seen[:, 0])
-        except WrongStepError:
-            raise
-        except Exception as error:  # the scenario's code may raise anything
-            self.stop(f"VMAS fails in a replay: {one_line(error)}")
-            warnings.warn(f"env.verify: verified: {self.how}", stacklevel=4)
-            return
+        twin = self._twin = self._twin or self._engine.twin()
+        twin.env_state.jump(start.packed, start.key)
+        twin.env_state.steps.copy_(start.steps)
+        for t in range(n_steps):
+            twins = self._take_again(twin, replay, start.buffers.action[:, t], recorded, t)
+            try:
+                self._compare_with_vmas(replay, recorded.seen[:, t])
+            except WrongStepError:
+                raise
+            except Exception as error:  # the scenario's code may raise anything
+                self.stop(f"VMAS fails in a replay: {one_line(error)}")
+                warnings.warn(f"env.verify: verified: {self.how}", stacklevel=5)
+                return
+            self._compare_with_twin(replay, twins)
+            self._check_end(replay, recorded, t)
+            self.verified_steps += 1
         replay.left -= n_steps
         if replay.left == 0 or ends:
             self._replay = None
 
-    def _choose(self, steps: Tensor) -> int:
-        """Return an environment, one that begins an episode if there is any.
+    def _new_replay(self, steps: Tensor) -> Replay:
+        """Return the replay of an environment, one that begins an episode if there is any.
 
         Args:
             steps: int32 [E], since each environment's last reset.
         """
         begins = (steps == 0).cpu()
         among = (begins if begins.any() else torch.ones_like(begins)).nonzero()[:, 0]
-        return int(among[torch.randint(len(among), (), generator=self._generator)])
+        e = int(among[torch.randint(len(among), (), generator=self._generator)])
+        most = FIRST_STEPS if self.verified_steps == 0 else MOST_STEPS
+        return Replay(e, int(steps[e]) + 1, most)
 
-    def _take_again(self, start: Start, replay: Replay, recorded: Buffers, n_steps: int) -> None:
-        """Take recorded steps again, and keep those of one environment.
+    def _take_again(
+        self, twin: Verifiable, replay: Replay, action: Tensor, recorded: Buffers, t: int
+    ) -> Outcome:
+        """Take a recorded step again by the twin; add the recorded one to the replay.
 
         Args:
-            start: of the recorded steps.
+            twin: in the state before the step.
             replay: of the environment.
+            action: int64 [E, N], of all environments.
             recorded: the steps of the environment.
-            n_steps: the number of steps to take.
+            t: the step.
 
-        Raises:
-            WrongStepError: if results differ from the recorded ones.
+        Returns:
+            the twin's outcome.
         """
-        if self._twin is None:
-            self._twin = self._engine.twin()
-        e, state, numbers = replay.e, self._twin.env_state, self._fresh.step.numbers
-        actions = start.buffers.action
-        again = Buffers.empty(len(actions), 1, self._fresh.step.layout, actions.device)
-        state.jump(start.packed, start.key)
-        state.steps.copy_(start.steps)
-        first, next_seen = int(start.steps[e]) + 1, recorded.next_seen
-        for t in range(n_steps):
-            packed, key = state.packed[e, None].cpu().clone(), state.key.cpu().clone()
-            again.action.copy_(actions[:, t, None])
-            self._twin.advance(again, 0, 1, reset_when_done=False)
-            then = state.packed[e, None].cpu().clone()
-            values = as_numbers(then, numbers)
-            outcome = outcome_of(recorded, next_seen, t, values)
-            step = RecordedStep(first + t, packed, then, recorded.action[:, t], key, outcome)
-            replay.recorded.append(step)
-            one = of_environment(again, e)
-            twins = outcome_of(one, one.seen[:, 1:], 0, values)
-            if actions.is_cuda:  # another launch may round otherwise
-                wrong = differing(outcome.parts(), twins.parts())
-            else:
-                pairs = zip(outcome.parts(), twins.parts(), strict=True)
-                wrong = [(a != b) & ~(a.isnan() & b.isnan()) for a, b in pairs]
-            self._refuse(replay, step, twins, wrong, "its own step, taken again,")
-            is_last = step.number >= self._max_steps
-            ends = bool(recorded.terminated[0, t]) or is_last
-            if (bool(recorded.truncated[0, t]), bool(recorded.done[0, t])) != (is_last, ends):
-                self._raise(replay, step, "VMAS", "whether the episode ends", not ends, ends)
+        e, state, step = replay.e, twin.env_state, self._fresh.step
+        number = replay.recorded[-1].number + 1 if replay.recorded else replay.first
+        packed, key = state.packed[e, None].cpu().clone(), state.key.cpu().clone()
+        again = Buffers.empty(len(action), 1, step.layout, action.device)
+        again.action[:, 0] = action
+        twin.advance(again, 0, 1, reset_when_done=False)
+        then = state.packed[e, None].cpu().clone()
+        values = as_numbers(then, step.numbers)
+        outcome = outcome_of(recorded, recorded.next_seen, t, values)
+        replay.recorded.append(
+            RecordedStep(number, packed, then, recorded.action[:, t], key, outcome)
+        )
+        one = of_environment(again, e)
+        return outcome_of(one, one.seen[:, 1:], 0, values)
 
-    def _take_by_vmas(self, replay: Replay, first_seen: Tensor) -> None:
-        """Let VMAS take the recorded steps that it has not taken.
-
-        Args:
-            replay: of the environment.
-            first_seen: float32 [1, R], observation and state before the first of these steps.
-
-        Raises:
-            WrongStepError: if a step differs.
-        """
-        for i in range(len(replay.by_vmas), len(replay.recorded)):
-            step = replay.recorded[i]
-            if i == 0:
-                self._vmas.begin(choice_of(step.packed, self._fresh))
-                if step.number == 1 and self._sees_first:
-                    self._compare_first(replay, step, first_seen)
-            theirs = self._vmas.step(step.packed, step.action, step.key, replay.e)
-            wrong = differing(step.outcome.parts(), theirs.parts())
-            if any(bad.any() for bad in wrong):
-                theirs, wrong = self._from_near_by(replay, i)
-            replay.by_vmas.append(theirs)
-            self._refuse(replay, step, theirs, wrong, "VMAS")
-            self.verified_steps += 1
-
-    def _compare_first(self, replay: Replay, step: RecordedStep, first_seen: Tensor) -> None:
-        """Compare the first observation of an episode with VMAS's.
-
-        Args:
-            replay: of the environment.
-            step: the first step.
-            first_seen: float32 [1, R], observation and state before it.
+    def _compare_with_twin(self, replay: Replay, twins: Outcome) -> None:
+        """Compare the last step with the twin's outcome.
 
         Raises:
             WrongStepError: if they differ.
         """
-        theirs = self._vmas.observe(step.packed)
-        (wrong,) = differing([first_seen], [theirs])
+        ours = replay.recorded[-1].outcome.parts()
+        self._refuse(replay, twins, self._unequal(ours, twins.parts()), AGAIN)
+
+    def _compare_state(self, replay: Replay, packed: Tensor) -> None:
+        """Compare the engine's packed state float32 [E, K] with the twin's after the last step.
+
+        Raises:
+            WrongStepError: if they differ.
+        """
+        numbers = self._fresh.step.numbers
+        ours = as_numbers(packed[replay.e, None].cpu(), numbers)
+        right = as_numbers(replay.recorded[-1].then, numbers)
+        (wrong,) = self._unequal([ours], [right])
+        if wrong.any():
+            j = int(wrong[0].nonzero()[0])
+            place = self._place("state", j)
+            self._raise(replay, AGAIN, place, ours[0, j].item(), right[0, j].item())
+
+    def _unequal(self, ours: list[Tensor], right: list[Tensor]) -> list[Tensor]:
+        """Return where results of the engine and of its twin differ, bool [1, ..] each."""
+        if self._fresh.device.type == "cuda":  # another launch may round otherwise
+            return differing(ours, right)
+        return [(a != b) & ~(a.isnan() & b.isnan()) for a, b in zip(ours, right, strict=True)]
+
+    def _check_end(self, replay: Replay, recorded: Buffers, t: int) -> None:
+        """Compare the recorded end of step ``t`` with the time limit and the termination.
+
+        Raises:
+            WrongStepError: if they differ.
+        """
+        is_last = replay.recorded[-1].number >= self._max_steps
+        ends = is_last or bool(recorded.terminated[0, t])
+        for name, flags, right in (
+            ("truncated", recorded.truncated, is_last),
+            ("done", recorded.done, ends),
+        ):
+            if bool(flags[0, t]) != right:
+                self._raise(replay, "its time limit", name, not right, right)
+
+    def _compare_with_vmas(self, replay: Replay, seen: Tensor) -> None:
+        """Let VMAS take the last recorded step.
+
+        Args:
+            replay: of the environment.
+            seen: float32 [1, R], observation and state before the step.
+
+        Raises:
+            WrongStepError: if the outcomes differ.
+        """
+        step = replay.recorded[-1]
+        if len(replay.recorded) == 1:
+            self._vmas.begin(choice_of(step.packed, self._fresh))
+            if step.number == 1 and self._sees_first:
+                self._compare_first(replay, seen)
+        theirs = self._vmas.step(step.packed, step.action, step.key, replay.e)
+        wrong = differing(step.outcome.parts(), theirs.parts())
+        if any(bad.any() for bad in wrong):
+            theirs, wrong = self._from_near_by(replay)
+        replay.by_vmas.append(theirs)
+        self._refuse(replay, theirs, wrong, "VMAS")
+
+    def _compare_first(self, replay: Replay, seen: Tensor) -> None:
+        """Compare the first observation of an episode with VMAS's.
+
+        Args:
+            replay: of the environment.
+            seen: float32 [1, R], observation and state before the first step.
+
+        Raises:
+            WrongStepError: if they differ.
+        """
+        theirs = self._vmas.observe(replay.recorded[0].packed)
+        (wrong,) = differing([seen], [theirs])
         if wrong.any():
             j = int(wrong[0].nonzero()[0])
             name = f"after the reset {self._place('seen', j)}"
-            self._raise(replay, step, "VMAS", name, first_seen[0, j].item(), theirs[0, j].item())
+            self._raise(replay, "VMAS", name, seen[0, j].item(), theirs[0, j].item())
 
-    def _from_near_by(self, replay: Replay, i: int) -> tuple[Outcome, list[Tensor]]:
-        """Take recorded step ``i`` by VMAS from states near by; every pair that may collide counts.
+    def _from_near_by(self, replay: Replay) -> tuple[Outcome, list[Tensor]]:
+        """Take the last step by VMAS from states near by; every pair that may collide counts.
 
         Returns:
             the outcome of the exact state, and where the engine's differs, bool [1, ..] for each
             part: nowhere if it is the outcome of a state near by.
         """
         if self._near is None:
-            self._near = VmasReplay(self._fresh, NEARBY, walks=True)
-        near, recorded = self._near, replay.recorded
+            self._near = VmasReplay(self._fresh, NEARBY)
+        near, (*before, step) = self._near, replay.recorded
         if replay.near_steps == 0:
-            near.begin(choice_of(recorded[0].packed, self._fresh))
+            near.begin(choice_of(replay.recorded[0].packed, self._fresh))
         with static_collisions(near.simulation.simulator.world):
-            for step in recorded[replay.near_steps : i]:  # for what VMAS counts itself
-                states = step.packed.expand(NEARBY, -1)
-                near.step(states, step.action.expand(NEARBY, -1), step.key, replay.e)
-            step = recorded[i]
+            for other in before[replay.near_steps :]:  # for what VMAS counts itself
+                states = other.packed.expand(NEARBY, -1)
+                near.step(states, other.action.expand(NEARBY, -1), other.key, replay.e)
             states = near_by(step.packed, self._fresh.step.numbers)
-            found = near.step(states, step.action.expand(NEARBY, -1), step.key, replay.e).parts()
-        replay.near_steps = i + 1
+            actions = step.action.expand(NEARBY, -1)
+            found = near.step(states, actions, step.key, replay.e, walks=True).parts()
+        replay.near_steps = len(replay.recorded)
         spread = [
             distance(part[1 : PERTURBATIONS + 1], part[:1]).amax(0, keepdim=True) for part in found
         ]
@@ -371,19 +373,11 @@ class Shadow:
         exact = Outcome(*(part[:1] for part in found))
         return exact, [bad[:1] & ~agrees.any() for bad in wrong]
 
-    def _refuse(
-        self,
-        replay: Replay,
-        step: RecordedStep,
-        theirs: Outcome,
-        wrong: list[Tensor],
-        whose: str,
-    ) -> None:
-        """Refuse a step with a wrong number.
+    def _refuse(self, replay: Replay, theirs: Outcome, wrong: list[Tensor], whose: str) -> None:
+        """Refuse the last step if a number is wrong.
 
         Args:
             replay: of the environment.
-            step: by the engine.
             theirs: the right outcome.
             wrong: where they differ, bool [1, ..] for each part.
             whose: is right.
@@ -391,33 +385,23 @@ class Shadow:
         Raises:
             WrongStepError: if they differ.
         """
-        for part, ours, right, bad in zip(
-            PARTS, step.outcome.parts(), theirs.parts(), wrong, strict=True
-        ):
+        parts = replay.recorded[-1].outcome.parts(), theirs.parts(), wrong
+        for name, ours, right, bad in zip(PARTS, *parts, strict=True):
             if bad.any():
                 j = int(bad[0].nonzero()[0])
-                name = self._place(part, j)
-                self._raise(replay, step, whose, name, ours[0, j].item(), right[0, j].item())
+                place = self._place(name, j)
+                self._raise(replay, whose, place, ours[0, j].item(), right[0, j].item())
 
     def _place(self, part: str, j: int) -> str:
         """Return the name of number ``j`` of a part of an outcome."""
         step, simulation = self._fresh.step, self._vmas.simulation
         return place_name(part, j, step.layout, step.numbers, simulation)
 
-    def _raise(
-        self,
-        replay: Replay,
-        step: RecordedStep,
-        whose: str,
-        name: str,
-        ours: float,
-        right: float,
-    ) -> None:
-        """Raise the error of a wrong number.
+    def _raise(self, replay: Replay, whose: str, name: str, ours: float, right: float) -> None:
+        """Raise the error of a wrong number in the last step.
 
         Args:
             replay: of the environment.
-            step: by the engine.
             whose: is right.
             name: of the number.
             ours: the engine's.
@@ -426,9 +410,10 @@ class Shadow:
         Raises:
             WrongStepError: always.
         """
+        number = replay.recorded[-1].number
         message = (
             f"env.engine: {self._name} differs from {whose} in environment {replay.e}, step "
-            f"{step.number} of its episode: {name} is {ours:.6g} instead of {right:.6g}; take "
+            f"{number} of its episode: {name} is {ours:.6g} instead of {right:.6g}; take "
             "env.engine=eager"
         )
         raise WrongStepError(message, traces(message, replay, self._fresh.step.numbers))
@@ -446,34 +431,6 @@ def generators_restored() -> Iterator[None]:
         random.setstate(of_python)
 
 
-def as_words(packed: Tensor) -> Tensor:
-    """Return the bits of a packed state as int32, so that NaN equals itself."""
-    return packed.contiguous().view(torch.int32)
-
-
-def of_environment(buffers: Buffers, e: int) -> Buffers:
-    """Return the steps of one environment on the CPU: buffers of E = 1."""
-    return Buffers(*(getattr(buffers, field.name)[e, None].cpu() for field in fields(Buffers)))
-
-
-def outcome_of(buffers: Buffers, next_seen: Tensor, t: int, values: Tensor) -> Outcome:
-    """Return the outcome of step ``t`` of one environment.
-
-    Args:
-        buffers: of one environment.
-        next_seen: float32 [1, T, R], observations and states before any reset.
-        t: the step.
-        values: float32 [1, K], of the packed state after the step.
-    """
-    return Outcome(
-        next_seen[:, t],
-        buffers.agent_reward[:, t],
-        buffers.reward[:, t, None],
-        buffers.terminated[:, t, None].float(),
-        values,
-    )
-
-
 def near_by(packed: Tensor, numbers: list[PackedNumber]) -> Tensor:
     """Return states [NEARBY, K] near a packed state [1, K]; the first is the state itself."""
     generator = torch.Generator().manual_seed(0)
@@ -484,59 +441,3 @@ def near_by(packed: Tensor, numbers: list[PackedNumber]) -> Tensor:
     moved = packed + noise * packed.abs().clamp(min=0.1)
     moves = torch.tensor([number.dtype == FLOAT for number in numbers])
     return torch.where(moves, moved, packed)
-
-
-def place_name(
-    part: str, j: int, layout: SeenLayout, numbers: list[PackedNumber], simulation: VmasSimulation
-) -> str:
-    """Return the name of a number of an outcome.
-
-    Args:
-        part: one of ``PARTS``.
-        j: the number's index in the part.
-        layout: of observation and state.
-        numbers: of the packed state.
-        simulation: of the task.
-    """
-    agents = [simulation.simulator.agents[i].name for i in simulation.team]
-    if part == "state":
-        return f"{numbers[j].path}[{numbers[j].place}]"
-    if part == "agent_reward":
-        return f"the reward of {agents[j]}"
-    if part != "seen":
-        return {"reward": "the team's reward", "terminated": "terminated"}[part]
-    agent, place = divmod(j, layout.observation_dim)
-    if agent < layout.n_agents:
-        return f"observation[{place}] of {agents[agent]}"
-    entity, place = divmod(j - layout.n_agents * layout.observation_dim, len(ENTITY))
-    return f"{ENTITY[place]} of {simulation.simulator.world.entities[entity].name} in the state"
-
-
-def traces(message: str, replay: Replay, numbers: list[PackedNumber]) -> dict[str, Any]:
-    """Return the steps of the engine and of VMAS as values that JSON can hold.
-
-    Args:
-        message: how they differ.
-        replay: the steps.
-        numbers: of the packed state.
-    """
-    steps = [
-        {
-            "step": step.number,
-            "action": step.action[0].tolist(),
-            "key": step.key.tolist(),
-            "packed_state_before": as_numbers(step.packed, numbers)[0].tolist(),
-            "engine": _listed(step.outcome),
-            "vmas": _listed(theirs),
-        }
-        for step, theirs in zip_longest(replay.recorded, replay.by_vmas)
-    ]
-    names = [f"{number.path}[{number.place}]" for number in numbers]
-    return {"message": message, "environment": replay.e, "packed_state": names, "steps": steps}
-
-
-def _listed(outcome: Outcome | None) -> dict[str, list[float]] | None:
-    """Return an outcome of one environment, part by part; None where there is none."""
-    if outcome is None:
-        return None
-    return {name: part[0].tolist() for name, part in zip(PARTS, outcome.parts(), strict=True)}

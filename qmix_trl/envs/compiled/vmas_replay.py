@@ -27,8 +27,6 @@ class VmasReplay:
     Args:
         fresh: the pool of the engine, which knows the task and the packed state.
         n_envs: of VMAS.
-        walks: look for the places of the packed state before and after each step; else only after
-            a reset. A place in a list that steps make again would be missed.
 
     Attributes:
         simulation: VMAS.
@@ -38,8 +36,8 @@ class VmasReplay:
             state or a choice cannot be written to it.
     """
 
-    def __init__(self, fresh: FreshStates, n_envs: int, *, walks: bool) -> None:
-        self._fresh, self._step, self._walks = fresh, fresh.step, walks
+    def __init__(self, fresh: FreshStates, n_envs: int) -> None:
+        self._fresh, self._step = fresh, fresh.step
         try:
             self.simulation = VmasSimulation(fresh.simulation.task, n_envs, 0, torch.device("cpu"))
         except ConfigError as error:
@@ -76,10 +74,12 @@ class VmasReplay:
 
     def observe(self, packed: Tensor) -> Tensor:
         """Return observation and state float32 [n, R] in a packed state float32 [n, K]."""
-        unpack_state(self._present(), self._step.numbers, packed)
+        unpack_state(self._present(walks=True), self._step.numbers, packed)
         return self._step.layout.pack(self.simulation.observe())
 
-    def step(self, packed: Tensor, action: Tensor, key: Tensor, e: int) -> Outcome:
+    def step(
+        self, packed: Tensor, action: Tensor, key: Tensor, e: int, *, walks: bool = False
+    ) -> Outcome:
         """Take a step from a packed state.
 
         Args:
@@ -87,6 +87,8 @@ class VmasReplay:
             action: int64 [n, N].
             key: int64 [2], of the random numbers.
             e: the number of the environment that is replayed, for the random numbers.
+            walks: find the places of the packed state again. It takes as long as a step, and is
+                needed if a step puts another list or object in their way.
         """
         first = 0
 
@@ -96,12 +98,12 @@ class VmasReplay:
             first += numbers[0].numel()
             return numbers
 
-        unpack_state(self._present(), self._step.numbers, packed)
+        unpack_state(self._present(walks=walks), self._step.numbers, packed)
         own = self.simulation.own_randomness()
         with own, as_environment(e), spawning(key), DrawMode(source):
             stepped = self.simulation.pure_step(action)
         choice = choice_of(packed[:1], self._fresh)
-        then = pack_state(self._present(), self._step.numbers, choice, like=action)
+        then = pack_state(self._present(walks=walks), self._step.numbers, choice, like=action)
         return Outcome(
             self._step.layout.pack(stepped.seen),
             stepped.agent_reward.clone(),
@@ -110,9 +112,9 @@ class VmasReplay:
             as_numbers(then, self._step.numbers),
         )
 
-    def _present(self) -> Contents:
+    def _present(self, *, walks: bool) -> Contents:
         """Return the places of the packed state, with the values that they hold now."""
-        if self._walks:
+        if walks:
             return walk(self.simulation.simulator)
         kept = self._places
         slots, floats = (
