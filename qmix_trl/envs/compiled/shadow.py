@@ -47,7 +47,7 @@ from qmix_trl.envs.compiled.trace.pure import static_collisions
 from qmix_trl.envs.compiled.vmas_replay import VmasReplay, choice_of
 from qmix_trl.errors import Refused, WrongStepError, one_line
 
-FIRST_STEPS = 50  # of the first check, which short runs pay for, too
+FIRST_STEPS = 25  # of the first check, which short runs pay for, too
 MOST_STEPS = 1000  # of any other check
 # VMAS takes a step that differs again from states near by: one exact, ``PERTURBATIONS`` that are a
 # rounding away and measure the effect of roundings, and others that are up to ``FAR`` roundings
@@ -129,7 +129,7 @@ class Shadow:
         self.refusal: str | None = None
         try:
             with generators_restored():
-                self._vmas = VmasReplay(self._fresh, 1)
+                self._vmas = VmasReplay(self._fresh, 1, draws=False)
                 self._sees_first = self._vmas.determines_observation()
         except Refused as refused:
             self.refusal = str(refused)
@@ -352,7 +352,7 @@ class Shadow:
             part: nowhere if it is the outcome of a state near by.
         """
         if self._near is None:
-            self._near = VmasReplay(self._fresh, NEARBY)
+            self._near = VmasReplay(self._fresh, NEARBY, draws=True)
         near, (*before, step) = self._near, replay.recorded
         if replay.near_steps == 0:
             near.begin(choice_of(replay.recorded[0].packed, self._fresh))

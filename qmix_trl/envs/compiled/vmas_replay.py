@@ -1,5 +1,6 @@
 """Unmodified VMAS that takes the steps of one environment from their packed states."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,9 @@ class VmasReplay:
     Args:
         fresh: the pool of the engine, which knows the task and the packed state.
         n_envs: of VMAS.
+        draws: steps draw the engine's random numbers from the first step on. To replace VMAS's
+            takes a third of the time, so else they do from the first step after one that drew: the
+            outcome of that one is not the engine's.
 
     Attributes:
         simulation: VMAS.
@@ -36,8 +40,8 @@ class VmasReplay:
             state or a choice cannot be written to it.
     """
 
-    def __init__(self, fresh: FreshStates, n_envs: int) -> None:
-        self._fresh, self._step = fresh, fresh.step
+    def __init__(self, fresh: FreshStates, n_envs: int, *, draws: bool) -> None:
+        self._fresh, self._step, self._draws = fresh, fresh.step, draws
         try:
             self.simulation = VmasSimulation(fresh.simulation.task, n_envs, 0, torch.device("cpu"))
         except ConfigError as error:
@@ -99,9 +103,11 @@ class VmasReplay:
             return numbers
 
         unpack_state(self._present(walks=walks), self._step.numbers, packed)
-        own = self.simulation.own_randomness()
-        with own, as_environment(e), spawning(key), DrawMode(source):
+        own, before = self.simulation.own_randomness(), torch.get_rng_state()
+        replaced = DrawMode(source) if self._draws else nullcontext()
+        with own, as_environment(e), spawning(key), replaced:
             stepped = self.simulation.pure_step(action)
+        self._draws = self._draws or not torch.equal(torch.get_rng_state(), before)
         choice = choice_of(packed[:1], self._fresh)
         then = pack_state(self._present(walks=walks), self._step.numbers, choice, like=action)
         return Outcome(
