@@ -71,7 +71,7 @@ def make_env(
             VMAS itself; or "auto", the first of these that runs the scenario. They differ in
             roundings and in the random numbers that they draw.
         verify: the largest share of the time that comparing recorded steps of a compiled engine
-            with VMAS may take, after a first check of at most 25 steps; 0 compares none. It changes
+            with VMAS may take, after a first check of at most 20 steps; 0 compares none. It changes
             no number.
         reset_when_done: reset each environment when it is done. If not, it runs on until all are
             reset together, and these steps belong to no episode.

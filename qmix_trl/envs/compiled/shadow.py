@@ -47,7 +47,7 @@ from qmix_trl.envs.compiled.trace.pure import static_collisions
 from qmix_trl.envs.compiled.vmas_replay import VmasReplay, choice_of
 from qmix_trl.errors import Refused, WrongStepError, one_line
 
-FIRST_STEPS = 25  # of the first check, which short runs pay for, too
+FIRST_STEPS = 20  # of the first check, which short runs pay for, too
 MOST_STEPS = 1000  # of any other check
 # VMAS takes a step that differs again from states near by: one exact, ``PERTURBATIONS`` that are a
 # rounding away and measure the effect of roundings, and others that are up to ``FAR`` roundings

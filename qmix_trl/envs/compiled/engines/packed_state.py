@@ -159,19 +159,17 @@ def unpack_state(contents: Contents, numbers: list[PackedNumber], packed: Tensor
         numbers: the K numbers.
         packed: their values.
     """
-    columns = dict(zip(numbers, packed.unbind(1), strict=True))
-    for path, group in groupby(numbers, key=lambda number: number.path):
+    for path, group in groupby(enumerate(numbers), key=lambda item: item[1].path):
         if path == CHOICE:
             continue
-        members = list(group)
+        columns, members = zip(*group, strict=True)
         slot = contents.slots.get(path) or contents.floats[path]
         now = torch.as_tensor(slot.value)
         then = now.clone(memory_format=torch.contiguous_format)
-        rows = then.view(len(packed) if members[0].batched else 1, -1)
+        values = then.view(len(packed) if members[0].batched else 1, -1)
         places = [number.place for number in members]
-        like = rows[:, places]
-        chosen = torch.stack([columns[number] for number in members], 1)[: len(rows)]
-        rows[:, places] = from_bits(chosen, like, batched=True)
+        chosen = packed[: len(values), columns]
+        values[:, places] = from_bits(chosen, values[:, places], batched=True)
         if not isinstance(slot.value, Tensor):
             slot.set(then.item())
         elif 0 in now.stride():
