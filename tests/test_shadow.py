@@ -287,9 +287,9 @@ def test_a_step_that_differs_once_is_found(monkeypatch):
 
 def test_a_state_that_changes_between_batches_is_found():
     env = env_of(Noisy(), verify=1e-9)
-    batches(env, 1, 20)
+    batches(env, 1, 10)
     env.engine.env_state.packed.add_(1.0)
-    with pytest.raises(WrongStepError, match=r"taken again,.* step 20 of .* is 1 instead of 0"):
+    with pytest.raises(WrongStepError, match=r"taken again,.* step 10 of .* is 1 instead of 0"):
         rollout_on(env)
 
 
