@@ -136,8 +136,9 @@ def test_a_first_check_ends_after_20_steps_or_with_the_episode():
     assert env.shadow.verified_steps == 15
 
 
-def test_single_steps_are_checked_too():
-    env = env_of(Noisy(), verify=1e-9)
+@pytest.mark.parametrize("scenario", [Noisy, Plain])  # without and with the first observation
+def test_single_steps_are_checked_too(scenario):
+    env = env_of(scenario(), verify=1e-9)
     rollout(env, 70)
     assert env.shadow.verified_steps == 20
 

@@ -217,6 +217,7 @@ class VmasTeam(EnvBase):
         b = self._step_buffers
         b.action.copy_(tensordict.get(keys.ACTION)[:, None])
         if self.shadow is not None:
+            b.seen[:, 0] = self.seen
             self.shadow.begin(b)
         self.engine.advance(b, 0, 1, reset_when_done=False)
         if self.shadow is not None:
