@@ -34,6 +34,7 @@ class VmasConfig:
     state: Literal["world", "observations"]
     team_reward: Literal["mean", "sum", "shared"]
     engine: Literal["auto", "kernel", "inductor", "eager"]
+    verify: float = number(least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)

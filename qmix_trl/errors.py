@@ -3,8 +3,9 @@
 import difflib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 
 class Refused(Exception):
@@ -29,6 +30,24 @@ class MachineError(RuntimeError):
     exit_code = 3
 
 
+class WrongStepError(RuntimeError):
+    """A compiled step differs from VMAS's; recipes print the message and exit with 5.
+
+    Args:
+        message: where they differ, and the engine to take.
+        traces: both traces of the episode up to there, as values that JSON can hold.
+    """
+
+    exit_code = 5
+
+    def __init__(self, message: str, traces: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.traces = traces
+
+    def __reduce__(self) -> tuple:
+        return type(self), (*self.args, self.traces)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
@@ -49,7 +68,7 @@ def exit_on_mistake() -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, MachineError, DivergedError) as mistake:
+    except (ConfigError, MachineError, DivergedError, WrongStepError) as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         raise SystemExit(mistake.exit_code) from None
     except RuntimeError as error:

@@ -52,6 +52,7 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
         ConfigError: if the configuration has a mistake.
         MachineError: if the machine lacks the device.
         DivergedError: if the loss is no longer finite.
+        WrongStepError: if a step differs from VMAS's; the run's folder has both traces.
     """
     config = load_config(config_path, overrides)
     device = choose_device(config.runtime.device)
@@ -64,6 +65,7 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     env = build_env(
         config, device, n_envs=config.env.n_envs, seed=env_seed, reset_when_done=reset_when_done
     )
+    shadow = env.shadow if config.env.family == "vmas" else None
     evaluation = Evaluation(config, device)
 
     torch.manual_seed(stream_seed(config.seed, "weights"))  # the networks draw their weights
@@ -81,7 +83,7 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     save_config(config, folder / CONFIG_FILE)
     parts = {"engine": env, "collector": collector, "update": learner}
     frames = n_updates = 0
-    with TrainingReport(config, folder, device, parts, evaluation.baselines()) as report:
+    with TrainingReport(config, folder, device, parts, shadow, evaluation.baselines()) as report:
         for batch in collector:
             frames += batch.numel()
             explore.step(batch.numel())

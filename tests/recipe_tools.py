@@ -28,6 +28,7 @@ env:
   state: world
   team_reward: mean
   engine: eager
+  verify: 0.0
 agent:
   name: feedforward
   hidden_dims: [8]

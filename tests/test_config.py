@@ -29,6 +29,7 @@ env:
   state: world
   team_reward: mean
   engine: auto
+  verify: 0.001
 agent:
   name: feedforward
   hidden_dims: [64, 64]
@@ -320,6 +321,7 @@ BOUNDS = {
     "runtime.threads": ([], 1, None),
     "env.n_envs": ([], 1, None),
     "env.max_steps": ([SLICES], 1, None),
+    "env.verify": ([], 0, 1),
     "agent.hidden_dim": ([RECURRENT], 1, None),
     "agent.hidden_dims": ([], 1, None),
     "mixer.mixing_embed_dim": ([], 1, None),

@@ -1,13 +1,19 @@
 """State where a scenario may hide it: found, or a refusal that names it; never a constant."""
 
+import ctypes
 import datetime
 import enum
 import functools
+import io
 import itertools
+import os
 import random
+import threading
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
+import gym
 import numpy as np
 import pytest
 import torch
@@ -19,6 +25,7 @@ from qmix_trl.envs.compiled.trace.pure import Untraceable
 from qmix_trl.envs.compiled.trace.walk import walk
 
 LIMIT = 40
+DIE = gym.spaces.Discrete(6, seed=0)
 AGES = {"module": 0, "array": np.zeros(1), "tensor": torch.zeros(1)}
 
 
@@ -212,6 +219,29 @@ class InOrderOfADictionary(Hiding):
         return next(iter(self.order.values()))
 
 
+class InNumberOfC(Hiding):
+    def begin(self):
+        self.steps = ctypes.c_double(0)
+
+    def count(self):
+        self.steps.value += 1
+
+    def age(self):
+        return self.steps.value
+
+
+class InValueOfAThread(Hiding):
+    def begin(self):
+        self.held = threading.local()
+        self.held.steps = 0
+
+    def count(self):
+        self.held.steps += 1
+
+    def age(self):
+        return self.held.steps
+
+
 class InTensorOfAModule(Hiding):
     def count(self):
         AGES["tensor"] += 1
@@ -236,6 +266,8 @@ HIDING = {
     InEnum: r"change Python values: env\.scenario\.mode@",
     InTypeOfAnObject: r"change Python values: env\.scenario\.rules\[",
     InOrderOfADictionary: r"change Python values: env\.scenario\.order!",
+    InNumberOfC: r"change Python values: env\.scenario\.steps",
+    InValueOfAThread: r"change Python values: env\.scenario\.held\.steps",
     InTensorOfAModule: r"where it cannot be set: module .*AGES\[tensor\]",
 }
 
@@ -302,6 +334,21 @@ def own_numpy_generator():
     return Own()
 
 
+def number_in_a_file():
+    """Return a scenario whose steps read an open file from its start."""
+
+    class Own(Chance):
+        def make_world(self, batch_dim, device, **kwargs):
+            self.file = Path(__file__).open()  # noqa: SIM115 - it stays open
+            return super().make_world(batch_dim, device)
+
+        def drawn(self):
+            self.file.seek(0)
+            return len(self.file.read(3))
+
+    return Own()
+
+
 def drawing(function):
     """Return a scenario whose steps call a function."""
     return type("Drawing", (Chance,), {"drawn": staticmethod(function)})()
@@ -316,6 +363,12 @@ def drawing(function):
         (drawing(lambda: np.random.default_rng().random()), "chance in Python"),
         (drawing(time.monotonic), "chance in Python"),
         (drawing(lambda: datetime.datetime.now().timestamp()), "chance in Python"),
+        (drawing(lambda: float(os.environ["HOME"] == "")), "chance in Python"),
+        (drawing(lambda: float(os.environ.get("HOME") == "")), "chance in Python"),
+        (drawing(lambda: len(Path(__file__).read_text())), "chance in Python"),
+        (drawing(lambda: len(np.loadtxt(io.StringIO("1 2")))), "chance in Python"),
+        (number_in_a_file(), "chance in Python"),
+        (drawing(lambda: DIE.sample()), "chance in Python"),
         (drawing(lambda: float(torch.bernoulli(torch.tensor(0.5)))), "draws by torch.bernoulli"),
         (drawing(lambda: torch.nn.functional.dropout(torch.ones(3)).sum()), "torch's generator"),
     ],
@@ -354,6 +407,27 @@ class Remembering(Plain):
 def test_resets_that_remember_are_refused():
     with pytest.raises(Untraceable, match=r"what went before: env\.scenario\.n_resets"):
         trace.traced(simulation_of(Remembering(), trace.TRACE_ENVS))
+
+
+class Carrying(Plain):
+    """Carries the last reward of an episode over to the next."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.last = self.carried = torch.zeros(batch_dim, device=device)
+        return super().make_world(batch_dim, device)
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.carried = self.last.clone()
+
+    def reward(self, agent):
+        self.last = agent.state.vel[:, 0] + self.carried
+        return self.last
+
+
+def test_a_tensor_that_resets_carry_over_is_refused():
+    with pytest.raises(Untraceable, match=r"what went before: env\.scenario\.carried"):
+        trace.traced(simulation_of(Carrying(), trace.TRACE_ENVS))
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def test_a_run_leaves_its_folder(mixer, agent, tmp_path, capsys):
         "engine",
         "collector",
         "update",
+        "verified_steps",
         "return",
     ]
     assert (found["frames"], found["gradient_steps"]) == (16, 2)

@@ -29,6 +29,7 @@ def make_env(scenario="balance", **settings):
         "team_reward": "mean",
         "seed": 0,
         "engine": "eager",
+        "verify": 0.0,
         **settings,
     }
     return make_env_of("vmas", scenario=scenario, **settings)

@@ -209,6 +209,16 @@ def check_choice(name: str, choice: str, known: Sequence[str]) -> None:
         raise ConfigError(f"env.{name}: expected one of {', '.join(known)}, got {choice!r}")
 
 
+def check_share(name: str, share: float) -> None:
+    """Refuse a share that is not between 0 and 1.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"env.{name}: expected a number from 0 to 1, got {share}")
+
+
 def check_keywords(of: str, known: list[str], scenario_kwargs: Mapping[str, Any]) -> None:
     """Refuse keywords that a scenario or a game does not take.
 

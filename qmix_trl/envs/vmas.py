@@ -18,14 +18,16 @@ from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl import keys
 from qmix_trl.chosen import Chosen
-from qmix_trl.envs.compiled.choose import ENGINES, Settings, make_engine
+from qmix_trl.envs.compiled.choose import ENGINES, Settings, make_engine, make_shadow
 from qmix_trl.envs.compiled.engines.buffers import Buffers, layout_of
 from qmix_trl.envs.compiled.engines.eager import EagerEngine
+from qmix_trl.envs.compiled.trace.snapshot import outside_kept
 from qmix_trl.envs.contract import (
     STATES,
     EnvDims,
     check_choice,
     check_keywords,
+    check_share,
     check_sizes,
     resets,
     set_flags,
@@ -49,6 +51,7 @@ def make_env(
     group: str | None = None,
     scenario_kwargs: Mapping[str, Any] | None = None,
     engine: str = "auto",
+    verify: float = 0.001,
     reset_when_done: bool = True,
     info: bool = False,
 ) -> "VmasTeam":
@@ -71,6 +74,9 @@ def make_env(
         engine: "kernel", a compiled step; "inductor", the traced step compiled by torch; "eager",
             VMAS itself; or "auto", the first of these that runs the scenario. They differ in
             roundings and in the random numbers that they draw.
+        verify: the largest share of the time that comparing recorded steps of a compiled engine
+            with VMAS may take, after a first check of at most 20 steps; 0 compares none. It changes
+            no number.
         reset_when_done: reset each environment when it is done. If not, it runs on until all are
             reset together, and these steps belong to no episode.
         info: show the infos of each step under ``("agents", "info", name)``, float [E, N, ...],
@@ -85,6 +91,7 @@ def make_env(
     check_choice("state", state, STATES)
     check_choice("team_reward", team_reward, TEAM_REWARDS)
     check_choice("engine", engine, ENGINES)
+    check_share("verify", verify)
     own = scenario_of(scenario)
     name = scenario if isinstance(scenario, str) else type(own).__name__
     scenario_kwargs = dict(scenario_kwargs or {})
@@ -98,12 +105,14 @@ def make_env(
         group=group,
         made_by=scenario if isinstance(scenario, type) else None,
     )
-    probe = probed(task, n_envs)  # to see its sizes
+    with outside_kept(own):
+        probe = probed(task, n_envs)  # to see its sizes
     settings = Settings(task, layout_of(probe), n_envs, max_steps, seed, torch.device(device))
     return VmasTeam(
         settings,
         engine,
         n_actions=probe.n_actions,
+        verify=verify,
         reset_when_done=reset_when_done,
         info_shapes=info_shapes(probe) if info else {},
     )
@@ -171,11 +180,13 @@ class VmasTeam(EnvBase):
         settings: the task and its sizes.
         engine: one of ``ENGINES``.
         n_actions: A.
+        verify: as in ``make_env``.
         reset_when_done: reset each environment when it is done.
         info_shapes: the shapes [N, ...] of infos to show, by key.
 
     Attributes:
         engine: steps the environment.
+        shadow: compares recorded steps with VMAS; None if nothing is to be compared.
         how: the engine's name, and why each faster engine does not run the scenario.
 
     Raises:
@@ -190,6 +201,7 @@ class VmasTeam(EnvBase):
         engine: str,
         *,
         n_actions: int,
+        verify: float,
         reset_when_done: bool,
         info_shapes: Mapping[tuple[str, ...], torch.Size],
     ) -> None:
@@ -204,6 +216,7 @@ class VmasTeam(EnvBase):
             self.how = Chosen("eager", reasons)
         else:
             self.engine, self.how = make_engine(settings, engine)
+        self.shadow = make_shadow(self.engine, self.how.name, settings, verify)
         self._step_buffers = Buffers.empty(settings.n_envs, 1, self.engine.layout, self.device)
         self.seen = self._step_buffers.seen.new_zeros(settings.n_envs, self.engine.layout.size)
         self.n_actions = n_actions
@@ -247,6 +260,8 @@ class VmasTeam(EnvBase):
                 f"{self.refusal}; engine=auto goes on with eager"
             )
         self.engine, how = make_engine(self._settings, "eager")
+        if self.shadow is not None:
+            self.shadow.stop("VMAS itself steps now")
         self.how = Chosen(how.name, reasons)
         warnings.warn(
             f"env.engine: VMAS scenario {self.name!r} goes on with {self.how}", stacklevel=2
@@ -277,7 +292,12 @@ class VmasTeam(EnvBase):
         b, action = self._step_buffers, tensordict.get(keys.ACTION)
         self._check(action)
         b.action.copy_(action[:, None])
+        if self.shadow is not None:
+            b.seen[:, 0] = self.seen
+            self.shadow.begin(b)
         self.engine.advance(b, 0, 1, reset_when_done=False)
+        if self.shadow is not None:
+            self.shadow.end(b)
         if self.refusal is not None:  # all episodes end here, and another engine follows
             b.truncated.fill_(True)
         self._infos.begin()
@@ -328,6 +348,8 @@ class VmasTeam(EnvBase):
         buffers = Buffers.empty(n_envs, n_steps, self.engine.layout, self.device)
         buffers.seen[:, 0] = self.seen
         self._infos.begin()
+        if self.shadow is not None:
+            self.shadow.begin(buffers)
         return buffers
 
     def observation_at(self, buffers: Buffers, t: int) -> TensorDict:
@@ -345,7 +367,13 @@ class VmasTeam(EnvBase):
         return buffers.done[:, t, None]
 
     def pack_buffers(self, buffers: Buffers, batch: TensorDict) -> None:
-        """Write all that buffers hold to a batch [E, T], under the keys of the contract."""
+        """Write all that buffers hold to a batch [E, T], under the keys of the contract.
+
+        Raises:
+            WrongStepError: if a step that is compared with VMAS differs.
+        """
+        if self.shadow is not None:
+            self.shadow.end(buffers)
         layout, flags = self.engine.layout, torch.zeros_like(buffers.done)[..., None]
         next_seen = buffers.next_seen
         for at, seen in ((lambda key: key, buffers.seen[:, :-1]), (keys.next_key, next_seen)):
@@ -376,4 +404,6 @@ class VmasTeam(EnvBase):
         values = dict(state.items())
         seen = values.pop("seen")
         self.engine.env_state.load_state(values)
+        if self.shadow is not None:
+            self.shadow.forget()
         self.seen.copy_(seen)

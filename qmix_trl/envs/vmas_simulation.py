@@ -4,7 +4,7 @@ import linecache
 import random
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl.envs.compiled.trace.own_code import is_own_module, packages_of
 from qmix_trl.envs.scenario_copies import copied
+from qmix_trl.envs.time_limit import ended_within
 from qmix_trl.envs.vmas_scenarios import ALL, agent_groups, generators_restored, instance_of
 from qmix_trl.errors import ConfigError, Refused, nearest, one_line
 
 TEAM_REWARDS = ("mean", "sum", "shared")
+RESET_SECONDS = 60.0  # in which a reset has to end
 OF_MEMORY = ("allocat", "out of memory")  # in the messages of torch's errors
 
 
@@ -107,8 +109,8 @@ class VmasSimulation:
         infos: of the last step, as ``Stepped`` has them.
 
     Raises:
-        ConfigError: if the scenario cannot be made or stepped, has no such team, or the agents of
-            the team have different numbers of actions.
+        ConfigError: if the scenario cannot be made or stepped, does not end its first reset, has
+            no such team, or the agents of the team have different numbers of actions.
     """
 
     def __init__(
@@ -120,7 +122,7 @@ class VmasSimulation:
         self.infos: list[dict[str, Any]] = []
         self._random_state = self._seeded_state(seed)
         scenario = task.new_scenario()
-        with generators_restored(), self._errors_told(scenario):
+        with generators_restored(), self._errors_told(scenario), self.limited("making"):
             with self.own_randomness():
                 self.simulator = Environment(
                     scenario,
@@ -140,6 +142,18 @@ class VmasSimulation:
         self.step(torch.zeros(self.n_envs, len(self.team), dtype=torch.int64, device=self.device))
         with self.own_randomness():
             self.simulator.reset(seed=seed)
+
+    def limited(self, action: str) -> AbstractContextManager[None]:
+        """Limit the time of a ``with`` block that runs the scenario's resets.
+
+        Args:
+            action: of the block, for the message.
+
+        Raises:
+            NoEnd: if the block takes longer.
+        """
+        of = f"VMAS scenario {self.task.name!r}: {action} {self.n_envs} environments"
+        return ended_within(RESET_SECONDS, of)
 
     @contextmanager
     def _errors_told(self, scenario: BaseScenario) -> Iterator[None]:
@@ -193,14 +207,31 @@ class VmasSimulation:
         return counts.pop()
 
     def reset(self) -> None:
-        """Reset all environments."""
-        with self.own_randomness():
+        """Reset all environments.
+
+        Raises:
+            NoEnd: if it does not end.
+        """
+        with self.own_randomness(), self.limited("a reset of"):
             self.simulator.reset(return_observations=False)
 
     def reset_at(self, i: int) -> None:
-        """Reset environment i."""
-        with self.own_randomness():
+        """Reset environment i.
+
+        Raises:
+            NoEnd: if it does not end.
+        """
+        with self.own_randomness(), self.limited("a reset of one of"):
             self.simulator.reset_at(i, return_observations=False)
+
+    def pure_reset(self) -> None:
+        """Reset all environments, drawing from torch's present generator.
+
+        Raises:
+            NoEnd: if it does not end.
+        """
+        with self.limited("a reset of"):
+            self.simulator._reset(return_observations=False)
 
     def observe(self) -> Seen:
         """Return the present observations and states."""

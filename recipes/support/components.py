@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -81,6 +82,13 @@ def build_env(
     """
     arguments = {**settings(config.env), "n_envs": n_envs, "seed": seed}
     return make_env(**arguments, device=device, reset_when_done=reset_when_done)
+
+
+def without_checks(config: RunConfig) -> RunConfig:
+    """Return a configuration in which no step is compared with VMAS."""
+    if config.env.family == "games":
+        return config
+    return replace(config, env=replace(config.env, verify=0.0))
 
 
 def build_agent(config: RunConfig, dims: EnvDims, device: torch.device) -> TensorDictModuleBase:

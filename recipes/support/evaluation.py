@@ -3,7 +3,7 @@
 import math
 
 import torch
-from support.components import build_env, stream_seed
+from support.components import build_env, stream_seed, without_checks
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
@@ -38,7 +38,11 @@ class Evaluation:
         self._random_seed = stream_seed(section.seed, "random_policy")
         self._device = device
         self._env = build_env(
-            config, device, n_envs=section.episodes, seed=self._seed, reset_when_done=False
+            without_checks(config),  # the training compares the steps of the same engine
+            device,
+            n_envs=section.episodes,
+            seed=self._seed,
+            reset_when_done=False,
         )
         self.dims = env_dims(self._env)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
+MISMATCH_FILE = "mismatch.json"
 
 
 def run_stem(config_path: Path) -> str:

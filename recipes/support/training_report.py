@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from support.components import last_frame
 from support.evaluation import compare
-from support.run_folder import SUMMARY_FILE
+from support.run_folder import MISMATCH_FILE, SUMMARY_FILE
 from tensordict import TensorDictBase
 
 from qmix_trl.collect import finished_return
 from qmix_trl.config import RunConfig
+from qmix_trl.envs.compiled.shadow import Shadow
+from qmix_trl.errors import WrongStepError
 from qmix_trl.logs import Column, RunLog, write_json
 
 COLUMNS = (
@@ -39,6 +41,7 @@ class TrainingReport:
         device: of the networks.
         parts: the environment, the collector and the update, by name; ``how`` of each tells
             which implementation runs.
+        shadow: compares the environment's steps with VMAS; None if nothing does.
         baselines: the summaries of the returns of doing nothing and of random actions.
     """
 
@@ -48,12 +51,14 @@ class TrainingReport:
         folder: Path,
         device: torch.device,
         parts: Mapping[str, Any],
+        shadow: Shadow | None,
         baselines: Mapping[str, dict[str, float]],
     ) -> None:
         self._config = config
         self._folder = folder
         self._device = device
         self._parts = parts
+        self._shadow = shadow
         self._returns = dict(baselines)
         self._frames, self._seconds = 0, 0.0
         means = {name: returns["mean"] for name, returns in baselines.items()}
@@ -66,6 +71,8 @@ class TrainingReport:
         )
         for name, part in parts.items():
             print(f"{name}: {part.how}")
+        if shadow is not None:
+            print(f"verified: {shadow.how}")
         print(caption, flush=True)
         self._log = RunLog(folder, COLUMNS, caption=caption)
 
@@ -81,6 +88,8 @@ class TrainingReport:
         traceback: TracebackType | None,
     ) -> None:
         self._log.__exit__(kind, error, traceback)
+        if isinstance(error, WrongStepError):
+            write_json(self._folder / MISMATCH_FILE, error.traces)
 
     def write(
         self,
@@ -124,6 +133,7 @@ class TrainingReport:
             "seed": self._config.seed,
             "device": str(self._device),
             **{name: str(part.how) for name, part in self._parts.items()},
+            "verified_steps": 0 if self._shadow is None else self._shadow.verified_steps,
             "return": self._returns,
         }
         write_json(self._folder / SUMMARY_FILE, summary)

@@ -18,6 +18,8 @@ from qmix_trl.envs.compiled.engines.inductor import InductorEngine, check_size
 from qmix_trl.envs.compiled.engines.joint_reset import may_reset_together
 from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.envs.compiled.gate_runs import full_extent
+from qmix_trl.envs.compiled.shadow import Shadow, Verifiable
+from qmix_trl.envs.compiled.trace.snapshot import Outside
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import ConfigError, Refused, one_line
 from qmix_trl.native.build import compiler
@@ -127,6 +129,20 @@ def eager(s: Settings) -> Engine:
     return EagerEngine(simulation, s.layout, s.max_steps, together=together)
 
 
+def make_shadow(engine: Engine, name: str, settings: Settings, share: float) -> Shadow | None:
+    """Return the comparison of an engine's steps with VMAS; None if nothing is to be compared.
+
+    Args:
+        engine: that steps the environments.
+        name: of the engine.
+        settings: the task and its sizes.
+        share: the largest share of the time that checks may take.
+    """
+    if not share or not isinstance(engine, Verifiable):
+        return None
+    return Shadow(engine, name, max_steps=settings.max_steps, share=share, seed=settings.seed)
+
+
 MAKERS: dict[str, Callable[[Settings], Engine]] = {
     "kernel": kernel,
     "inductor": inductor,
@@ -146,16 +162,16 @@ def make_engine(settings: Settings, wanted: str) -> tuple[Engine, Chosen]:
         ConfigError: if the wanted engine does not run the task.
     """
     reasons: dict[str, str] = {}
+    outside = Outside(settings.task.scenario)
     for name in MAKERS if wanted == "auto" else (wanted,):
         try:
             return MAKERS[name](settings), Chosen(name, reasons)
-        except Refused as error:
-            reasons[name] = str(error)
-        except ConfigError as error:
-            # The scenario fails with a number of environments that only a compiled engine needs.
+        except Exception as error:  # a scenario's code may raise anything in a compiled engine
             if name == "eager":
                 raise
-            reasons[name] = str(error)
+            is_told = isinstance(error, (Refused, ConfigError))
+            reasons[name] = str(error) if is_told else one_line(error)
+            outside.restore()
     raise ConfigError(
         f"env.engine: VMAS scenario {settings.task.name!r} does not run on {wanted}: "
         f"{reasons[wanted]}; engine=auto takes one that runs it"

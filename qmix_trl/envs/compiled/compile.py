@@ -31,6 +31,7 @@ from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, Trace, traced
 from qmix_trl.envs.compiled.trace.guard import Guard
 from qmix_trl.envs.compiled.trace.state import StatePaths
 from qmix_trl.envs.compiled.trace.walk import Contents
+from qmix_trl.envs.time_limit import NoEnd
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused
 from qmix_trl.native import store
@@ -138,16 +139,17 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
 
 def _make(task: Task, place: Path, backend: Backend) -> dict[str, Any]:
     """Build a task's step in a folder; return its notes, or the reason of a refusal."""
-    simulation, n_nodes = VmasSimulation(task, TRACE_ENVS, 0, torch.device("cpu")), None
+    n_nodes = None
     begin = time.perf_counter()
     try:
+        simulation = VmasSimulation(task, TRACE_ENVS, 0, torch.device("cpu"))
         trace = traced(simulation)
         n_nodes = len(trace.graphs[0].graph.graph.nodes)
         laps = Laps({"trace": round(time.perf_counter() - begin, 2)})
         return _built(simulation, trace, place / backend.file, laps, backend)
     except (NoCompiler, BuildFailed):
         raise  # not kept: another build may succeed
-    except Refused as error:
+    except (Refused, NoEnd) as error:
         return {"refused": " ".join(str(error).split()), "n_nodes": n_nodes}
 
 

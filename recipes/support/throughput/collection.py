@@ -50,6 +50,7 @@ def our_env(scenario: str, n_envs: int, engine: str, device: torch.device):
         seed=0,
         device=device,
         engine=engine,
+        verify=0.0,
     )
 
 

@@ -1,6 +1,7 @@
 """The engine by torch's inductor, for steps that the compiler cannot lower to one environment."""
 
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -70,6 +71,12 @@ class InductorEngine:
         packed = self.fresh.pool[: simulation.n_envs, : len(numbers)].clone()  # [E, K]
         self.env_state = EnvState(self.fresh, seed, packed)
         self._step = torch.compile(of_matrix(self.graph, layout), fullgraph=True, dynamic=False)
+
+    def twin(self) -> "InductorEngine":
+        """Return an engine of the same graph with its own state, for steps without resets."""
+        twin = copy(self)
+        twin.env_state = EnvState(self.fresh, 0, self.env_state.packed_state())
+        return twin
 
     def reset(self, mask: Tensor, seen: Tensor) -> None:
         """Reset environments to states of the pool.

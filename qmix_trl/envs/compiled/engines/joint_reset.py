@@ -102,7 +102,7 @@ def _changes_more(simulation: VmasSimulation) -> bool:
     packages = packages_of(simulation.simulator.scenario)
     randomness = local_seed(Environment.vmas_random_state)
     with simulation.own_randomness(), randomness, audited(packages) as audit, Reads() as reads:
-        simulation.simulator._reset(return_observations=False)
+        simulation.pure_reset()
     chances = [chance for chance in audit.chances if chance != FROM_TORCH]
     return reads.found or bool(chances) or before.changed_more(walk(simulation.simulator))
 
@@ -122,7 +122,7 @@ def _differs_from_one(task: Task, device: torch.device) -> bool:
         for simulation, action in zip(pair, actions, strict=True):
             simulation.step(action)
     with DrawMode(EqualDraws(device)):
-        pair[0].simulator._reset(return_observations=False)
+        pair[0].pure_reset()
     with DrawMode(EqualDraws(device)):
         pair[1].simulator._reset_at(0, return_observations=False)
     ours, theirs = (walk(simulation.simulator).slots for simulation in pair)

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,12 @@ class KernelEngine:
         # Pickle copies a view as a tensor of its own.
         self.env_state.packed = self._blocks[:, : self.fresh.n_envs].t()
         self._link()
+
+    def twin(self) -> "KernelEngine":
+        """Return an engine of the same library with its own state, for steps without resets."""
+        fresh = copy(self.fresh)
+        fresh.taken = 0  # the pool is never due for an engine that takes no state from it
+        return KernelEngine(self._library, fresh, self.max_steps, 0)
 
     def reset(self, mask: Tensor, seen: Tensor) -> None:
         """Reset environments to states of the pool.

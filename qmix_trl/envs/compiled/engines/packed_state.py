@@ -149,6 +149,35 @@ def _value(contents: Contents, path: str, choice: int, device: torch.device) -> 
     return torch.as_tensor(slot.value, device=device)
 
 
+def unpack_state(contents: Contents, numbers: list[PackedNumber], packed: Tensor) -> None:
+    """Write a packed state float32 [E, K] into the tensors and floats of a simulator.
+
+    Views of a tensor see its new numbers. A choice is no number of a simulator; it is left out.
+
+    Args:
+        contents: of the simulator of E environments; all paths of the numbers are in them.
+        numbers: the K numbers.
+        packed: their values.
+    """
+    for path, group in groupby(enumerate(numbers), key=lambda item: item[1].path):
+        if path == CHOICE:
+            continue
+        columns, members = zip(*group, strict=True)
+        slot = contents.slots.get(path) or contents.floats[path]
+        now = torch.as_tensor(slot.value)
+        then = now.clone(memory_format=torch.contiguous_format)
+        values = then.view(len(packed) if members[0].batched else 1, -1)
+        places = [number.place for number in members]
+        chosen = packed[: len(values), columns]
+        values[:, places] = from_bits(chosen, values[:, places], batched=True)
+        if not isinstance(slot.value, Tensor):
+            slot.set(then.item())
+        elif 0 in now.stride():
+            slot.set(then)
+        else:
+            now.copy_(then)
+
+
 def numbers_as_json(numbers: list[PackedNumber]) -> list[dict[str, Any]]:
     """Return packed numbers as values that JSON can hold."""
     return [asdict(number) for number in numbers]

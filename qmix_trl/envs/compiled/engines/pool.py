@@ -23,6 +23,7 @@ from qmix_trl.envs.compiled.engines.packed_state import pack
 from qmix_trl.envs.compiled.trace.draws import KINDS, OTHER_DRAWS
 from qmix_trl.envs.compiled.trace.guard import Watch
 from qmix_trl.envs.compiled.trace.walk import Contents, differing, walk
+from qmix_trl.envs.time_limit import NoEnd
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused
 
@@ -71,7 +72,7 @@ def shares_draws(simulation: VmasSimulation) -> bool:
     randomness = local_seed(Environment.vmas_random_state)
     with simulation.own_randomness(), randomness, SharedDraws(simulation.n_envs) as watch:
         generators = _python_generators()
-        simulation.simulator._reset(return_observations=False)
+        simulation.pure_reset()
         drawn = watch.found or generators != _python_generators()
     after = walk(simulation.simulator)
     return (
@@ -144,9 +145,8 @@ class FreshStates:
         self.states_per_env = max(1 if step.shared else STATES_PER_ENV, -(-least_states // n_envs))
         together = max(n_envs, min(self.states_per_env * n_envs, MOST_TOGETHER))
         drawn_together, of_draws = (SHARED_STATES, CPU) if step.shared else (together, device)
-        if (
-            step.reads_in_resets
-        ):  # a reset that draws until all environments are right may never end
+        if step.reads_in_resets:
+            # A reset that draws until all environments are right takes longer the more there are.
             drawn_together = min(n_envs, drawn_together)
         self.simulation = VmasSimulation(task, drawn_together, seed, of_draws)
         self.taken = 0
@@ -189,7 +189,10 @@ class FreshStates:
         return pool.contiguous()
 
     def _reset(self) -> Tensor:
-        self.simulation.reset()
+        try:
+            self.simulation.reset()
+        except NoEnd as error:
+            raise Refused(str(error)) from error
         seen = self.step.layout.pack(self.simulation.observe())
         contents = walk(self.simulation.simulator)
         broken = self._watch.broken_path(contents)

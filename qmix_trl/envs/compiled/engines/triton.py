@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -65,6 +66,13 @@ class TritonEngine:
         except Exception as error:
             lines = str(error).strip().splitlines() or [""]  # the last one has the reason
             raise BuildFailed(f"Triton: {type(error).__name__} {lines[-1].strip()}") from error
+
+    def twin(self) -> "TritonEngine":
+        """Return an engine of the same kernel with its own state, for steps without resets."""
+        twin = copy(self)
+        twin._blocks = self._blocks.clone()
+        twin.env_state = EnvState(self.fresh, 0, twin._blocks[:, : self.fresh.n_envs].t())
+        return twin
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
         """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions in them.

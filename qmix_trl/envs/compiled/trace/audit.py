@@ -5,6 +5,7 @@ Python's way through a step depends on the Python values that it reads, if it re
 they were therefore takes the same way again, and one trace holds for all steps.
 """
 
+import io
 import random
 import sys
 import types
@@ -19,9 +20,14 @@ import torch
 
 from qmix_trl.envs.compiled.trace.own_code import describe_line, is_own_module, names_in, texts_in
 
-# Python's modules of chance; functions in C are known by the module or the object they belong to.
-OF_CHANCE = frozenset({"random", "secrets", "uuid", "tempfile"})
+# Modules that draw or read files; functions in C are known by the module or the object they belong
+# to.
+OF_CHANCE = frozenset(
+    {"random", "secrets", "uuid", "tempfile", "os", "pathlib", "subprocess", "socket", "gym.spaces"}
+    | {"gymnasium.spaces", "numpy.lib.npyio", "numpy.lib._npyio_impl", "torch.serialization"}
+)
 OF_CHANCE_IN_C = frozenset({"time", "posix", "nt", "io", "_io"})
+OWNERS_OF_CHANCE = (random.Random, io.IOBase, np.random.Generator, np.random.RandomState)
 CLOCKS = frozenset({"now", "today", "utcnow"})
 # Names by which code may read attributes that it does not name.
 DYNAMIC = frozenset(
@@ -60,9 +66,8 @@ class Audit:
         """Record an event of ``sys.setprofile``."""
         if event == "call":
             self.codes.setdefault(frame.f_code, self._is_own(frame))
-            caller = frame.f_back
-            of_chance = frame.f_globals.get("__name__") in OF_CHANCE
-            if of_chance and caller is not None and self._is_own(caller):
+            caller = calling(frame)
+            if of_chance(frame) and caller is not None and self._is_own(caller):
                 self.chances.append(describe_line(caller))
         elif event == "c_call" and is_of_chance(argument) and self._is_own(frame):
             self.chances.append(describe_line(frame))
@@ -71,10 +76,24 @@ class Audit:
         return is_own_module(frame.f_globals.get("__name__", ""), self.packages)
 
 
+def of_chance(frame: FrameType) -> bool:
+    """Say whether a function in Python draws or reads a file."""
+    module = frame.f_globals.get("__name__", "")
+    return any(module == name or module.startswith(f"{name}.") for name in OF_CHANCE)
+
+
+def calling(frame: FrameType) -> FrameType | None:
+    """Return the frame that called; the methods of Python's mappings are passed over."""
+    caller = frame.f_back
+    while caller is not None and caller.f_globals.get("__name__") == "collections.abc":
+        caller = caller.f_back
+    return caller
+
+
 def is_of_chance(function: Any) -> bool:
     """Say whether a function in C draws, reads a clock or reads a file."""
     owner = getattr(function, "__self__", None)
-    if isinstance(owner, random.Random):
+    if isinstance(owner, OWNERS_OF_CHANCE):
         return True
     if isinstance(owner, type):
         return function.__name__ in CLOCKS

@@ -6,7 +6,9 @@ so that a kernel, inductor and unmodified VMAS under ``DrawMode`` draw the same 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -18,6 +20,29 @@ KEY_PARITY = 0x1BD11BDA
 WORD = 0xFFFFFFFF
 SPAWN_TRIES = 4096  # VMAS has no limit
 SPAWN_STREAM = 1 << 24  # the counters of spawn i start at (i + 1) * SPAWN_STREAM
+# The environment whose random numbers all environments draw; None where each draws its own.
+_REPLAYED: ContextVar[int | None] = ContextVar("replayed", default=None)
+
+
+@contextmanager
+def as_environment(e: int) -> Iterator[None]:
+    """Let every environment draw the random numbers of environment ``e`` within a ``with`` block.
+
+    So VMAS in another number of environments replays one environment of a batch.
+    """
+    token = _REPLAYED.set(e)
+    try:
+        yield
+    finally:
+        _REPLAYED.reset(token)
+
+
+def environment_numbers(n_envs: int, device: torch.device) -> Tensor:
+    """Return the numbers of the environments that draw, int64 [E]."""
+    replayed = _REPLAYED.get()
+    if replayed is None:
+        return torch.arange(n_envs, device=device)
+    return torch.full((n_envs,), replayed, device=device)
 
 
 def threefry(key: Tensor, environments: Tensor, counter: Tensor | int) -> tuple[Tensor, Tensor]:
@@ -57,7 +82,7 @@ def draw(kind: str, key: Tensor, n_envs: int, first: int, shape: Sequence[int]) 
         shape: the shape of one environment's numbers.
     """
     size = math.prod(shape)
-    environments = torch.arange(n_envs, device=key.device)[:, None]  # [E, 1]
+    environments = environment_numbers(n_envs, key.device)[:, None]  # [E, 1]
     numbers = first + torch.arange(size, device=key.device)  # [size]
     x, y = threefry(key, environments.expand(n_envs, size), numbers)
     if kind == "uniform":
@@ -89,7 +114,7 @@ def spawn(
         high: the upper bounds of x and y.
     """
     n_envs = occupied.shape[0]
-    environments = torch.arange(n_envs, device=occupied.device)
+    environments = environment_numbers(n_envs, occupied.device)
     position = occupied.new_zeros(n_envs, 2)
     waiting = torch.ones(n_envs, dtype=torch.bool, device=occupied.device)
     for i in range(SPAWN_TRIES):

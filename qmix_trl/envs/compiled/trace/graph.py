@@ -132,7 +132,7 @@ def find_settable_state(simulation: VmasSimulation) -> StatePaths:
     Raises:
         Untraceable: if it cannot.
     """
-    with simulation.own_randomness():
+    with simulation.own_randomness(), simulation.limited("resets of"):
         paths = find_state(simulation.simulator, random_step(simulation))
     for found, reason in (
         (paths.unwatched, "it holds an object whose state cannot be seen"),

@@ -1,10 +1,12 @@
 """The texts of objects without parts that ``walk`` can follow: arrays, generators, iterators."""
 
+import ctypes
 import hashlib
 import io
 import logging
 import pickle
 import random
+import threading
 import types
 import weakref
 from collections import deque
@@ -31,6 +33,7 @@ DESCRIBED = (
     slice,
     type(...),
 )
+OF_C = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
 IN_MEMORY = (io.BytesIO, io.StringIO)
 # Objects without attributes whose parts ``walk`` knows.
 PARTS = (
@@ -56,6 +59,10 @@ def leaf_text(thing: Any) -> Any:
         None for an object whose parts can be followed; ``HARMLESS`` for one that holds no state;
         ``UNKNOWN`` for one that cannot be looked into.
     """
+    if isinstance(thing, OF_C):
+        return f"{type(thing).__qualname__} {digest(bytes(thing))}"
+    if isinstance(thing, threading.local):
+        return None
     if type(thing).__module__.split(".")[0] in SILENT or isinstance(thing, logging.Logger):
         return HARMLESS
     if isinstance(thing, DESCRIBED):

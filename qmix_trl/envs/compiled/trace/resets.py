@@ -41,7 +41,7 @@ def chances(simulation: VmasSimulation) -> Chances:
     randomness = local_seed(Environment.vmas_random_state)
     reads = ReadsOfPython(packages)
     with simulation.own_randomness(), randomness, audited(packages) as audit, reads:
-        simulation.simulator._reset(return_observations=False)
+        simulation.pure_reset()
     draws = any(chance != TORCHS for chance in audit.chances)
     return Chances(draws, bool(reads.found), audit.names())
 
@@ -84,6 +84,7 @@ def check_memoryless(
             step()
         simulation.set_random_state(start)
         simulation.reset()
+        simulation.observe()
         outcomes.append(_outcome(simulation, paths))
     simulation.set_random_state(start)
     (first, tensors), (second, others) = outcomes

@@ -8,6 +8,7 @@ it was when the simulator began, or the simulator cannot be saved.
 import ast
 import json
 import random
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -112,18 +113,20 @@ def restore(simulator: Environment, saved: Mapping[str, Tensor]) -> None:
     for path, slot in read().entities.items():
         if path + "@" in saved:
             slot.set(simulator.world.entities[int(saved[path + "@"])])
-    restore_contents(read, saved)
+    unset = restore_contents(read, saved)
+    if unset:
+        raise ValueError(
+            f"load_state: expected {unset[0]} as in the saved state, which cannot be set; load "
+            "the state into a new environment of the same task"
+        )
 
 
-def restore_contents(read: Callable[[], Contents], saved: Mapping[str, Tensor]) -> None:
-    """Put a snapshot of contents back.
+def restore_contents(read: Callable[[], Contents], saved: Mapping[str, Tensor]) -> list[str]:
+    """Put a snapshot of contents back; return the paths of values that differ and cannot be set.
 
     Args:
         read: returns the present contents.
         saved: as ``saved_contents`` returned it.
-
-    Raises:
-        ValueError: if the contents hold values that the snapshot cannot set.
     """
     texts = json.loads(bytes(saved[TEXTS].tolist()))
     _restore_keys(read, texts["keys"])
@@ -131,8 +134,7 @@ def restore_contents(read: Callable[[], Contents], saved: Mapping[str, Tensor]) 
     for path, text in texts["values"].items():
         if path in contents.places:
             contents.places[path].set(_value(text))
-    for path, array in contents.arrays.items():
-        _restore_array(path, array, saved.get(path + "[]"))
+    unset = [p for p, a in contents.arrays.items() if not _restore_array(a, saved.get(p + "[]"))]
     for path, generator in generators(contents).items():
         if path in texts["generators"]:
             _set_generator(generator, texts["generators"][path])
@@ -140,12 +142,7 @@ def restore_contents(read: Callable[[], Contents], saved: Mapping[str, Tensor]) 
         if path + "()" in saved:
             tensor.copy_(saved[path + "()"])
     _restore_tensors(contents, saved, texts["aliases"])
-    changed = changed_paths(texts["constants"], constants(read()))
-    if changed:
-        raise ValueError(
-            f"load_state: expected {changed[0]} as in the saved state, which cannot be set; load "
-            "the state into a new environment of the same task"
-        )
+    return unset + changed_paths(texts["constants"], constants(read()))
 
 
 def _restore_tensors(
@@ -164,16 +161,36 @@ def _restore_tensors(
             slot.set(restored[path])
 
 
-def _restore_array(path: str, array: np.ndarray, saved: Tensor | None) -> None:
-    """Write an array's bytes, if they differ."""
+def _restore_array(array: np.ndarray, saved: Tensor | None) -> bool:
+    """Write an array's bytes, if they differ; return whether it holds them now."""
     if saved is None or array.tobytes() == (content := bytes(saved.tolist())):
-        return
+        return True
     if len(content) != array.nbytes or not array.flags.writeable:
-        raise ValueError(
-            f"load_state: expected an array of {len(content)} bytes at {path}, got one of "
-            f"{array.nbytes}; load the state into a new environment of the same task"
-        )
+        return False
     array[...] = np.frombuffer(content, array.dtype).reshape(array.shape)
+    return True
+
+
+class Outside:
+    """The modules and classes that a scenario can change, as they are now.
+
+    Args:
+        scenario: a scenario that no simulator holds.
+    """
+
+    def __init__(self, scenario: BaseScenario) -> None:
+        self._scenario = scenario
+        self._saved = saved_contents(walk_scenario(scenario))
+
+    def restore(self) -> None:
+        """Set all values back, and warn of one that cannot be set."""
+        unset = restore_contents(lambda: walk_scenario(self._scenario), self._saved)
+        if unset:
+            warnings.warn(
+                f"VMAS scenario {type(self._scenario).__name__!r}: {unset[0]} changed while the "
+                "environment was made, and cannot be set back",
+                stacklevel=3,
+            )
 
 
 @contextmanager
@@ -182,15 +199,12 @@ def outside_kept(scenario: BaseScenario) -> Iterator[None]:
 
     Args:
         scenario: a scenario that no simulator holds.
-
-    Raises:
-        ValueError: if they hold values that cannot be set, and these changed.
     """
-    saved = saved_contents(walk_scenario(scenario))
+    outside = Outside(scenario)
     try:
         yield
     finally:
-        restore_contents(lambda: walk_scenario(scenario), saved)
+        outside.restore()
 
 
 # ------------------------------------------------------------------- the kinds of values

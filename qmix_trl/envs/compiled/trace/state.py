@@ -149,19 +149,18 @@ def _observe(simulator: Environment, action: Callable[[], Any], before: Contents
 def find_state(simulator: Environment, step: Callable[[], None]) -> StatePaths:
     """Find the paths of the state: run resets and steps, and record the values that change.
 
+    A reset includes the first observation of the episode, which may write values, too.
+
     Args:
         simulator: the simulator; it ends two steps after a reset.
         step: takes one random step of the simulator.
     """
 
-    def reset() -> None:
-        simulator.reset(return_observations=False)
-
     step()
     before = walk(simulator)
     written, of_resets, by_resets, by_steps, probes = set(), set(), set(), set(), []
     for _ in range(N_PROBES):
-        first = _observe(simulator, reset, before)
+        first = _observe(simulator, simulator.reset, before)
         second = _observe(simulator, step, first.after)
         third = _observe(simulator, step, second.after)
         before = third.after
