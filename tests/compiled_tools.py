@@ -67,6 +67,7 @@ def bare_step(numbers, layout, *, shared=False):
         layout=layout,
         choices=[[[]]],
         guard=Guard({}, frozenset(), frozenset()),
+        carried=(),
         shared=shared,
         reads_in_resets=False,
         seconds={},

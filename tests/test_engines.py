@@ -51,6 +51,7 @@ SCENARIOS = {
     "goal": None,
     "drone": None,
     "het_mass": None,
+    "wind_flocking": None,
     "simple_reference": None,
     "simple_adversary": "adversary",
     "simple_crypto": "eve",

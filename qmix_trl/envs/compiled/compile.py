@@ -15,7 +15,6 @@ from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.packed_state import (
     as_numbers,
-    check_not_carried,
     numbers_as_json,
     numbers_from_json,
     pack,
@@ -131,6 +130,7 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
         layout=SeenLayout(**notes["layout"]),
         choices=notes["choices"],
         guard=Guard.from_json(notes["guard"]),
+        carried=tuple(notes["carried"]),
         shared=notes["shared"],
         reads_in_resets=notes["reads_in_resets"],
         seconds=notes["seconds"],
@@ -175,9 +175,8 @@ def _built(
 ) -> dict[str, Any]:
     """Lower, print, build and check a traced step; return its notes."""
     of_team, graphs, paths = simulation.task.state == "observations", trace.graphs, trace.paths
-    step = lower(graphs, state_is_observations=of_team)
+    step = lower(graphs, state_is_observations=of_team, carried=trace.carried)
     numbers = packed_numbers(graphs[0], step)
-    check_not_carried(numbers, paths)
     n = len(live(step.outputs))
     if n > backend.most_operations:
         raise Unlowerable(f"its step has {n:,} operations, more than {backend.most_operations:,}")
@@ -195,6 +194,7 @@ def _built(
         "layout": vars(_layout(step, of_team)),
         "choices": [[list(values) for values in graph.choices] for graph in graphs],
         "guard": trace.guard.as_json(),
+        "carried": trace.carried,
         "shared": shares_draws(simulation),
         "reads_in_resets": trace.reads_in_resets,
         "seconds": laps.seconds,

@@ -21,6 +21,7 @@ class CompiledStep:
         paths: of the state, and of the choices that resets make in Python and the step may read.
         choices: for each kind of choice, the values of ``paths.choices`` that are of this kind.
         guard: of all other Python values that the step may read.
+        carried: the paths of tensors that resets leave as they are.
         shared: resets of all environments draw something once for all of them.
         reads_in_resets: the scenario's code reads numbers of tensors in resets.
         seconds: of each part of the build.
@@ -32,6 +33,12 @@ class CompiledStep:
     paths: StatePaths
     choices: list[list[list[Any]]]
     guard: Guard
+    carried: tuple[str, ...]
     shared: bool
     reads_in_resets: bool
     seconds: dict[str, float]
+
+    @property
+    def carried_columns(self) -> list[int]:
+        """The indices of the packed numbers that resets leave as they are."""
+        return [k for k, number in enumerate(self.numbers) if number.path in self.carried]

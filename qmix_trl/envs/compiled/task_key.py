@@ -43,6 +43,7 @@ PACKAGE = COMPILER.parents[1]
 OTHER_FILES = (
     "chosen.py",
     "envs/scenario_copies.py",
+    "envs/time_limit.py",
     "envs/vmas_scenarios.py",
     "envs/vmas_simulation.py",
     "errors.py",

@@ -39,6 +39,7 @@ def source(step: Step) -> str:
         "SPAWN_TRIES": f"{SPAWN_TRIES}u",
         "SPAWN_STREAM": f"{SPAWN_STREAM}u",
         "NUMBERS": len(step.numbers),
+        "FROM_POOL": len(step.numbers) - step.n_carried,
         "AGENTS": step.n_agents,
         "SEEN": len(step.observation) + len(step.state),
     }

@@ -1,5 +1,6 @@
 // Steps and resets of all environments, W at a time. The step, Rollout (rollout.py), NUMBERS, AGENTS
-// and SEEN are printed before this.
+// and SEEN are printed before this; and FROM_POOL: resets take the first so many numbers from the
+// pool, and leave the others as they are.
 
 // Return the state of the pool for the next reset of environment e. Reset r takes state
 // e + r n_envs: no two environments share a state before all are used. Each further pass through
@@ -57,7 +58,7 @@ static int64_t advance(const Rollout *r, int64_t b, int64_t first, int64_t last)
       memcpy(r->last_seen + place * SEEN, to[l], SEEN * sizeof(float));
       if (!r->reset_when_done) continue;
       const float *state = fresh(r, e);
-      for (int k = 0; k < NUMBERS; k++) ((float *)&then[k])[l] = state[k];
+      for (int k = 0; k < FROM_POOL; k++) ((float *)&then[k])[l] = state[k];
       memcpy(to[l], state + NUMBERS, SEEN * sizeof(float));
       r->steps[e] = 0;
       r->resets[e]++;
@@ -99,7 +100,7 @@ extern "C" int64_t reset(const Rollout *r, const bool *mask, float *seen) {
   for (int64_t e = 0; e < r->n_envs; e++) {
     if (!mask[e]) continue;
     const float *state = fresh(r, e);
-    for (int k = 0; k < NUMBERS; k++) r->state[k * r->stride + e] = state[k];
+    for (int k = 0; k < FROM_POOL; k++) r->state[k * r->stride + e] = state[k];
     memcpy(seen + e * SEEN, state + NUMBERS, SEEN * sizeof(float));
     r->steps[e] = 0;
     r->resets[e]++;

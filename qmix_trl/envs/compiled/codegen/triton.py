@@ -132,6 +132,7 @@ def outputs(step: Step) -> list[Output]:
     """
     seen = [*step.observation, *step.state]
     n_numbers, n = len(step.numbers), step.n_agents
+    n_from_pool = n_numbers - step.n_carried
     end = END.format(terminated="{0}", width=n_numbers + len(seen), seen=len(seen))
     return [
         Output(end, BOOL, step.terminated),
@@ -142,7 +143,7 @@ def outputs(step: Step) -> list[Output]:
         ),
         *(Output(seen_form(j, n_numbers), FLOAT, x) for j, x in enumerate(seen)),
         *(
-            Output(number_form(k, number.now.dtype), number.now.dtype, number.then)
+            Output(number_form(k, number.now.dtype, n_from_pool), number.now.dtype, number.then)
             for k, number in enumerate(step.numbers)
         ),
     ]
@@ -153,9 +154,15 @@ def seen_form(j: int, n_numbers: int) -> str:
     return f"put(seen_to + {j}, last_to + {j}, fresh + {n_numbers + j}, {{0}}, over, taken, inside)"
 
 
-def number_form(k: int, dtype: str) -> str:
-    """Return the statement that keeps number k of the next packed state."""
-    return f"t{k} = tl.load(fresh + {k}, mask=taken, other={TO_BITS[dtype]})"
+def number_form(k: int, dtype: str, n_from_pool: int) -> str:
+    """Return the statement that keeps number k of the next packed state.
+
+    Where a reset follows, the first ``n_from_pool`` numbers come from the pool.
+    """
+    bits = TO_BITS[dtype]
+    return f"t{k} = " + (
+        f"tl.load(fresh + {k}, mask=taken, other={bits})" if k < n_from_pool else bits
+    )
 
 
 class Printer:

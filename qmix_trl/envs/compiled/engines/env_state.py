@@ -77,6 +77,10 @@ class EnvState:
         self.steps = torch.zeros(fresh.n_envs, dtype=torch.int32, device=packed.device)
         self.resets = torch.zeros_like(self.steps)
         self.key = torch.tensor([seed % 2**32, 0], device=packed.device)
+        carried = fresh.step.carried_columns
+        self._from_pool = torch.tensor(
+            [k not in carried for k in range(packed.shape[1])], device=packed.device
+        )
         self._taken = (LateSum if packed.is_cuda else ExactSum)(self.resets)
 
     @property
@@ -103,7 +107,8 @@ class EnvState:
         self.renew()
         states = self.fresh.states_for(self.resets.long())  # [E, K + R]
         n_numbers, chosen = self.packed.shape[1], mask[:, None]
-        self.packed.copy_(torch.where(chosen, states[:, :n_numbers], self.packed))
+        from_pool = chosen & self._from_pool  # [E, K]
+        self.packed.copy_(torch.where(from_pool, states[:, :n_numbers], self.packed))
         seen.copy_(torch.where(chosen, states[:, n_numbers:], seen))
         self.steps.masked_fill_(mask, 0)
         self.resets += mask

@@ -17,7 +17,6 @@ from qmix_trl.envs.compiled.trace.graph import (
     TRACE_ENVS,
     StepGraph,
     Trace,
-    live_nodes,
     traced,
 )
 from qmix_trl.envs.compiled.trace.pure import Untraceable
@@ -60,6 +59,7 @@ class InductorEngine:
             paths=self.graph.paths,
             choices=choices,
             guard=trace.guard,
+            carried=trace.carried,
             shared=shared,
             reads_in_resets=trace.reads_in_resets,
             seconds={},
@@ -68,8 +68,7 @@ class InductorEngine:
         for k, number in enumerate(numbers):
             if not number.batched and (self.fresh.pool[:, k] != self.fresh.pool[0, k]).any():
                 raise Untraceable(f"its resets change {number.path}, one for all environments")
-        packed = self.fresh.pool[: simulation.n_envs, : len(numbers)].clone()  # [E, K]
-        self.env_state = EnvState(self.fresh, seed, packed)
+        self.env_state = EnvState(self.fresh, seed, self.fresh.first_states())
         self._step = torch.compile(of_matrix(self.graph, layout), fullgraph=True, dynamic=False)
 
     def twin(self) -> "InductorEngine":
@@ -129,22 +128,7 @@ def only_graph(simulation: VmasSimulation) -> Trace:
     check_size(len(trace.graphs[0].graph.graph.nodes))
     if len(trace.graphs) > 1:
         raise Untraceable("its resets make choices in Python")
-    check_none_carried(trace.graphs[0])
     return trace
-
-
-def check_none_carried(step: StepGraph) -> None:
-    """Refuse a step that reads a tensor which resets leave as it was: the pool would replace it.
-
-    Raises:
-        Untraceable: if it does.
-    """
-    nodes = list(step.graph.graph.nodes)
-    alive = live_nodes(nodes)
-    for path, node in zip(step.paths.all, nodes, strict=False):  # the state comes first
-        is_read = any(user in alive and user.op != "output" for user in node.users)
-        if is_read and path not in step.paths.of_resets:
-            raise Untraceable(f"its resets leave as it was: {path}")
 
 
 def check_size(n_nodes: int) -> None:

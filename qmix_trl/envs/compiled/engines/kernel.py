@@ -22,10 +22,12 @@ LANES = 16  # environments of the widest blocks that a library may have
 def blocks_of_lanes(fresh: FreshStates) -> Tensor:
     """Return memory for the packed state, float32 [K, stride]: E filled up to a multiple of lanes.
 
-    All environments, and those that fill up, begin with the pool's first state.
+    Those that fill up begin with the pool's first state.
     """
     stride = -(-fresh.n_envs // LANES) * LANES
-    return fresh.pool[:1, : len(fresh.step.numbers)].t().repeat(1, stride)
+    blocks = fresh.pool[:1, : len(fresh.step.numbers)].t().repeat(1, stride)
+    blocks[:, : fresh.n_envs] = fresh.first_states().t()
+    return blocks
 
 
 class KernelEngine:

@@ -12,7 +12,6 @@ from qmix_trl.envs.compiled.lower.arrays import Unlowerable, dtype_letter
 from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT
 from qmix_trl.envs.compiled.lower.step import Step
 from qmix_trl.envs.compiled.trace.graph import StepGraph
-from qmix_trl.envs.compiled.trace.state import StatePaths
 from qmix_trl.envs.compiled.trace.walk import Contents, walk
 
 CHOICE = "choice"  # the path of the number that holds the index of a reset's choice
@@ -53,17 +52,6 @@ def packed_numbers(graph: StepGraph, step: Step) -> list[PackedNumber]:
         path = graph.paths.all[number.tensor]
         numbers.append(PackedNumber(path, number.place, number.now.dtype, batched))
     return numbers
-
-
-def check_not_carried(numbers: list[PackedNumber], paths: StatePaths) -> None:
-    """Refuse a step that depends on numbers of the episode before: a reset takes all from the pool.
-
-    Raises:
-        Unlowerable: if resets leave a number as it was.
-    """
-    for number in numbers:
-        if number.path != CHOICE and number.path not in paths.of_resets:
-            raise Unlowerable(f"its resets leave as it was: {number.path}")
 
 
 def all_numbers(graph: StepGraph) -> list[PackedNumber]:

@@ -202,6 +202,21 @@ class FreshStates:
         state = pack(contents, self.simulation.simulator, self.step.numbers, choice)
         return torch.cat([state, seen], 1)
 
+    def first_states(self) -> Tensor:
+        """Return packed states of environments before their first reset, float32 [E, K].
+
+        Numbers that resets leave as they are come from new simulations, all others from the pool.
+        """
+        packed = self.pool[:1, : len(self.step.numbers)].repeat(self.n_envs, 1)
+        columns = self.step.carried_columns
+        for first in range(0, self.n_envs if columns else 0, MOST_TOGETHER):
+            n = min(MOST_TOGETHER, self.n_envs - first)
+            simulation = VmasSimulation(self.simulation.task, n, first, CPU, idle_step=False)
+            numbers = [self.step.numbers[k] for k in columns]
+            begun = pack(walk(simulation.simulator), simulation.simulator, numbers, 0)
+            packed[first : first + n, columns] = begun.to(self.device)
+        return packed
+
     def states_for(self, resets: Tensor) -> Tensor:
         """Return the next state of each environment, float32 [E, K + R].
 

@@ -1,7 +1,7 @@
 """A traced step over a batch of environments, lowered to expressions of one environment."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -65,6 +65,7 @@ class Step:
         terminated: whether the episode ends.
         numbers: the numbers of the state that results depend on, now or in a later step.
         n_agents: N.
+        n_carried: of the numbers, so many at the end are left as they are by resets.
     """
 
     program: Program
@@ -75,6 +76,7 @@ class Step:
     terminated: Scalar
     numbers: list[StateNumber]
     n_agents: int
+    n_carried: int = 0
 
     @property
     def outputs(self) -> list[Scalar]:
@@ -83,13 +85,16 @@ class Step:
         return [*seen, *(number.then for number in self.numbers)]
 
 
-def lower(graphs: Sequence[StepGraph], *, state_is_observations: bool) -> Step:
+def lower(
+    graphs: Sequence[StepGraph], *, state_is_observations: bool, carried: Collection[str] = ()
+) -> Step:
     """Return a traced step as expressions of one environment.
 
     Args:
         graphs: one, or one for each choice that resets make in Python; the number of the choice
             is then a number of the state.
         state_is_observations: the state consists of all observations and is left empty here.
+        carried: the paths of tensors that resets leave as they are.
 
     Raises:
         Unlowerable: if an operation crosses environments or has no rule.
@@ -108,6 +113,9 @@ def lower(graphs: Sequence[StepGraph], *, state_is_observations: bool) -> Step:
     if state_is_observations:
         results[1] = results[1][:, :0]
     observation, state, agent_reward, reward, terminated = (list(x.flat) for x in results)
+    paths = graphs[0].paths.all
+    kept = {i for i, path in enumerate(paths) if path in carried}
+    numbers = live_numbers(results, leaves, next_state)
     return Step(
         program,
         observation,
@@ -115,8 +123,9 @@ def lower(graphs: Sequence[StepGraph], *, state_is_observations: bool) -> Step:
         agent_reward,
         reward[0],
         terminated[0],
-        live_numbers(results, leaves, next_state),
+        sorted(numbers, key=lambda number: number.tensor in kept),
         n_agents=len(agent_reward),
+        n_carried=sum(number.tensor in kept for number in numbers),
     )
 
 

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 
 from qmix_trl.envs.compiled.trace.audit import audited, either, may_be_read
+from qmix_trl.envs.compiled.trace.carried import carried_over, same
 from qmix_trl.envs.compiled.trace.draws import DrawMode
 from qmix_trl.envs.compiled.trace.guard import Guard, guard_of
 from qmix_trl.envs.compiled.trace.own_code import packages_of
@@ -20,7 +21,6 @@ from qmix_trl.envs.compiled.trace.resets import (
     CHOICE_RESETS,
     chances,
     check_memoryless,
-    same,
     values_chosen,
 )
 from qmix_trl.envs.compiled.trace.state import StatePaths, find_state, random_step
@@ -81,11 +81,13 @@ class Trace:
     Attributes:
         graphs: a graph for each kind of choices that resets make in Python.
         guard: of all other values that the step may read.
+        carried: the paths of tensors that resets leave as they are.
         reads_in_resets: the scenario's code reads numbers of tensors in resets.
     """
 
     graphs: list[StepGraph]
     guard: Guard
+    carried: tuple[str, ...]
     reads_in_resets: bool
 
     @property
@@ -122,8 +124,10 @@ def traced(simulation: VmasSimulation) -> Trace:
     else:
         graphs = {(): replace(first, paths=paths)}
     distinct = merged_equal(graphs)
-    guard = check_repeatable(simulation, paths, distinct)
-    return Trace(distinct, guard, by_chance.reads)
+    read = [path for path in paths.all if any(path in read_paths(graph) for graph in distinct)]
+    carried = carried_over(simulation, paths, read)
+    guard = check_repeatable(simulation, paths, distinct, carried)
+    return Trace(distinct, guard, carried, by_chance.reads)
 
 
 def find_settable_state(simulation: VmasSimulation) -> StatePaths:
@@ -180,7 +184,10 @@ def merged_equal(graphs: dict[tuple, StepGraph]) -> list[StepGraph]:
 
 
 def check_repeatable(
-    simulation: VmasSimulation, paths: StatePaths, graphs: list[StepGraph]
+    simulation: VmasSimulation,
+    paths: StatePaths,
+    graphs: list[StepGraph],
+    carried: tuple[str, ...],
 ) -> Guard:
     """Trace another simulation of another seed, in another state; return the guard of the trace.
 
@@ -190,6 +197,7 @@ def check_repeatable(
         simulation: that was traced; its state is another one afterwards.
         paths: the paths of its state.
         graphs: the distinct graphs.
+        carried: the paths of tensors that resets may not write.
 
     Raises:
         Untraceable: if the step or a value that it reads is another one there.
@@ -207,7 +215,7 @@ def check_repeatable(
     if not known or not all_equal([known[0], trace_step(other, paths)]):
         raise Untraceable("a second trace, of another seed and in another state, is not the same")
     seeds = [walk(simulation.simulator), walk(other.simulator)]
-    free = (*paths.all, *paths.choices)
+    free = ({*paths.all} - {*carried}) | {*paths.choices}
     guard, decided = guard_of(seeds, walk(smaller.simulator), free, graphs[0].names)
     if decided is not None:
         raise Untraceable(f"it draws a value when it is made: {decided}")
@@ -241,6 +249,17 @@ def live_nodes(nodes: list[Node]) -> set[Node]:
         if node.op == "output" or writes(node) or any(user in alive for user in node.users):
             alive.add(node)
     return alive
+
+
+def read_paths(step: StepGraph) -> set[str]:
+    """Return the paths of the state that a step's results or its next state depend on."""
+    nodes = list(step.graph.graph.nodes)
+    alive = live_nodes(nodes)
+    return {
+        path
+        for path, node in zip(step.paths.all, nodes, strict=False)  # the state comes first
+        if any(user in alive and user.op != "output" for user in node.users)
+    }
 
 
 def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from vmas.simulator.environment.environment import Environment, local_seed
 
 from qmix_trl.envs.compiled.trace.audit import TORCHS, audited, may_be_read
+from qmix_trl.envs.compiled.trace.carried import is_forgotten, same
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import ReadsOfPython, Untraceable
 from qmix_trl.envs.compiled.trace.state import StatePaths, random_step
@@ -86,10 +86,14 @@ def check_memoryless(
         simulation.reset()
         simulation.observe()
         outcomes.append(_outcome(simulation, paths))
-    simulation.set_random_state(start)
     (first, tensors), (second, others) = outcomes
     remembered = sorted(p for p in differing(first, second) if may_be_read(p, names))
-    remembered += [path for path, value in tensors.items() if not same(value, others.get(path))]
+    remembered += [
+        path
+        for path, value in tensors.items()
+        if not same(value, others.get(path)) and not is_forgotten(simulation, paths, path)
+    ]
+    simulation.set_random_state(start)
     if remembered:
         raise Untraceable(f"its resets depend on what went before: {remembered[0]}")
 
@@ -98,10 +102,3 @@ def _outcome(simulation: VmasSimulation, paths: StatePaths) -> tuple[Contents, d
     contents = walk(simulation.simulator)
     tensors = {p: t.clone() for p, t in contents.tensors().items() if p in paths.of_resets}
     return contents, tensors
-
-
-def same(a: Tensor, b: Tensor | None) -> bool:
-    """Return whether two tensors have the same bits, but for the bits of NaN."""
-    if b is None or a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
