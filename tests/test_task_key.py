@@ -519,6 +519,7 @@ def test_a_step_from_disk_that_differs_is_built_again_once(tmp_path, monkeypatch
             "paths": step.paths.as_json(),
             "choices": step.choices,
             "guard": step.guard.as_json(),
+            "carried": [],
             "shared": False,
             "reads_in_resets": False,
             "seconds": {},
