@@ -82,7 +82,9 @@ def env_of(scenario, engine):
     )
 
 
-@pytest.mark.parametrize("engine", ["eager", "kernel", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "engine", ["eager", "kernel", pytest.param("inductor", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("scenario", [Tiring(), Remembering(reads=False)])
 def test_a_number_that_resets_leave_alone_goes_on(scenario, engine):
     env = env_of(scenario, engine)

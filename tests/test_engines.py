@@ -118,10 +118,11 @@ def test_200_steps_equal_vmas_from_equal_states(scenario):
     action = actions(env, 200)  # [E, T, N]
     # VMAS skips a pair that is far apart in every environment of the batch, and in navigation a
     # penalty with it. Here navigation computes every pair that may collide.
-    world = vmas.simulator.world
     wrong = 0
     for t in range(200):
-        broad_phase = static_collisions(world) if scenario == "navigation" else nullcontext()
+        broad_phase = (
+            static_collisions(vmas.simulator) if scenario == "navigation" else nullcontext()
+        )
         if t % 50 == 0:
             vmas.reset()
         state = read_packed_state(

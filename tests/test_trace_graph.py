@@ -2,6 +2,7 @@
 
 import random
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,7 +208,8 @@ def test_static_collisions_ignore_the_distance():
     a, b, ghost = world.agents
     b.set_pos(torch.tensor([[10.0, 0.0]]), batch_index=None)
     assert not world.collides(a, b)
-    with pure.static_collisions(world):
+    simulator = SimpleNamespace(world=world, scenario=Plain())
+    with pure.static_collisions(simulator):
         assert world.collides(a, b)
         assert not world.collides(a, ghost)
         assert not world.collides(a, a)

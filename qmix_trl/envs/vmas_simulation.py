@@ -224,14 +224,17 @@ class VmasSimulation:
         with self.own_randomness(), self.limited("a reset of one of"):
             self.simulator.reset_at(i, return_observations=False)
 
-    def pure_reset(self) -> None:
-        """Reset all environments, drawing from torch's present generator.
+    def pure_reset(self, i: int | None = None) -> None:
+        """Reset environment i, or all, drawing from torch's present generator.
 
         Raises:
             NoEnd: if it does not end.
         """
         with self.limited("a reset of"):
-            self.simulator._reset(return_observations=False)
+            if i is None:
+                self.simulator._reset(return_observations=False)
+            else:
+                self.simulator._reset_at(i, return_observations=False)
 
     def observe(self) -> Seen:
         """Return the present observations and states."""

@@ -104,6 +104,7 @@ def inductor(s: Settings) -> Engine:
     except TorchDynamoException as error:
         raise Refused(one_line(error)) from error
     engine.env_state.seed(s.seed)
+    engine.env_state.packed.copy_(engine.fresh.first_states())  # as before the check
     return engine
 
 

@@ -11,7 +11,7 @@ from vmas.simulator.core import Entity
 from vmas.simulator.environment import Environment
 
 from qmix_trl.envs.compiled.trace.own_code import is_own_module, packages_of
-from qmix_trl.envs.compiled.trace.walk import RENDERING, class_data, walk
+from qmix_trl.envs.compiled.trace.walk import class_data, is_rendering, walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 
 RESET_STEPS, RESET_EVERY = 48, 6
@@ -70,11 +70,6 @@ def mentioned_numbers(simulator: Environment) -> set[int]:
     values = walk(simulator).values.items()
     found |= {n for path, n in values if path.startswith(own) and not is_rendering(path)}
     return {int(n) for n in found if _is_whole(n)}
-
-
-def is_rendering(path: str) -> bool:
-    """Say whether a path is of a value that only rendering and seeding use."""
-    return any(word in path for word in RENDERING)
 
 
 def _constants(code: types.CodeType) -> Iterator[object]:

@@ -353,7 +353,7 @@ class Shadow:
         near, (*before, step) = self._near, replay.recorded
         if replay.near_steps == 0:
             near.begin(choice_of(replay.recorded[0].packed, self._fresh))
-        with static_collisions(near.simulation.simulator.world):
+        with static_collisions(near.simulation.simulator):
             for other in before[replay.near_steps :]:  # for what VMAS counts itself
                 states = other.packed.expand(NEARBY, -1)
                 near.step(states, other.action.expand(NEARBY, -1), other.key, replay.e)

@@ -13,7 +13,7 @@ A key is the scenario's name and a hash of all that a compiled step depends on:
 - the tools that build it, with their flags and the device (``Backend.tools``).
 
 A key is the same in every process, and wherever the files are. Sets count as unordered. Open files
-and generators of random numbers count by their class: a step that reads them is refused. A step
+count by their class: a step that reads them is refused. A step
 from disk is compared with VMAS at every start, too (``compile.checked_step``).
 """
 
@@ -31,7 +31,7 @@ import vmas
 from torch import Tensor
 
 from qmix_trl.envs.compiled.task_sources import Sources
-from qmix_trl.envs.compiled.trace.leaves import IN_MEMORY, digest, generator_state
+from qmix_trl.envs.compiled.trace.leaves import IN_MEMORY, digest
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.walk import PRIMITIVES, Contents, described, walk_from
 from qmix_trl.envs.vmas_simulation import Task
@@ -119,9 +119,8 @@ def value_texts(contents: Contents) -> dict[str, str]:
 
 
 def is_fleeting(thing: Any) -> bool:
-    """Return whether an object is an open file or a generator of random numbers."""
-    is_open = isinstance(thing, io.IOBase) and not isinstance(thing, IN_MEMORY)
-    return is_open or generator_state(thing) is not None
+    """Return whether an object is an open file."""
+    return isinstance(thing, io.IOBase) and not isinstance(thing, IN_MEMORY)
 
 
 def primitive_text(value: Any) -> str:

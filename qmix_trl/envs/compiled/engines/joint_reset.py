@@ -16,8 +16,8 @@ from vmas.simulator.environment.environment import Environment, local_seed
 from vmas.simulator.utils import ScenarioUtils
 
 from qmix_trl.envs.compiled.engines.pool import shares_draws
+from qmix_trl.envs.compiled.trace.alike import EqualDraws
 from qmix_trl.envs.compiled.trace.audit import audited
-from qmix_trl.envs.compiled.trace.draws import DrawMode
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, random_step
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import READS, calling_frame
@@ -121,33 +121,15 @@ def _differs_from_one(task: Task, device: torch.device) -> bool:
         actions[1, 0] = actions[0, 0]
         for simulation, action in zip(pair, actions, strict=True):
             simulation.step(action)
-    with DrawMode(EqualDraws(device)):
-        pair[0].pure_reset()
-    with DrawMode(EqualDraws(device)):
-        pair[1].simulator._reset_at(0, return_observations=False)
+    for simulation, e in zip(pair, (None, 0), strict=True):
+        with torch.random.fork_rng(devices=[]), EqualDraws(TRACE_ENVS, 0):
+            simulation.pure_reset(e)
     ours, theirs = (walk(simulation.simulator).slots for simulation in pair)
     return ours.keys() != theirs.keys() or any(
         not torch.equal(slot.value[0].nan_to_num(), theirs[path].value[0].nan_to_num())
         for path, slot in ours.items()
         if slot.value.shape[:1] == (TRACE_ENVS,) == theirs[path].value.shape[:1]
     )
-
-
-class EqualDraws:
-    """Draws the same numbers for all environments, however many are drawn for.
-
-    Args:
-        device: of the numbers.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._generator = torch.Generator().manual_seed(0)
-        self._device = device
-
-    def __call__(self, kind: str, shape: tuple[int, ...]) -> Tensor:
-        """Return numbers of a shape [E, ..], "uniform" or "normal"."""
-        draw = torch.rand if kind == "uniform" else torch.randn
-        return draw(shape[1:], generator=self._generator).to(self._device).expand(shape).clone()
 
 
 class _Before:

@@ -25,9 +25,16 @@ from qmix_trl.envs.compiled.trace.own_code import describe_line, is_own_module, 
 OF_CHANCE = frozenset(
     {"random", "secrets", "uuid", "tempfile", "os", "pathlib", "subprocess", "socket", "gym.spaces"}
     | {"gymnasium.spaces", "numpy.lib.npyio", "numpy.lib._npyio_impl", "torch.serialization"}
+    | {"torch.random"}
 )
 OF_CHANCE_IN_C = frozenset({"time", "posix", "nt", "io", "_io"})
-OWNERS_OF_CHANCE = (random.Random, io.IOBase, np.random.Generator, np.random.RandomState)
+OWNERS_OF_CHANCE = (
+    random.Random,
+    io.IOBase,
+    np.random.Generator,
+    np.random.RandomState,
+    torch.Generator,
+)
 CLOCKS = frozenset({"now", "today", "utcnow"})
 # Names by which code may read attributes that it does not name.
 DYNAMIC = frozenset(

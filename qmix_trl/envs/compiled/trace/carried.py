@@ -6,7 +6,8 @@ depends on them. Resets from states with other numbers in these tensors show whe
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,14 +17,15 @@ from qmix_trl.envs.compiled.trace.state import StatePaths, random_step
 from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 
-NUMBERS = (0.0, 1e9, -1e9, math.nan)
+NUMBERS = (0.0, 1.0, 1e9, -1e9, math.nan)
+SCALES = (1.0, 10.0, 100.0, 1e3, 1e4)  # of random numbers
 TRIALS = 4
 
 Outcome = dict[str, Tensor]
 
 
 def carried_over(
-    simulation: VmasSimulation, paths: StatePaths, read: Iterable[str]
+    simulation: VmasSimulation, paths: StatePaths, read: Collection[str]
 ) -> tuple[str, ...]:
     """Return the paths of tensors that steps read and resets leave as they are.
 
@@ -33,18 +35,16 @@ def carried_over(
         read: the paths that steps read.
 
     Raises:
-        Untraceable: if another result of resets depends on them, or one of them does not have
-            numbers of each environment.
+        Untraceable: if another result of resets depends on the state before, or one of these
+            tensors does not have numbers of each environment.
     """
     carried = tuple(path for path in read if path not in paths.of_resets)
-    if not carried:
-        return ()
     start, step = simulation.random_state(), random_step(simulation)
 
     def reset() -> Outcome:
         simulation.reset()
-        found = {**vars(simulation.observe()), **_state(simulation, paths)}
-        return {name: value for name, value in found.items() if name not in carried}
+        seen, state = vars(simulation.observe()), _state(simulation, paths)
+        return {**seen, **{path: state[path] for path in read if path not in carried}}
 
     for _ in range(TRIALS):
         step()
@@ -52,7 +52,7 @@ def carried_over(
         for path in carried:
             if path not in places or places[path].value.shape[:1] != (simulation.n_envs,):
                 raise Untraceable(f"its resets leave as it was: {path}, one for all environments")
-        for name in _differing(outcomes(simulation, paths, carried, reset)):
+        for name in _differing(outcomes(simulation, paths, paths.tensors, reset)):
             if not is_forgotten(simulation, paths, name):
                 raise Untraceable(f"its resets depend on what went before: {name}")
     simulation.set_random_state(start)
@@ -88,7 +88,7 @@ def is_forgotten(simulation: VmasSimulation, paths: StatePaths, path: str) -> bo
 def outcomes(
     simulation: VmasSimulation, paths: StatePaths, filled: Iterable[str], run: Callable[[], Outcome]
 ) -> list[Outcome]:
-    """Return outcomes from the present state: as it is, and with each of ``NUMBERS`` at some paths.
+    """Return outcomes from the present state: as it is, and with other numbers at some paths.
 
     Args:
         simulation: left in another state.
@@ -98,13 +98,18 @@ def outcomes(
     """
     simulator, found = simulation.simulator, []
     state, drawn = [value.clone() for value in paths.read(simulator)], simulation.random_state()
-    for number in (None, *NUMBERS):
+    generator = torch.Generator().manual_seed(0)
+    constants = [partial(_full, number=number) for number in NUMBERS]
+    scattered = [partial(_random, scale=scale, generator=generator) for scale in SCALES]
+    for fill in (torch.clone, *constants, *scattered):  # first as it is
         paths.copy_into(simulator, state)
         simulation.set_random_state(drawn)
         slots = walk(simulator).slots
-        for path in () if number is None else filled:
-            slots[path].set(_full(slots[path].value, number))
+        for path in filled:
+            if path in slots:
+                slots[path].set(fill(slots[path].value))
         found.append({name: value.clone() for name, value in run().items()})
+    paths.copy_into(simulator, state)  # without the numbers
     return found
 
 
@@ -129,3 +134,9 @@ def _full(like: Tensor, number: float) -> Tensor:
     """Return a tensor of one number; whole numbers have 0 for NaN."""
     full = torch.full(like.shape, number, device=like.device)
     return (full if like.is_floating_point() else full.nan_to_num(0)).to(like.dtype)
+
+
+def _random(like: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+    """Return random numbers of a scale in the shape and type of a tensor."""
+    numbers = torch.randn(like.shape, generator=generator).to(like.device) * scale
+    return (numbers > 0) if like.dtype == torch.bool else numbers.to(like.dtype)

@@ -155,12 +155,15 @@ class DrawMode(TorchFunctionMode):
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if function in DRAWS and not {"generator", "out"}.isdisjoint(kwargs):
+            raise NotImplementedError(f"it draws by torch.{function.__name__} of a generator")
         if function in (torch.rand, torch.randn):
             sizes = args[0] if len(args) == 1 and not isinstance(args[0], int) else args
             sizes = kwargs.get("size", sizes)
-            return self.source(KINDS[function], tuple(sizes))
+            return self.source(KINDS[function], tuple(sizes)).to(kwargs.get("dtype"))
         if function in (torch.rand_like, torch.randn_like):
-            return self.source(KINDS[function], tuple(args[0].shape))
+            dtype = kwargs.get("dtype") or args[0].dtype
+            return self.source(KINDS[function], tuple(args[0].shape)).to(dtype)
         if function is torch.Tensor.uniform_:
             low, high = _arguments(args, kwargs, {"from": 0.0, "to": 1.0})
             drawn = self.source("uniform", tuple(args[0].shape))
@@ -180,6 +183,8 @@ KINDS = {
     torch.randn_like: "normal",
 }
 OTHER_DRAWS = (
+    torch.rrelu,
+    torch.dropout,
     torch.randint,
     torch.randint_like,
     torch.randperm,
@@ -196,6 +201,8 @@ OTHER_DRAWS = (
     torch.Tensor.log_normal_,
     torch.poisson,
 )
+
+DRAWS = (*KINDS, *OTHER_DRAWS, torch.Tensor.uniform_, torch.Tensor.normal_)
 
 
 def _arguments(args: tuple, kwargs: dict, defaults: dict[str, float]) -> list[float]:

@@ -1,6 +1,7 @@
 """One step of unmodified VMAS as a graph of aten operations over a state of tensors."""
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 
+from qmix_trl.envs.compiled.trace.alike import check_alike
 from qmix_trl.envs.compiled.trace.audit import audited, either, may_be_read
 from qmix_trl.envs.compiled.trace.carried import carried_over, same
 from qmix_trl.envs.compiled.trace.draws import DrawMode
@@ -24,7 +26,7 @@ from qmix_trl.envs.compiled.trace.resets import (
     values_chosen,
 )
 from qmix_trl.envs.compiled.trace.state import StatePaths, find_state, random_step
-from qmix_trl.envs.compiled.trace.walk import differing, walk
+from qmix_trl.envs.compiled.trace.walk import differing, overlapping, plain, walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import one_line
 
@@ -34,6 +36,7 @@ N_RESULTS = 5  # outputs of a graph before the next state
 MOST_CHOICES = 24
 FEW_ENVS = 5  # of a simulation that shows which values depend on the number of environments
 OTHER_STEPS = 3  # before the second trace
+DTYPES = (torch.float32, torch.int32, torch.int64, torch.bool)  # of tensors of the state
 MOST_CALLS = 40_000  # of torch in a step
 
 
@@ -125,7 +128,9 @@ def traced(simulation: VmasSimulation) -> Trace:
         graphs = {(): replace(first, paths=paths)}
     distinct = merged_equal(graphs)
     read = [path for path in paths.all if any(path in read_paths(graph) for graph in distinct)]
+    check_apart(simulation, read)
     carried = carried_over(simulation, paths, read)
+    check_alike(simulation, paths, carried)
     guard = check_repeatable(simulation, paths, distinct, carried)
     return Trace(distinct, guard, carried, by_chance.reads)
 
@@ -138,13 +143,32 @@ def find_settable_state(simulation: VmasSimulation) -> StatePaths:
     """
     with simulation.own_randomness(), simulation.limited("resets of"):
         paths = find_state(simulation.simulator, random_step(simulation))
+    contents = walk(simulation.simulator)
+    held = {path: slot.value for path in paths.tensors if (slot := contents.slots.get(path))}
+    names = Counter(plain(entity.name) for entity in simulation.simulator.world.entities)
     for found, reason in (
         (paths.unwatched, "it holds an object whose state cannot be seen"),
         (paths.unsettable, "its state is where it cannot be set"),
+        ([name for name, n in names.items() if n > 1], "two entities have one name"),
+        ([p for p, x in held.items() if x.dtype not in DTYPES], "its state is of another type"),
     ):
         if found:
             raise Untraceable(f"{reason}: {', '.join(found[:3])}")
     return paths
+
+
+def check_apart(simulation: VmasSimulation, read: list[str]) -> None:
+    """Refuse tensors that a step reads and that share memory with other tensors.
+
+    A graph writes each tensor by itself.
+
+    Raises:
+        Untraceable: if there are such tensors.
+    """
+    contents = walk(simulation.simulator)
+    shared = overlapping(contents, contents.slots).intersection(read)
+    if shared:
+        raise Untraceable(f"a tensor of its state shares memory: {min(shared)}")
 
 
 def by_choices(simulation: VmasSimulation, paths: StatePaths) -> dict[tuple, StepGraph]:
@@ -204,7 +228,8 @@ def check_repeatable(
     """
     task, device = simulation.task, simulation.device
     other = VmasSimulation(task, simulation.n_envs, 1, device)
-    smaller = VmasSimulation(task, FEW_ENVS, 0, device)
+    few = FEW_ENVS + (simulation.n_envs == FEW_ENVS)
+    smaller = VmasSimulation(task, few, 0, device)
     step = random_step(other)
     for _ in range(OTHER_STEPS):
         step()
@@ -215,7 +240,8 @@ def check_repeatable(
     if not known or not all_equal([known[0], trace_step(other, paths)]):
         raise Untraceable("a second trace, of another seed and in another state, is not the same")
     seeds = [walk(simulation.simulator), walk(other.simulator)]
-    free = ({*paths.all} - {*carried}) | {*paths.choices}
+    types = {f"{path}!" for path in paths.floats}  # a trace leaves tensors where floats were
+    free = ({*paths.all} - {*carried}) | {*paths.choices} | types
     guard, decided = guard_of(seeds, walk(smaller.simulator), free, graphs[0].names)
     if decided is not None:
         raise Untraceable(f"it draws a value when it is made: {decided}")
@@ -283,7 +309,7 @@ def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:
     try:
         draws, names = watched_step(simulation, paths, state, action, key)
         numbers = [torch.zeros(simulation.n_envs, *draw.shape) for draw in draws]
-        still = static_collisions(simulation.simulator.world)
+        still = static_collisions(simulation.simulator)
         with torch.no_grad(), still, MaskMode(simulation.n_envs):
             graph = make_fx(step, tracing_mode="real")(state, action, numbers, key)
     # A scenario's code can raise any of these on a tensor that is traced.
@@ -385,7 +411,8 @@ def watched_step(
     if audit.chances:
         raise Untraceable(f"its steps depend on chance in Python: {audit.chances[0]}")
     names = audit.names()
-    changed = differing(before, walk(simulation.simulator)) - set(paths.floats)
+    floats = {path + end for path in paths.floats for end in ("", "!")}  # tensors in a trace
+    changed = differing(before, walk(simulation.simulator)) - floats
     changed = {path for path in changed if may_be_read(path, names)}
     if changed:
         raise Untraceable(f"its steps change Python values: {', '.join(sorted(changed)[:3])}")
@@ -419,7 +446,7 @@ def count_draws(
         draws.append(Draw(kind, shape[1:]))
         return torch.zeros(shape)
 
-    still = static_collisions(simulation.simulator.world)
+    still = static_collisions(simulation.simulator)
     with torch.no_grad(), still, MaskMode(simulation.n_envs) as mode:
         run_step(simulation, paths, state, action, key, count)
     if mode.calls > MOST_CALLS:

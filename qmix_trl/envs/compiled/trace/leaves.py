@@ -18,10 +18,8 @@ import numpy as np
 import torch
 
 HARMLESS, UNKNOWN = object(), object()
-# Packages whose objects draw pictures, describe spaces, lock, log or hold files.
-SILENT = frozenset(
-    {"gym", "gymnasium", "pyglet", "threading", "_thread", "logging", "ctypes", "tempfile"}
-)
+# Packages whose objects draw pictures, lock, log or hold files.
+SILENT = frozenset({"pyglet", "_thread", "logging", "ctypes", "tempfile"})
 DESCRIBED = (
     torch.device,
     torch.dtype,
@@ -63,7 +61,10 @@ def leaf_text(thing: Any) -> Any:
         return f"{type(thing).__qualname__} {digest(bytes(thing))}"
     if isinstance(thing, threading.local):
         return None
-    if type(thing).__module__.split(".")[0] in SILENT or isinstance(thing, logging.Logger):
+    if isinstance(thing, logging.Logger):
+        own = vars(thing).keys() - vars(logging.Logger("")).keys()
+        return f"logger {thing.level} {[(name, vars(thing)[name]) for name in sorted(own)]}"
+    if type(thing).__module__.split(".")[0] in SILENT:
         return HARMLESS
     if isinstance(thing, DESCRIBED):
         return f"{type(thing).__qualname__} {thing!r}"

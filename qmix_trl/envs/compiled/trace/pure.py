@@ -30,10 +30,11 @@ from torch.fx.experimental.proxy_tensor import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from vmas.simulator.core import Entity, World
+from vmas.simulator.environment import Environment
 from vmas.simulator.utils import ScenarioUtils
 
 from qmix_trl.envs.compiled.trace.draws import spawn
-from qmix_trl.envs.compiled.trace.own_code import describe_line, is_own_module
+from qmix_trl.envs.compiled.trace.own_code import describe_line, is_own_module, packages_of
 from qmix_trl.errors import Refused
 
 
@@ -128,6 +129,10 @@ READS = (
     Tensor.data_ptr,
     Tensor.storage,
     Tensor.untyped_storage,
+    Tensor.apply_,
+    Tensor.map_,
+    Tensor.data.__get__,  # writes to it would not be noticed
+    Tensor.data.__set__,
 )
 # Functions that make a tensor of data; a trace would hold numbers of tensors in lists as constants.
 COPIES = (torch.tensor, torch.as_tensor, torch.asarray)
@@ -268,15 +273,19 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def static_collisions(world: World) -> Iterator[None]:
+def static_collisions(simulator: Environment) -> Iterator[None]:
     """Decide which pairs collide once, at any distance, within a ``with`` block.
 
-    A scenario's own collision filter may read tensors; a pair that it refuses at the start is
-    refused throughout.
+    Raises:
+        Untraceable: if a scenario's collision filter reads tensors.
     """
-    pairs = {
-        (id(a), id(b)): may_collide(world, a, b) for a in world.entities for b in world.entities
-    }
+    world = simulator.world
+    with ReadsOfPython(packages_of(simulator.scenario)) as reads:
+        pairs = {
+            (id(a), id(b)): may_collide(world, a, b) for a in world.entities for b in world.entities
+        }
+    if reads.found:
+        raise Untraceable(f"its collision filter reads tensors: {reads.found[0]}")
 
     def collides(self: World, a: Entity, b: Entity) -> bool:
         return pairs[id(a), id(b)]

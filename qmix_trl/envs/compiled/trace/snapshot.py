@@ -23,9 +23,9 @@ from vmas.simulator.scenario import BaseScenario
 from qmix_trl.envs.compiled.trace.leaves import DESCRIBED, generator_state
 from qmix_trl.envs.compiled.trace.walk import (
     PRIMITIVES,
-    RENDERING,
     Contents,
     entity_name,
+    is_rendering,
     overlapping,
     walk,
     walk_scenario,
@@ -256,7 +256,7 @@ def constants(contents: Contents) -> dict[str, str]:
     unseen = {p: f"{kind}, which cannot be looked into" for p, kind in contents.unwatched.items()}
     shapes = {f"{p}[]": f"{a.dtype} {a.shape}" for p, a in contents.arrays.items()}
     every = {**odd, **fixed, **unseen, **shapes}
-    return {path: text for path, text in every.items() if not any(w in path for w in RENDERING)}
+    return {path: text for path, text in every.items() if not is_rendering(path)}
 
 
 def changed_paths(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

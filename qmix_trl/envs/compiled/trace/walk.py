@@ -10,6 +10,7 @@ containers, arrays, closures, default arguments, attributes of classes and globa
 import enum
 import functools
 import gc
+import re
 import types
 import weakref
 from collections import deque
@@ -28,14 +29,22 @@ from qmix_trl.envs.compiled.trace.own_code import (
     is_own_module,
     loaded_modules,
     module_data,
+    names_in,
     packages_of,
     referenced_globals,
 )
 
 PRIMITIVES = (int, float, str, bool, type(None), bytes, complex)
 CONTAINERS = (list, tuple, set, frozenset, deque)
-# Words in the paths of values that only rendering and seeding use.
-RENDERING = ("render", "viewer", "visible_display", "headless", "text_lines", "_seed")
+DATA = (*PRIMITIVES, *CONTAINERS, dict, Tensor, np.ndarray)  # of libraries that are compared
+# The paths of VMAS's values that only rendering uses.
+RENDERING = re.compile(r"(env\.(viewer|visible_display|headless|text_lines)|<[^>]*>\._render)\b")
+# VMAS draws no action from its spaces, and a simulation has its own random numbers.
+PASSED_OVER = (
+    "env.action_space",
+    "env.observation_space",
+    f"class {Environment.__module__}.{Environment.__qualname__}.vmas_random_state",
+)
 
 
 @dataclass(frozen=True)
@@ -160,6 +169,7 @@ class _Walker:
         self._waiting: deque[tuple[Any, str]] = deque()
         self._shared: deque[tuple[Any, str]] = deque()
         self._visits_shared = False
+        self._libraries: set[type] = set()  # classes of libraries that were visited
 
     def visit(self, thing: Any, path: str, holder: Any, key: Any) -> None:
         """Record a value that ``holder[key]`` holds, and all values below it.
@@ -170,10 +180,14 @@ class _Walker:
             holder: the list or dictionary that holds it; None if it cannot be replaced there.
             key: the key in the holder.
         """
+        if path in PASSED_OVER:
+            return
         if isinstance(thing, Tensor):
             self._add_tensor(thing, path, holder, key)
+            self._visit_attributes(thing, path)
         elif isinstance(thing, PRIMITIVES):
             self._add_primitive(thing, path, holder, key)
+            self._visit_attributes(thing, path)
         elif isinstance(thing, types.ModuleType):
             self.contents.values[f"{path}@"] = f"module {thing.__name__}"
             if self._is_own(thing.__name__):
@@ -183,10 +197,17 @@ class _Walker:
         else:
             self._visit_object(thing, path, holder, key)
 
+    def _visit_attributes(self, thing: Any, path: str) -> None:
+        """Visit the attributes that code has put on a tensor, an array or a number."""
+        attributes = getattr(thing, "__dict__", None)
+        for name, child in sorted((attributes or {}).items()):
+            self.visit(child, f"{path}.{name}", attributes, name)
+
     def _is_own(self, module: str | None) -> bool:
         return is_own_module(module or "", self._packages)
 
     def _add_tensor(self, tensor: Tensor, path: str, holder: Any, key: Any) -> None:
+        self.contents.values[f"{path}!"] = f"tensor {tuple(tensor.shape)} {tensor.dtype}"
         if holder is not None:
             self.contents.places[path] = Slot(holder, key, tensor)
         if holder is None or isinstance(holder, Outside):
@@ -214,6 +235,17 @@ class _Walker:
         met = [(base, f"class {base.__module__}.{base.__qualname__}") for base in own]
         self._visit_shared(met, self._enqueue)
 
+    def _visit_libraries(self, cls: type) -> None:
+        """Visit the data of libraries' classes, which a scenario may change, once."""
+        for base in cls.__mro__:
+            if base in self._libraries or self._is_own(base.__module__):
+                continue
+            self._libraries.add(base)
+            for name, value in vars(base).items():
+                if type(value) in DATA and not name.startswith("__"):
+                    path = f"class {base.__module__}.{base.__qualname__}.{name}"
+                    self.visit(value, path, None, None)
+
     def _visit_object(self, thing: Any, path: str, holder: Any, key: Any) -> None:
         text = leaf_text(thing)
         if text is HARMLESS:
@@ -225,6 +257,8 @@ class _Walker:
         elif text is not None:
             self.contents.values[path] = text
             self.contents.objects[path] = thing
+            if isinstance(thing, np.ndarray):
+                self._visit_attributes(thing, path)
             return
         if isinstance(thing, enum.Enum):
             self.contents.values[f"{path}@"] = f"{thing}"
@@ -257,6 +291,7 @@ class _Walker:
             thing, path = self._waiting.popleft()
             self.contents.objects[path] = thing
             self.contents.values[f"{path}!"] = described(thing)
+            self._visit_libraries(type(thing))
             for suffix, child, holder, key in self._children(thing):
                 self.visit(child, path + suffix, holder, key)
 
@@ -327,9 +362,24 @@ class _Walker:
                 [(value, f"module {module}.{name}") for name, value in met.items()],
                 lambda value, path: self.visit(value, path, holder, path.rpartition(".")[2]),
             )
+            self._visit_named(function, met)
             for imported in loaded_modules(function):
                 self.visit(imported, f"module {imported.__name__}", None, None)
         return found
+
+    def _visit_named(self, function: types.FunctionType, met: Mapping[str, Any]) -> None:
+        """Visit the data of libraries' modules that a function names, such as ``torch.limit``.
+
+        Args:
+            function: of the user's code.
+            met: the globals that it names.
+        """
+        names = names_in(function.__code__)
+        for module in met.values():
+            if isinstance(module, types.ModuleType) and not self._is_own(module.__name__):
+                for name in names & vars(module).keys():
+                    if type(value := vars(module)[name]) in DATA:
+                        self.visit(value, f"module {module.__name__}.{name}", None, None)
 
 
 def _outside(holder: Any) -> Any:
@@ -501,5 +551,5 @@ def differing(a: Contents, b: Contents) -> set[str]:
 
 
 def is_rendering(path: str) -> bool:
-    """Say whether only rendering and seeding use the value at a path."""
-    return any(word in path for word in RENDERING)
+    """Say whether only VMAS's rendering or its spaces use the value at a path."""
+    return RENDERING.match(path) is not None

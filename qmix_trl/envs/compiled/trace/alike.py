@@ -1,0 +1,124 @@
+"""Resets in which every environment draws the same random numbers.
+
+VMAS resets all environments or one, and a scenario may tell them apart by their numbers. A compiled
+engine gives any environment any state that a reset of all drew. That is VMAS's reset if, of equal
+random numbers, all environments get the same state, a reset of one gives it that state, too, and
+leaves the others alone.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from vmas.simulator.environment.environment import Environment, local_seed
+
+from qmix_trl.envs.compiled.trace.carried import is_forgotten, same
+from qmix_trl.envs.compiled.trace.draws import OTHER_DRAWS, DrawMode
+from qmix_trl.envs.compiled.trace.pure import Untraceable
+from qmix_trl.envs.compiled.trace.state import StatePaths, random_step
+from qmix_trl.envs.compiled.trace.walk import walk
+from qmix_trl.envs.vmas_simulation import VmasSimulation
+
+TRIALS, STEPS_BETWEEN = 3, 2
+
+
+class EqualDraws(DrawMode):
+    """Lets all environments draw the same numbers, however many are drawn for.
+
+    Args:
+        n_envs: E; a tensor whose first axis has this size, or 1, holds environments.
+        seed: of the numbers.
+    """
+
+    def __init__(self, n_envs: int, seed: int) -> None:
+        super().__init__(self._equal)
+        self._n_envs = n_envs
+        self._seed = seed
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def _equal(self, kind: str, shape: tuple[int, ...]) -> Tensor:
+        draw = torch.rand if kind == "uniform" else torch.randn
+        return draw(shape[1:], generator=self._generator).expand(shape).clone()
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if function not in OTHER_DRAWS:
+            return super().__torch_function__(function, types, args, kwargs)
+        self._seed += 1
+        torch.manual_seed(self._seed)  # the first row is the same, however many follow
+        result = function(*args, **(kwargs or {}))
+        if result.shape[:1] == (self._n_envs,):
+            result.copy_(result[:1].expand_as(result).clone())
+        return result
+
+
+def check_alike(simulation: VmasSimulation, paths: StatePaths, carried: Collection[str]) -> None:
+    """Refuse resets that tell environments apart, or differ between one and all of them.
+
+    Args:
+        simulation: left in another state, its random numbers as before.
+        paths: of its state.
+        carried: the paths of tensors that resets leave as they are.
+
+    Raises:
+        Untraceable: if they do.
+    """
+    start, n_envs = simulation.random_state(), simulation.n_envs
+    other = VmasSimulation(simulation.task, n_envs, 0, simulation.device)
+    written = [path for path in paths.tensors if path in paths.of_resets and path not in carried]
+    for trial in range(TRIALS):
+        e = (17 * trial + 5) % n_envs
+        for each in (simulation, other):
+            each.set_random_state(start)
+            _reset(each, None, trial)
+        # Also the tensors that resets leave as they are.
+        paths.copy_into(other.simulator, _copies(paths.read(simulation.simulator)))
+        for step in [random_step(each) for each in (simulation, other)]:
+            for _ in range(STEPS_BETWEEN):
+                step()
+        before = _rows(other, paths.tensors)
+        _reset(simulation, None, TRIALS + trial)
+        _reset(other, e, TRIALS + trial)
+        simulation.observe()
+        other.observe()
+        others = torch.arange(n_envs) != e
+        for path, value in _rows(other, paths.tensors).items():
+            if path in before and not same(value[others], before[path][others]):
+                raise Untraceable(f"a reset of one environment changes others: {path}")
+        of_all, of_one = _rows(simulation, written), _rows(other, written)
+        for path, value in of_all.items():
+            if path in of_one and not is_close(value[e], of_one[path][e]):
+                raise Untraceable(f"a reset of one differs from a reset of all: {path}")
+        for path, value in of_all.items():
+            is_alike = is_close(value, value[:1].expand_as(value))
+            if not is_alike and not is_forgotten(simulation, paths, path):
+                raise Untraceable(f"its resets tell environments apart: {path}")
+    simulation.set_random_state(start)
+
+
+def _copies(values: Iterable[Tensor]) -> list[Tensor]:
+    return [value.clone() for value in values]
+
+
+def is_close(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are equal but for roundings."""
+    if not a.is_floating_point() or a.dtype != b.dtype or a.shape != b.shape:
+        return same(a, b)
+    return torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+def _reset(simulation: VmasSimulation, e: int | None, seed: int) -> None:
+    """Reset environment ``e``, or all, by equal random numbers of all environments."""
+    stream = local_seed(Environment.vmas_random_state)
+    with simulation.own_randomness(), stream, EqualDraws(simulation.n_envs, seed):
+        simulation.pure_reset(e)
+
+
+def _rows(simulation: VmasSimulation, paths: Collection[str]) -> dict[str, Tensor]:
+    """Return copies of tensors [E, ..] by path."""
+    slots = walk(simulation.simulator).slots
+    found = {path: slots[path].value for path in paths if path in slots}
+    n_envs = simulation.n_envs
+    return {path: x.clone() for path, x in found.items() if x.shape[:1] == (n_envs,)}
