@@ -82,7 +82,7 @@ def kernel(s: Settings) -> Engine:
     if s.device.type not in BACKENDS:
         raise Refused(f"there is no kernel for {s.device.type}")
     backend = BACKENDS[s.device.type](s.device)
-    step = checked_step(s.task, backend)
+    step = checked_step(s.task, backend, s.n_envs)
     fresh = FreshStates(s.task, s.n_envs, s.seed, step, device=s.device)
     return backend.engine(step.library, fresh, s.max_steps, s.seed)
 

@@ -25,6 +25,7 @@ from qmix_trl.envs.compiled.gate import Mismatch, Outcome, Reference, Report, ch
 from qmix_trl.envs.compiled.gate_runs import AGAIN, Extent, full_extent
 from qmix_trl.envs.compiled.lower.arrays import Unlowerable
 from qmix_trl.envs.compiled.lower.step import Step, lower
+from qmix_trl.envs.compiled.lower.whole_numbers import check_whole_numbers
 from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, Trace, traced
 from qmix_trl.envs.compiled.trace.guard import Guard
@@ -37,7 +38,8 @@ from qmix_trl.native import store
 from qmix_trl.native.build import BuildFailed, NoCompiler
 
 NO_LIMIT = 2**31 - 1
-AGAIN_ENVS = 5  # of the check at every start
+AGAIN_ENVS = 5  # of the second check of a new step
+MOST_AGAIN_ENVS = 256  # of the check at every start
 
 
 class Checked(Protocol):
@@ -66,24 +68,29 @@ def compiled_step(task: Task, backend: Backend) -> CompiledStep:
     return _step_of_key(_key(task, backend), task, backend)
 
 
-def checked_step(task: Task, backend: Backend) -> CompiledStep:
+def checked_step(task: Task, backend: Backend, n_envs: int) -> CompiledStep:
     """Return the compiled step of a task after another comparison with VMAS.
 
     A step from disk that differs is built again, once.
+
+    Args:
+        task: the task.
+        backend: builds and runs the step.
+        n_envs: the number of environments that will be stepped.
 
     Raises:
         Refused: as ``compiled_step``; ``Mismatch`` if a new step differs, too.
     """
     key = _key(task, backend)
-    step = _step_of_key(key, task, backend)
+    step, n_envs = _step_of_key(key, task, backend), min(n_envs, MOST_AGAIN_ENVS)
     try:
-        check_again(step, task, backend)
+        check_again(step, task, backend, n_envs)
     except Mismatch:
         if key is None:
             raise
         store.drop(key)
         step = _step_of_key(key, task, backend)
-        check_again(step, task, backend)
+        check_again(step, task, backend, n_envs)
     return step
 
 
@@ -176,6 +183,7 @@ def _built(
     """Lower, print, build and check a traced step; return its notes."""
     of_team, graphs, paths = simulation.task.state == "observations", trace.graphs, trace.paths
     step = lower(graphs, state_is_observations=of_team, carried=trace.carried)
+    check_whole_numbers(step)
     numbers = packed_numbers(graphs[0], step)
     n = len(live(step.outputs))
     if n > backend.most_operations:
@@ -202,7 +210,7 @@ def _built(
     compiled = _from_notes(path.parent, notes)
     extent = full_extent(simulation)
     report = check_kernel(compiled, simulation, paths, extent, backend)
-    check_again(compiled, simulation.task, backend)
+    check_again(compiled, simulation.task, backend, AGAIN_ENVS)
     laps.end("gate")
     notes["gate"] = vars(report)
     return notes
@@ -213,15 +221,21 @@ def _layout(step: Step, of_team: bool) -> SeenLayout:
     return SeenLayout(step.n_agents, observation_dim, None if of_team else len(step.state))
 
 
-def check_again(compiled: CompiledStep, task: Task, backend: Backend) -> None:
-    """Compare a step from disk with VMAS as it is installed now.
+def check_again(compiled: CompiledStep, task: Task, backend: Backend, n_envs: int) -> None:
+    """Compare a step with VMAS as it is installed now.
 
     The build used another number of environments, so a step that depends on that number fails here.
+
+    Args:
+        compiled: the step.
+        task: the task.
+        backend: runs the step.
+        n_envs: the number of environments.
 
     Raises:
         Mismatch: if they differ.
     """
-    simulation = VmasSimulation(task, AGAIN_ENVS, 0, torch.device("cpu"))
+    simulation = VmasSimulation(task, n_envs, 0, torch.device("cpu"))
     check_kernel(compiled, simulation, compiled.paths, AGAIN, backend)
 
 

@@ -21,14 +21,13 @@ from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.packed_state import PackedNumber, as_numbers
 from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.envs.compiled.gate import (
-    AMPLIFIED,
     PARTS,
     PERTURBATIONS,
     ROUNDING,
     Outcome,
     differing,
     distance,
-    finite_most,
+    margin,
 )
 from qmix_trl.envs.compiled.lower.expressions import FLOAT
 from qmix_trl.envs.compiled.recorded_steps import (
@@ -364,7 +363,7 @@ class Shadow:
         spread = [
             distance(part[1 : PERTURBATIONS + 1], part[:1]).amax(0, keepdim=True) for part in found
         ]
-        margins = [AMPLIFIED * torch.maximum(most, finite_most(most)) for most in spread]
+        margins = [margin(most, part[:1]) for most, part in zip(spread, found, strict=True)]
         wrong = differing(step.outcome.parts(), found, margins)  # [NEARBY, ..] each
         agrees = ~torch.stack([bad.any(1) for bad in wrong]).any(0)  # [NEARBY]
         exact = Outcome(*(part[:1] for part in found))

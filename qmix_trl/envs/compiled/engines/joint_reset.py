@@ -18,6 +18,7 @@ from vmas.simulator.utils import ScenarioUtils
 from qmix_trl.envs.compiled.engines.pool import shares_draws
 from qmix_trl.envs.compiled.trace.alike import EqualDraws
 from qmix_trl.envs.compiled.trace.audit import audited
+from qmix_trl.envs.compiled.trace.carried import same
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, random_step
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import READS, calling_frame
@@ -38,6 +39,7 @@ from qmix_trl.envs.compiled.trace.walk import (
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
 TRIALS, STEPS_BETWEEN = 2, 2
+ONE = 5  # the environment that is reset alone
 OTHER_READS = (torch.equal, torch.allclose, Tensor.equal, Tensor.allclose, Tensor.numpy)
 FROM_TORCH = "it draws from torch's generator"  # as ``audited`` reports it
 
@@ -110,26 +112,36 @@ def _changes_more(simulation: VmasSimulation) -> bool:
 def _differs_from_one(task: Task, device: torch.device) -> bool:
     """Return whether a reset of all and a reset of one environment have different results there.
 
-    Two simulations take the same actions in their first environment, others elsewhere. Then the
-    one is reset as a whole, the other in its first environment, by the same random numbers.
+    Two simulations take the same actions in one environment, others elsewhere. Then the one is
+    reset as a whole, the other in this environment, by the same random numbers. The reset of one
+    has to leave the others alone.
     """
     pair = [VmasSimulation(task, TRACE_ENVS, 0, device) for _ in range(2)]
     generator = torch.Generator().manual_seed(0)
     for _ in range(STEPS_BETWEEN):
         shape = (2, TRACE_ENVS, len(pair[0].team))
         actions = torch.randint(pair[0].n_actions, shape, generator=generator).to(device)
-        actions[1, 0] = actions[0, 0]
+        actions[1, ONE] = actions[0, ONE]
         for simulation, action in zip(pair, actions, strict=True):
             simulation.step(action)
-    for simulation, e in zip(pair, (None, 0), strict=True):
+    before = _batched(pair[1])
+    for simulation, e in zip(pair, (None, ONE), strict=True):
         with torch.random.fork_rng(devices=[]), EqualDraws(TRACE_ENVS, 0):
             simulation.pure_reset(e)
-    ours, theirs = (walk(simulation.simulator).slots for simulation in pair)
+    others = torch.arange(TRACE_ENVS) != ONE
+    if any(not same(x[others], before[p][others]) for p, x in _batched(pair[1]).items()):
+        return True
+    ours, theirs = map(_batched, pair)
     return ours.keys() != theirs.keys() or any(
-        not torch.equal(slot.value[0].nan_to_num(), theirs[path].value[0].nan_to_num())
-        for path, slot in ours.items()
-        if slot.value.shape[:1] == (TRACE_ENVS,) == theirs[path].value.shape[:1]
+        not same(value[ONE], theirs[path][ONE]) for path, value in ours.items()
     )
+
+
+def _batched(simulation: VmasSimulation) -> dict[str, Tensor]:
+    """Return copies of all tensors [E, ..] by path."""
+    slots = walk(simulation.simulator).slots.items()
+    n_envs = simulation.n_envs
+    return {p: slot.value.clone() for p, slot in slots if slot.value.shape[:1] == (n_envs,)}
 
 
 class _Before:
