@@ -78,6 +78,8 @@ def batch_for(loss, *, seed=1):
     Episodes end inside rows, the last row has padding, and rows begin with a memory.
     """
     batch = random_batch(B, T, seed=seed, ends=some_ends(B, T))
+    batch[next_key(DONE)][2, 2], batch[IS_INIT][2, 3] = True, False  # an end without a reset
+    batch[next_key(DONE)][3, 1], batch[IS_INIT][3, 2] = False, True  # a reset without an end
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
