@@ -503,6 +503,7 @@ def test_a_copy_is_equal_and_independent(case, copied):
 
 
 @every_case
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_over_the_weights_of_several_losses(case):
     losses = [make_loss(case, seed=seed) for seed in range(3)]
     batch = batch_for(losses[0])
@@ -518,6 +519,26 @@ def test_vmap_over_the_weights_of_several_losses(case):
         return given(batch)["loss"]
 
     torch.testing.assert_close(torch.vmap(with_weights)(stacked), expected)
+
+
+@pytest.fixture(scope="module")
+def process_group():
+    """Make this process a group of one."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@every_case
+def test_distributed_training_has_the_gradients_of_the_loss(case, process_group):
+    loss, plain = make_loss(case), make_loss(case)
+    batch = batch_for(loss)
+    distributed = torch.nn.parallel.DistributedDataParallel(loss)
+    for module in (distributed, plain):
+        module(batch)["loss"].backward()
+    for mine, right in zip(loss.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, right.grad, rtol=0, atol=0)
 
 
 @every_case
