@@ -21,8 +21,11 @@ from qmix_trl.keys import next_key
 from qmix_trl.mixers.inputs import SUPPLIED, MixerInputs, input_names
 from qmix_trl.rows import RowKeys, Rows, read_rows, required
 
-REDUCTIONS = ("mean", "sum", "none")
-PRIORITIES = (None, "steps", "rows")
+CHOICES = {  # attribute: its values
+    "reduction": ("mean", "sum", "none"),
+    "write_priority": ("steps", "rows", None),
+    "use_prioritized_weights": ("auto", True, False),
+}
 OF_AGENTS = ("n_actions", "step", "unroll")  # the attributes of an agent that the loss uses
 PRIORITY_ETA = 0.9  # the weight of the largest error against the mean error: R2D2, section 2.3
 
@@ -128,15 +131,6 @@ class QMixLoss(LossModule):
                 raise ValueError(f"QMixLoss: expected {name} in [0, 1], got {value}")
         if burn_in < 0:
             raise ValueError(f"QMixLoss: expected burn_in of at least 0, got {burn_in}")
-        if reduction not in REDUCTIONS:
-            raise ValueError(
-                f"QMixLoss: expected reduction of {', '.join(REDUCTIONS)}, got {reduction!r}"
-            )
-        if write_priority not in PRIORITIES:
-            raise ValueError(
-                "QMixLoss: expected write_priority of 'steps' or 'rows', or None, got "
-                f"{write_priority!r}"
-            )
         self.gamma = gamma
         self.double_q = double_q
         self.td_lambda = td_lambda
@@ -185,6 +179,9 @@ class QMixLoss(LossModule):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "value_estimator":
             self.make_value_estimator(value)
+        if name in CHOICES and value not in CHOICES[name]:
+            known = ", ".join(map(str, CHOICES[name]))
+            raise ValueError(f"QMixLoss: expected {name} of {known}, got {value!r}")
         super().__setattr__(name, value)
 
     def reset_parameters_recursive(self) -> None:
@@ -275,7 +272,7 @@ class QMixLoss(LossModule):
         loss = error.square()
         weight = self._weights(tensordict)
         if weight is not None:
-            loss = loss * weight
+            loss = loss * keep_where(trained, weight.expand(*trained.shape, 1))
         error = error.detach()
         report = self._report(loss, error, total.detach(), target, trained)
         if self.write_priority is not None:
@@ -292,7 +289,8 @@ class QMixLoss(LossModule):
             KeyError: if an entry is missing.
             ValueError: if the batch is not two-dimensional, or an entry has another shape.
         """
-        for key in (x for other in self._others for x in (other, next_key(other))):
+        others = self._others
+        for key in (*others, *map(next_key, others)):
             if batch.get(key, None) is None:
                 supplied = ", ".join(map(repr, SUPPLIED))
                 raise KeyError(
@@ -308,7 +306,7 @@ class QMixLoss(LossModule):
             n_actions=self.agent.n_actions if keys.LAST_ACTION in self.agent.in_keys else None,
             reward=self._reward_key,
             needs_state=self._needs_state,
-            others=self._others,
+            others=others,
         )
 
     def _weights(self, batch: TensorDictBase) -> Tensor | None:

@@ -374,8 +374,19 @@ def test_priorities_reach_torchrls_replay(case, what):
 
 @every_case
 def test_other_priorities_are_refused(case):
-    with pytest.raises(ValueError, match="of 'steps' or 'rows', or None, got True"):
+    with pytest.raises(ValueError, match="write_priority of steps, rows, None, got True"):
         make_loss(case, write_priority=True)
+
+
+@every_case
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("reduction", "avg"), ("write_priority", "row"), ("use_prioritized_weights", "yes")],
+)
+def test_attributes_of_other_values_are_refused(case, name, wrong):
+    loss = make_loss(case)
+    with pytest.raises(ValueError, match=f"expected {name} of .*, got '{wrong}'"):
+        setattr(loss, name, wrong)
 
 
 # ------------------------------------------------------------------------ parameters and targets
