@@ -112,7 +112,7 @@ class _Reader:
     def first(self, key: NestedKey) -> Tensor | None:
         """Return the entry of each row's first step [B, ..], or None if it is missing."""
         entry = self.optional(key)
-        return None if entry is None else self.valid(entry)[:, 0]
+        return None if entry is None else keep_where(self.mask[:, 0], entry[:, 0])
 
     def next_action_mask(self, key: NestedKey) -> Tensor | None:
         """Return the next step's action mask, or None if the batch has no action mask.
