@@ -7,6 +7,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
 from qmix_trl.errors import ConfigError, one_line
+from qmix_trl.loss import QMixLoss
 
 WEIGHTS = "weights.pt"
 
@@ -23,9 +24,20 @@ def save_weights(folder: str | Path, agent: TensorDictModuleBase, mixer: nn.Modu
 
 
 def load_weights(
-    folder: str | Path, agent: TensorDictModuleBase, mixer: nn.Module | None = None
+    folder: str | Path,
+    agent: TensorDictModuleBase,
+    mixer: nn.Module | None = None,
+    *,
+    loss: QMixLoss | None = None,
 ) -> None:
     """Load the weights of a run into an agent of the same sizes, and into a mixer if given.
+
+    Args:
+        folder: of the run.
+        agent: gets the weights.
+        mixer: gets its weights; None loads the agent's alone.
+        loss: of agent and mixer; its targets become copies of them. Without it the targets of a
+            loss made before stay as they are.
 
     Raises:
         ConfigError: if the folder has no file of weights, it cannot be read, or it does not fit.
@@ -44,3 +56,5 @@ def load_weights(
             mixer.load_state_dict(state["mixer"])
     except (RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: does not fit: {one_line(error)}") from error
+    if loss is not None:
+        loss.copy_to_targets()

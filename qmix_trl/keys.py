@@ -32,7 +32,9 @@ IS_INIT = "is_init"  # [.., 1] bool, the first step of an episode
 MASK = ("collector", "mask")  # [B, T] bool, False = padding
 CUT_STEPS = "cut_steps"  # [B, T, K] int64, from t to K steps of the row, all its cuts among them
 EPISODE_REWARD = "episode_reward"  # [.., 1] float, the team's since the reset, under "next"
-PRIORITY_WEIGHT = "priority_weight"  # [B, ..] float, importance weight of a row
+PRIORITY_WEIGHT = "priority_weight"  # [B, ..] float, importance weight of a row or a step
+TD_ERROR = "td_error"  # [B, T, 1] float, the priority of a step or a row in TorchRL's replay
+SHIFTED_VALID = "shifted_valid"  # [B, T] bool, False = no target, by TorchRL's value estimators
 
 
 def next_key(key: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import operator
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import TensorDictReplayBuffer
+from torchrl.data import PrioritizedSampler, TensorDictReplayBuffer
 
 from qmix_trl.chosen import Chosen
 from qmix_trl.errors import Refused
@@ -22,7 +22,8 @@ class Learner:
     capture; a learning rate that changes needs an update with ``cuda_graph=False``.
 
     Where the update is no graph, or the buffer is not as ``make_replay`` returns it, the steps
-    are taken one by one.
+    are taken one by one. A buffer with a ``PrioritizedSampler`` gets the new priorities after each
+    step; its loss has to write them.
 
     Args:
         update: takes a gradient step.
@@ -30,12 +31,18 @@ class Learner:
         n_steps: K.
 
     Raises:
-        ValueError: if K is below 1.
+        ValueError: if K is below 1, or the buffer samples by priorities that the loss does not
+            write.
     """
 
     def __init__(self, update: Update, replay: TensorDictReplayBuffer, *, n_steps: int) -> None:
         if n_steps < 1:
             raise ValueError(f"Learner: expected n_steps of at least 1, got {n_steps}")
+        if isinstance(replay.sampler, PrioritizedSampler) and update.loss.write_priority is None:
+            raise ValueError(
+                "Learner: expected a loss that writes the priorities by which the buffer samples, "
+                "got write_priority=None; make QMixLoss with write_priority='rows'"
+            )
         self.update = update
         self.replay = replay
         self.n_steps = n_steps
@@ -88,7 +95,15 @@ class Learner:
                 if self.update.must_be_graph:
                     raise RuntimeError(f"Learner: {refused}") from refused
                 self._no_graph = str(refused)
-        return torch.stack([self.update(self.replay.sample()) for _ in range(self.n_steps)])
+        return torch.stack([self._step() for _ in range(self.n_steps)])
+
+    def _step(self) -> TensorDictBase:
+        """Take one step on a sample, and give the buffer the priorities that the loss writes."""
+        batch = self.replay.sample()
+        outputs = self.update(batch)
+        if self.update.loss.write_priority is not None:
+            self.replay.update_tensordict_priority(batch)
+        return outputs
 
     def _steps_by_graph(self) -> TensorDictBase:
         """Take K steps by the graph, or before it is captured.

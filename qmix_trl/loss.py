@@ -1,6 +1,7 @@
 """The QMIX loss, with target networks of agent and mixer."""
 
 from dataclasses import dataclass, fields
+from typing import Any, NoReturn
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
@@ -18,9 +19,14 @@ from qmix_trl.functional import (
 )
 from qmix_trl.keys import next_key
 from qmix_trl.mixers.inputs import SUPPLIED, MixerInputs, input_names
-from qmix_trl.rows import Rows, read_rows
+from qmix_trl.rows import RowKeys, Rows, read_rows, required
 
-REDUCTIONS = ("mean", "sum", "none")
+CHOICES = {  # attribute: its values
+    "reduction": ("mean", "sum", "none"),
+    "write_priority": ("steps", "rows", None),
+    "use_prioritized_weights": ("auto", True, False),
+}
+OF_AGENTS = ("n_actions", "step", "unroll")  # the attributes of an agent that the loss uses
 PRIORITY_ETA = 0.9  # the weight of the largest error against the mean error: R2D2, section 2.3
 
 
@@ -42,23 +48,33 @@ class QMixLoss(LossModule):
 
     A truncated step bootstraps from ``("next", observation)`` and ``("next", state)``, also where
     a reset follows inside the row. Padding, NaN included, changes neither loss nor gradient. The
-    batch is not written to.
+    batch is not written to, but for ``write_priority``.
 
     A batch holds ``observation``, ``action`` and, if the mixer reads it, ``state``; under
     ``"next"`` also observation and state, ``reward`` and ``terminated``. Optional are
     ``action_mask`` (of both steps), ``done`` under ``"next"``, ``mask`` (the valid steps),
-    ``is_init``, ``priority_weight`` (one per row), and at a row's first step ``hidden`` and
-    ``last_action``. Without the last two a row starts from zeros; without ``is_init`` a row
-    begins with an episode, and another episode follows each done. Replay adds ``cut_steps``, K
-    steps of each row, its cuts among them: there the true next observation is not the row's next
-    one, and the agents take one more step. Without the entry they take it at every observation.
+    ``is_init``, ``priority_weight`` (of rows or steps), and at a row's first step ``hidden`` and
+    ``last_action``. A row starts from these two, also where ``is_init`` marks its first step, and
+    without them from zeros; without ``is_init`` a row begins with an episode, and another episode
+    follows each done. Replay adds ``cut_steps``, K steps of each row, its cuts among them: there
+    the true next observation is not the row's next one, and the agents take one more step. Without
+    the entry they take it at every observation. ``in_keys`` lists all of these.
+
+    The steps of a row follow one another: of ``MultiSyncCollector`` take ``cat_results=0``, as -1
+    joins steps of several environments in one row.
+
+    Of TorchRL's attributes, ``loss_mask_key`` chooses the masks ("auto": ``mask`` and
+    "shifted_valid", where the batch holds them) and ``use_prioritized_weights`` says whether
+    weights are read ("auto": where the batch holds them). There is no value estimator: ``gamma``
+    and ``td_lambda`` take its place.
 
     Args:
         agent: an agent of ``qmix_trl.agents``, or a module with the same ``step`` and ``unroll``.
-        mixer: a module that names in ``in_keys`` what it reads among ``mixers.inputs.SUPPLIED``
-            and returns Q_tot [B, T, 1], or a TensorDictModule that writes it, such as TorchRL's
-            mixers. None learns every agent's value by itself, from its own reward (independent
-            Q-learning): the agents' rewards take the place of the team's.
+        mixer: a module that names in ``in_keys`` what it reads and returns Q_tot [B, T, 1], or a
+            TensorDictModule that writes it, such as TorchRL's mixers. The loss supplies the
+            entries of ``mixers.inputs.SUPPLIED``, and reads all others from the batch, of this
+            step and under "next". None learns every agent's value by itself, from its own reward
+            (independent Q-learning): the agents' rewards take the place of the team's.
         gamma: the discount per step, in [0, 1].
         double_q: the online agent chooses the next action.
         td_lambda: the weight of longer returns, in [0, 1]; 0 is one-step.
@@ -66,31 +82,23 @@ class QMixLoss(LossModule):
         reduction: "mean" over the valid steps, "sum", or "none" for errors [B, T, M].
         burn_in: the number of first steps of every row that are unrolled without gradient and
             left out of the loss (R2D2, Kapturowski et al. 2019, section 3).
+        write_priority: the priorities that are written to the batch as ``td_error`` [B, T, 1], for
+            ``update_tensordict_priority`` of TorchRL's replay. "steps": the absolute error of each
+            step, the mean over agents without a mixer; "rows": the row's ``priority`` at each of
+            its steps; None: none.
 
     Raises:
         ValueError: if an argument is out of its range.
-        TypeError: if the mixer has no ``in_keys``.
+        TypeError: if the agent has no ``unroll``, or the mixer no ``in_keys``.
     """
 
     @dataclass
-    class _AcceptedKeys:
-        observation: NestedKey = keys.OBSERVATION
-        action: NestedKey = keys.ACTION
-        action_mask: NestedKey = keys.ACTION_MASK
-        last_action: NestedKey = keys.LAST_ACTION
-        hidden: NestedKey = keys.HIDDEN
+    class _AcceptedKeys(RowKeys):
         action_value: NestedKey = keys.ACTION_VALUE
         chosen_action_value: NestedKey = keys.CHOSEN_ACTION_VALUE
         greedy_action_value: NestedKey = keys.GREEDY_ACTION_VALUE
-        state: NestedKey = keys.STATE
-        reward: NestedKey = keys.REWARD
-        agent_reward: NestedKey = keys.AGENT_REWARD
-        terminated: NestedKey = keys.TERMINATED
-        done: NestedKey = keys.DONE
-        is_init: NestedKey = keys.IS_INIT
-        mask: NestedKey = keys.MASK
-        cut_steps: NestedKey = keys.CUT_STEPS
         priority_weight: NestedKey = keys.PRIORITY_WEIGHT
+        priority: NestedKey = keys.TD_ERROR
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
@@ -114,23 +122,22 @@ class QMixLoss(LossModule):
         reward_scale: float = 1.0,
         reduction: str = "mean",
         burn_in: int = 0,
+        write_priority: str | None = None,
     ) -> None:
         super().__init__()
+        check_agent(agent)
         for name, value in (("gamma", gamma), ("td_lambda", td_lambda)):
             if not 0 <= value <= 1:
                 raise ValueError(f"QMixLoss: expected {name} in [0, 1], got {value}")
         if burn_in < 0:
             raise ValueError(f"QMixLoss: expected burn_in of at least 0, got {burn_in}")
-        if reduction not in REDUCTIONS:
-            raise ValueError(
-                f"QMixLoss: expected reduction of {', '.join(REDUCTIONS)}, got {reduction!r}"
-            )
         self.gamma = gamma
         self.double_q = double_q
         self.td_lambda = td_lambda
         self.reward_scale = reward_scale
         self.reduction = reduction
         self.burn_in = burn_in
+        self.write_priority = write_priority
         self.convert_to_functional(agent, "agent", create_target_params=True)
         if mixer is None:
             self.mixer = self.mixer_params = self.target_mixer_params = None
@@ -139,18 +146,66 @@ class QMixLoss(LossModule):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """The entries that every batch must hold."""
+        """The entries that are read: those that every batch must hold, then the optional ones."""
         k = self.tensor_keys
-        state = [k.state, next_key(k.state)] if self._needs_state else []
-        this_step = [k.observation, next_key(k.observation), k.action, *state]
-        return [*this_step, next_key(self._reward_key), next_key(k.terminated)]
+        state = [k.state] if self._needs_state else []
+        both = [k.observation, *state, *self._others]
+        needed = [
+            *both,
+            *map(next_key, both),
+            k.action,
+            *map(next_key, (self._reward_key, k.terminated)),
+        ]
+        memory = {keys.HIDDEN: k.hidden, keys.LAST_ACTION: k.last_action}
+        carried = [key for default, key in memory.items() if default in self.agent.in_keys]
+        optional = [k.action_mask, *map(next_key, (k.action_mask, k.done)), k.is_init, *carried]
+        optional += [*self._mask_keys, k.cut_steps, k.priority_weight]
+        return list(dict.fromkeys([*needed, *optional]))
 
     def _forward_value_estimator_keys(self, **kwargs) -> None:
         """Do nothing: targets are computed here and not by one of TorchRL's estimators."""
 
+    def make_value_estimator(self, value_type: Any = None, **hyperparams) -> NoReturn:
+        """Refuse: targets are computed here and not by one of TorchRL's estimators.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "QMixLoss computes its own targets: expected no value estimator; set gamma and "
+            "td_lambda (0 as TD0, 1 as TD1) when you make the loss"
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "value_estimator":
+            self.make_value_estimator(value)
+        if name in CHOICES and value not in CHOICES[name]:
+            known = ", ".join(map(str, CHOICES[name]))
+            raise ValueError(f"QMixLoss: expected {name} of {known}, got {value!r}")
+        super().__setattr__(name, value)
+
+    def reset_parameters_recursive(self) -> None:
+        """Draw new weights of agent and mixer, and copy them to their targets."""
+        super().reset_parameters_recursive()
+        self.copy_to_targets()  # some layers, as a GRU's, do not reset weights that are buffers
+
+    def copy_to_targets(self) -> None:
+        """Copy agent and mixer to their targets."""
+        for name in ("agent", "mixer"):
+            source = getattr(self, f"{name}_params")
+            if source is not None:
+                self._modules[f"target_{name}_params"].data.update_(source.data)
+
     @property
-    def _mixer_reads(self) -> list[str]:
-        """The attributes of ``MixerInputs`` that the mixer reads, in the order of its call."""
+    def _mask_keys(self) -> tuple[NestedKey, ...]:
+        """The keys of the flags of valid steps."""
+        if self.loss_mask_key == "auto":
+            return (self.tensor_keys.mask, keys.SHIFTED_VALID)
+        return self._loss_mask_keys()
+
+    @property
+    def _mixer_reads(self) -> list[tuple[NestedKey, str | None]]:
+        """Each entry that the mixer reads, in the order of its call; see ``input_names``."""
         if self.mixer is None:
             return []
         keys_now = self.tensor_keys
@@ -162,8 +217,17 @@ class QMixLoss(LossModule):
         return input_names(self.mixer.in_keys, spelt)
 
     @property
+    def _others(self) -> list[NestedKey]:
+        """The entries that the mixer reads from the batch."""
+        return [key for key, name in self._mixer_reads if name is None]
+
+    @property
     def _needs_state(self) -> bool:
-        return "state" in self._mixer_reads
+        return self._supplies("state")
+
+    def _supplies(self, name: str) -> bool:
+        """Return whether the mixer reads an attribute of ``MixerInputs``."""
+        return name in [read for _, read in self._mixer_reads]
 
     @property
     def _reward_key(self) -> NestedKey:
@@ -183,17 +247,11 @@ class QMixLoss(LossModule):
             and the means ``total_value`` and ``target_value``.
 
         Raises:
-            KeyError: if an entry is missing, or the mixer reads one that the loss cannot supply.
-            ValueError: if the batch is not two-dimensional, its rewards are of another number
-                than the values learned, or ``burn_in`` leaves no step of a row.
+            KeyError: if an entry is missing, or the mixer reads hidden states of an agent without.
+            ValueError: if the batch is not two-dimensional, an entry has another shape, rewards
+                are of another number than the values learned, or ``burn_in`` leaves no step.
         """
-        rows = read_rows(
-            tensordict,
-            self.tensor_keys,
-            n_actions=self.agent.n_actions if keys.LAST_ACTION in self.agent.in_keys else None,
-            reward=self._reward_key,
-            needs_state=self._needs_state,
-        )
+        rows = self._read(tensordict)
         value, hidden = self._unroll(self.agent_params, rows)  # [B, T+1, N, A]
         inputs = MixerInputs(
             action_value=value[:, :-1],
@@ -202,6 +260,7 @@ class QMixLoss(LossModule):
             state=rows.state,
             hidden=None if hidden is None else hidden[:, :-1],
             observation=rows.observation[:, :-1],
+            others=rows.others,
         )
         total = self._mix(self.mixer_params, inputs)  # [B, T, M]
         self._check(rows, total)
@@ -211,10 +270,57 @@ class QMixLoss(LossModule):
         trained[:, : self.burn_in] = False
         error = keep_where(trained, total - target)  # [B, T, M]
         loss = error.square()
-        if self.tensor_keys.priority_weight in tensordict.keys(True, True):
-            weight = tensordict.get(self.tensor_keys.priority_weight)  # [B, ..]
-            loss = loss * weight.reshape(len(weight), -1)[:, :1, None]
-        return self._report(loss, error.detach(), total.detach(), target, trained)
+        weight = self._weights(tensordict)
+        if weight is not None:
+            loss = loss * keep_where(trained, weight.expand(*trained.shape, 1))
+        error = error.detach()
+        report = self._report(loss, error, total.detach(), target, trained)
+        if self.write_priority is not None:
+            priority = error.abs().mean(-1, keepdim=True)  # [B, T, 1]
+            if self.write_priority == "rows":
+                priority = report.get("priority")[:, None, None].expand_as(priority)
+            tensordict.set(self.tensor_keys.priority, priority)
+        return report
+
+    def _read(self, batch: TensorDictBase) -> Rows:
+        """Return the rows of a batch.
+
+        Raises:
+            KeyError: if an entry is missing.
+            ValueError: if the batch is not two-dimensional, or an entry has another shape.
+        """
+        others = self._others
+        for key in (*others, *map(next_key, others)):
+            if batch.get(key, None) is None:
+                supplied = ", ".join(map(repr, SUPPLIED))
+                raise KeyError(
+                    f"the mixer reads {key!r}: expected one of {supplied}, or an entry of the "
+                    "batch, at each step and under 'next'"
+                )
+        if self.loss_mask_key not in ("auto", None):
+            required(batch, self.loss_mask_key, "or take loss_mask_key='auto'")
+        return read_rows(
+            batch,
+            self.tensor_keys,
+            masks=self._mask_keys,
+            n_actions=self.agent.n_actions if keys.LAST_ACTION in self.agent.in_keys else None,
+            reward=self._reward_key,
+            needs_state=self._needs_state,
+            others=others,
+        )
+
+    def _weights(self, batch: TensorDictBase) -> Tensor | None:
+        """Return the importance weights of rows [B, 1, 1] or steps [B, T, 1]; None for none.
+
+        Raises:
+            KeyError: if ``use_prioritized_weights`` is True and the batch has none.
+        """
+        key, weight = self.tensor_keys.priority_weight, None
+        if self.use_prioritized_weights == "auto":
+            weight = batch.get(key, None)
+        elif self.use_prioritized_weights:
+            weight = required(batch, key, "or take use_prioritized_weights='auto'")
+        return None if weight is None else weight.reshape(len(weight), -1, 1)
 
     def _check(self, rows: Rows, total: Tensor) -> None:
         """Raise if rewards would broadcast, or ``burn_in`` leaves no step to learn from."""
@@ -247,7 +353,10 @@ class QMixLoss(LossModule):
         """Return the learned values: Q_tot [B, T, 1], or every Q_a [B, T, N] without a mixer."""
         if self.mixer is None:
             return inputs.chosen_action_value[..., 0]
-        read = [getattr(inputs, name) for name in self._mixer_reads]
+        read = [
+            inputs.others[key] if name is None else getattr(inputs, name)
+            for key, name in self._mixer_reads
+        ]
         if any(entry is None for entry in read):
             raise KeyError("QMixLoss: the mixer reads hidden states, but this agent has none")
         with params.to_module(self.mixer, preserve_module_state=False):
@@ -273,6 +382,7 @@ class QMixLoss(LossModule):
             state=rows.next_state,
             hidden=hidden_tp1,
             observation=rows.next_observation,
+            others=rows.next_others,
         )
         return lambda_returns(
             self.reward_scale * rows.reward,
@@ -306,7 +416,7 @@ class QMixLoss(LossModule):
         def replaced(x_tp1: Tensor, at_cuts: Tensor) -> Tensor:
             return x_tp1.index_put((row, steps), torch.where(is_cut, at_cuts, x_tp1[row, steps]))
 
-        if hidden_tp1 is not None and "hidden" in self._mixer_reads:
+        if hidden_tp1 is not None and self._supplies("hidden"):
             hidden_tp1 = replaced(hidden_tp1, cut_hidden)
         return replaced(value_tp1, cut_value), hidden_tp1
 
@@ -345,6 +455,21 @@ class QMixLoss(LossModule):
 def _range_of(sequence: tuple[Tensor | None, ...], steps: slice) -> list[Tensor | None]:
     """Return a range of steps of tensors [B, T, ..]."""
     return [None if x is None else x[:, steps] for x in sequence]
+
+
+def check_agent(agent: nn.Module) -> None:
+    """Refuse a module that is no agent.
+
+    Raises:
+        TypeError: if it lacks an attribute that the loss uses.
+    """
+    lacks = [name for name in OF_AGENTS if not hasattr(agent, name)]
+    if lacks:
+        raise TypeError(
+            f"QMixLoss: expected an agent with {', '.join(OF_AGENTS)} and in_keys as its first "
+            f'argument, got {type(agent).__name__} without {", ".join(lacks)}; see "Add an agent" '
+            "in the library's README"
+        )
 
 
 def as_module(mixer: nn.Module) -> TensorDictModuleBase:

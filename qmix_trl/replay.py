@@ -1,40 +1,20 @@
 """Replay of sequences: rows of T + 1 observations in TorchRL's replay buffer."""
 
 import math
+from collections.abc import Iterable
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.envs.transforms import Transform
 
 from qmix_trl.errors import Refused
-from qmix_trl.functional import batch_index, cut_mask
-from qmix_trl.keys import (
-    ACTION,
-    ACTION_MASK,
-    AGENT_REWARD,
-    CUT_STEPS,
-    DONE,
-    HIDDEN,
-    IS_INIT,
-    LAST_ACTION,
-    MASK,
-    OBSERVATION,
-    REWARD,
-    STATE,
-    TERMINATED,
-    next_key,
-)
+from qmix_trl.functional import batch_index, cut_mask, keep_where
+from qmix_trl.keys import next_key
+from qmix_trl.rows import RowKeys, as_flags, required
 
-OBSERVED = (OBSERVATION, STATE, ACTION_MASK)  # stored for T + 1 steps
-TAKEN = (  # stored for T steps
-    ACTION,
-    IS_INIT,
-    MASK,
-    *map(next_key, (REWARD, AGENT_REWARD, TERMINATED, DONE)),
-)
-CARRIED = (HIDDEN, LAST_ACTION)  # stored for the first step
+OWN_KEYS = "name yours: SequenceRows(keys=loss.tensor_keys)"
 
 
 class SequenceRows(Transform):
@@ -44,7 +24,11 @@ class SequenceRows(Transform):
     At a cut, where an episode is truncated and the next one follows inside the row, the true last
     entries are stored as well, and sampled batches carry the steps of all cuts as ``cut_steps``
     for ``QMixLoss``. Of the agent's memory, the value at the row's first step is stored (R2D2,
-    section 3: stored state); sampled rows show it at every step.
+    section 3: stored state), zeros where an episode begins; sampled rows show it at every step.
+
+    A batch may be a lazy stack, as TorchRL's collectors write with ``replay_buffer=``. It may have
+    more leading dimensions, and ``add`` takes one row [T]. All batches hold the same entries;
+    entries without a key here are left out.
 
     Args:
         max_steps: the time limit of episodes in steps, for rows that hold parts of several
@@ -53,12 +37,21 @@ class SequenceRows(Transform):
         burn_in: the number of steps of the previous batch that precede each row; ``QMixLoss``
             leaves them out, so that no frame is lost. A sampled row has burn_in + T steps. The
             first batch gets padding, and must begin with resets.
+        keys: of the entries, such as ``tensor_keys`` of a loss; None takes those of ``keys.py``.
+        others: the keys of more entries that a mixer reads, at each step and under "next".
 
     Raises:
         ValueError: if ``max_steps`` is below 1 or ``burn_in`` below 0.
     """
 
-    def __init__(self, *, max_steps: int | None = None, burn_in: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        max_steps: int | None = None,
+        burn_in: int = 0,
+        keys: RowKeys | None = None,
+        others: Iterable[NestedKey] = (),
+    ) -> None:
         super().__init__()
         if (max_steps is not None and max_steps < 1) or burn_in < 0:
             raise ValueError(
@@ -67,56 +60,132 @@ class SequenceRows(Transform):
             )
         self.max_steps = max_steps
         self.burn_in = burn_in
+        self.row_keys = RowKeys() if keys is None else keys
+        self.others = tuple(others)
         self._tail: TensorDictBase | None = None
+        self._stored: set[NestedKey] | None = None
+
+    @property
+    def requires_shared_write_state(self) -> bool:
+        """Whether rows depend on the batch before, so that processes cannot share the buffer."""
+        return self.burn_in > 0
+
+    @property
+    def _observed(self) -> tuple[NestedKey, ...]:
+        """The keys of entries that are stored for T + 1 steps."""
+        k = self.row_keys
+        return (k.observation, k.state, k.action_mask, *self.others)
+
+    @property
+    def _flags(self) -> tuple[NestedKey, ...]:
+        """The keys of flags that are stored for T steps."""
+        k = self.row_keys
+        return (k.is_init, k.mask, next_key(k.terminated), next_key(k.done))
+
+    @property
+    def _taken(self) -> tuple[NestedKey, ...]:
+        """The keys of other entries that are stored for T steps."""
+        k = self.row_keys
+        return (k.action, next_key(k.reward), next_key(k.agent_reward))
+
+    @property
+    def _carried(self) -> tuple[NestedKey, ...]:
+        """The keys of entries that are stored for the first step."""
+        return (self.row_keys.hidden, self.row_keys.last_action)
+
+    @property
+    def _read(self) -> tuple[NestedKey, ...]:
+        """The keys of all entries that are read from a batch."""
+        both = (*self._observed, *map(next_key, self._observed))
+        return (*both, *self._taken, *self._flags, *self._carried)
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Return the rows [E] of a collected batch [E, T]."""
-        present = tensordict.keys(True, True)
-        batch = tensordict.select(
-            *OBSERVED, *map(next_key, OBSERVED), *TAKEN, *CARRIED, strict=False
-        )
-        if MASK not in present:
-            batch.set(MASK, torch.ones(batch.shape, dtype=torch.bool, device=batch.device))
+        """Return the rows [E] of a collected batch [E, T], or one row [] of [T]."""
+        batch = self._entries(tensordict)
         if self.burn_in:
-            check_memory_of_every_step(tensordict)
+            self._check_memory(tensordict)
             batch = self._with_tail(batch)
+        self._check_order(batch)
         rows = TensorDict({}, batch.shape[:1], device=batch.device)
         steps = self._cut_steps(batch)  # [E, K]
-        rows.set(CUT_STEPS, steps)
-        for key in [key for key in OBSERVED if key in present]:
+        rows.set(self.row_keys.cut_steps, steps)
+        present = batch.keys(True, True)
+        for key in [key for key in self._observed if key in present]:
             now, after = batch.get(key), batch.get(next_key(key))
             rows.set(key, torch.cat([now, after[:, -1:]], 1))
             rows.set(("cut", key), after[batch_index(steps), steps])
-        for key in [key for key in TAKEN if key in batch.keys(True, True)]:
+        for key in [key for key in (*self._taken, *self._flags) if key in present]:
             rows.set(key, batch.get(key))
-        for key in [key for key in CARRIED if key in present]:
-            rows.set(key, batch.get(key)[:, 0])
-        return rows
+        goes_on = ~batch.get(self.row_keys.is_init)[:, 0, 0]  # [E]
+        for key in [key for key in self._carried if key in present]:
+            rows.set(key, keep_where(goes_on, batch.get(key)[:, 0]))
+        self._check_stored(set(rows.keys(True, True)))
+        is_one_row = required(tensordict, self.row_keys.action).dim() == 2
+        return rows[0] if is_one_row else rows
+
+    def _entries(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Return the entries of a batch that rows are made of, [E, T], with a mask.
+
+        Raises:
+            KeyError: if an entry is missing that a loss needs.
+            ValueError: if the batch has no steps, or a flag has another shape.
+        """
+        k = self.row_keys
+        shape = required(tensordict, k.action, OWN_KEYS).shape[:-1]
+        if not shape:
+            raise ValueError("SequenceRows: expected a batch [E, T], got a single step")
+        given = {
+            key: entry for key in self._read if (entry := tensordict.get(key, None)) is not None
+        }
+        # A state or an action mask of this step alone would be lost at the next, and the reverse.
+        observed = [
+            key
+            for key in self._observed
+            if key in (k.observation, *self.others) or {key, next_key(key)} & given.keys()
+        ]
+        needed = [*observed, *map(next_key, observed), k.is_init, next_key(k.terminated)]
+        if next_key(k.agent_reward) not in given:
+            needed.append(next_key(k.reward))
+        for key in needed:
+            required(tensordict, key, OWN_KEYS)
+        batch = TensorDict({}, (shape[:-1].numel(), shape[-1]), device=tensordict.device)
+        for key, entry in given.items():
+            batch.set(key, entry.reshape(*batch.shape, *entry.shape[len(shape) :]))
+        for key in [key for key in self._flags if key in given]:
+            batch.set(key, as_flags(batch.get(key), key, batch.shape))
+        if k.mask not in given:
+            batch.set(k.mask, torch.ones_like(batch.get(k.is_init)))
+        return batch.set(k.mask, batch.get(k.mask)[..., 0])
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Return sampled rows [B] as a batch [B, T] in TorchRL's layout, with ``cut_steps``."""
-        n_rows, n_steps = tensordict.get(MASK).shape
+        if tensordict.dim() == 0:
+            return self.forward(tensordict.unsqueeze(0))[0]
+        n_rows, n_steps = tensordict.get(self.row_keys.mask).shape
         batch = TensorDict({}, (n_rows, n_steps), device=tensordict.device)
-        present = tensordict.keys(True, True)
 
         def at_every_step(first: Tensor) -> Tensor:
             return first.unsqueeze(1).expand(n_rows, n_steps, *first.shape[1:])
 
-        steps = tensordict.get(CUT_STEPS)  # [B, K]
+        steps = tensordict.get(self.row_keys.cut_steps)  # [B, K]
         # Relative to t, so that a range of a batch's steps can be taken.
         t = torch.arange(n_steps, device=steps.device)[:, None]
-        batch.set(CUT_STEPS, steps.unsqueeze(1) - t)  # [B, T, K]
-        for key in [key for key in OBSERVED if key in present]:
-            sequence = tensordict.get(key)  # [B, T+1, ..]
+        batch.set(self.row_keys.cut_steps, steps.unsqueeze(1) - t)  # [B, T, K]
+        for key in self._observed:
+            sequence = tensordict.get(key, None)  # [B, T+1, ..]
+            if sequence is None:
+                continue
             after = sequence[:, 1:]
             if steps.shape[1]:
                 after = after.index_put((batch_index(steps), steps), tensordict.get(("cut", key)))
             batch.set(key, sequence[:, :-1])
             batch.set(next_key(key), after)
-        for key in [key for key in TAKEN if key in present]:
-            batch.set(key, tensordict.get(key))
-        for key in [key for key in CARRIED if key in present]:
-            batch.set(key, at_every_step(tensordict.get(key)))
+        for key in (*self._taken, *self._flags):
+            if (entry := tensordict.get(key, None)) is not None:
+                batch.set(key, entry)
+        for key in self._carried:
+            if (first := tensordict.get(key, None)) is not None:
+                batch.set(key, at_every_step(first))
         return batch
 
     def _cut_steps(self, batch: TensorDictBase) -> Tensor:
@@ -125,9 +194,10 @@ class SequenceRows(Transform):
         Raises:
             ValueError: if a row has more than K cuts.
         """
-        mask, n_steps = batch.get(MASK), batch.shape[1]
-        is_init = batch[IS_INIT] & mask.unsqueeze(-1)  # [E, T, 1]
-        is_cut = cut_mask(is_init, batch.get(next_key(TERMINATED)), mask)  # [E, T]
+        k, n_steps = self.row_keys, batch.shape[1]
+        mask = batch.get(k.mask)
+        is_init = batch.get(k.is_init) & mask.unsqueeze(-1)  # [E, T, 1]
+        is_cut = cut_mask(is_init, batch.get(next_key(k.terminated)), mask)  # [E, T]
         most = 0 if self.max_steps is None else math.ceil((n_steps - 1) / self.max_steps)
         got = int(is_cut.sum(1).max())
         if got > most:
@@ -138,37 +208,77 @@ class SequenceRows(Transform):
             )
         return is_cut.int().topk(most, 1).indices
 
+    def _check_order(self, batch: TensorDictBase) -> None:
+        """Refuse rows whose steps do not follow one another: their next entries would be lost.
+
+        Raises:
+            ValueError: if a step's next observation is not the row's next one, without a reset.
+        """
+        k, mask = self.row_keys, batch.get(self.row_keys.mask)
+        now, after = batch.get(k.observation)[:, 1:], batch.get(next_key(k.observation))[:, :-1]
+        follows = mask[:, :-1] & mask[:, 1:] & ~batch.get(k.is_init)[:, 1:, 0]  # [E, T-1]
+        differs = ((now != after) & ~now.isnan()).flatten(2).any(-1)
+        broken = follows & differs
+        if bool(broken.any()):
+            row, step = broken.nonzero()[0].tolist()
+            raise ValueError(
+                f"SequenceRows: expected rows [E, T] of steps in order, got row {row} whose step "
+                f"{step + 1} does not begin with the observation after step {step}, nor with "
+                f"{k.is_init!r}; give batches of TorchRL's collectors (cat_results=0, "
+                "extend_buffer=True) with an InitTracker"
+            )
+
+    def _check_stored(self, stored: set[NestedKey]) -> None:
+        """Refuse rows with other entries than earlier ones: the buffer would fill in garbage.
+
+        Raises:
+            KeyError: if entries are missing or new.
+        """
+        if self._stored is None:
+            self._stored = stored
+        if stored != self._stored:
+            differing = ", ".join(map(repr, sorted(stored ^ self._stored, key=str)))
+            raise KeyError(
+                "SequenceRows: expected the entries of the batches before, got a batch that "
+                f"differs in {differing}; give all batches the same entries"
+            )
+
+    def _check_memory(self, batch: TensorDictBase) -> None:
+        """Refuse a batch that shows its first memory at every step.
+
+        Raises:
+            ValueError: if a memory has no entry after each step.
+        """
+        for key in self._carried:
+            has_first, has_next = (batch.get(x, None) is not None for x in (key, next_key(key)))
+            if has_first and not has_next:
+                raise ValueError(
+                    f"SequenceRows: expected {next_key(key)!r} for burn-in, as rows begin inside a "
+                    f"batch, got {key!r} of the first step alone; make the collector with "
+                    "memory='every_step'"
+                )
+
     def _with_tail(self, batch: TensorDictBase) -> TensorDictBase:
         """Return the batch with the last steps of the batch before it in front.
 
         Raises:
-            ValueError: if there is no batch before it and it does not begin with resets.
+            ValueError: if there is no batch before it and it does not begin with resets, or the
+                batch before it has another number of environments.
         """
-        tail = self._tail
+        k, tail = self.row_keys, self._tail
         if tail is None:
-            if not batch.get(IS_INIT)[:, 0].all():
+            if not batch.get(k.is_init)[:, 0].all():
                 raise ValueError("SequenceRows: expected the first batch to begin with resets")
             tail = batch[:, :1].expand(len(batch), self.burn_in).clone()
-            tail.set(MASK, torch.zeros_like(tail.get(MASK)))
+            tail.set(k.mask, torch.zeros_like(tail.get(k.mask)))
+        if len(tail) != len(batch):
+            raise ValueError(
+                f"SequenceRows: expected {len(tail)} environments as in the batch before, whose "
+                f"last steps are burn-in, got {len(batch)}"
+            )
         whole = torch.cat([tail, batch], 1)
         self._tail = whole[:, -self.burn_in :].clone()
         return whole
-
-
-def check_memory_of_every_step(batch: TensorDictBase) -> None:
-    """Refuse a batch that shows its first memory at every step.
-
-    Raises:
-        ValueError: if a memory has no entry after each step.
-    """
-    present = batch.keys(True, True)
-    for key in CARRIED:
-        if key in present and next_key(key) not in present:
-            raise ValueError(
-                f"SequenceRows: expected {next_key(key)!r} for burn-in, as rows begin inside a "
-                f"batch, got {key!r} of the first step alone; make the collector with "
-                "memory='every_step'"
-            )
 
 
 def make_replay(

@@ -1,11 +1,14 @@
 """A batch in TorchRL's layout, read into the tensors of one unroll over T + 1 observations."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
+from qmix_trl import keys as default
 from qmix_trl.functional import (
     cut_mask,
     first_steps,
@@ -17,20 +20,23 @@ from qmix_trl.functional import (
 from qmix_trl.keys import next_key
 
 
-class RowKeys(Protocol):
-    """The keys of a batch's entries; their defaults stand in ``qmix_trl.keys``."""
+@dataclass
+class RowKeys:
+    """The keys of a batch's entries."""
 
-    observation: NestedKey
-    action: NestedKey
-    action_mask: NestedKey
-    last_action: NestedKey
-    hidden: NestedKey
-    state: NestedKey
-    terminated: NestedKey
-    done: NestedKey
-    is_init: NestedKey
-    mask: NestedKey
-    cut_steps: NestedKey
+    observation: NestedKey = default.OBSERVATION
+    action: NestedKey = default.ACTION
+    action_mask: NestedKey = default.ACTION_MASK
+    last_action: NestedKey = default.LAST_ACTION
+    hidden: NestedKey = default.HIDDEN
+    state: NestedKey = default.STATE
+    reward: NestedKey = default.REWARD
+    agent_reward: NestedKey = default.AGENT_REWARD
+    terminated: NestedKey = default.TERMINATED
+    done: NestedKey = default.DONE
+    is_init: NestedKey = default.IS_INIT
+    mask: NestedKey = default.MASK
+    cut_steps: NestedKey = default.CUT_STEPS
 
 
 class Rows(NamedTuple):
@@ -46,6 +52,8 @@ class Rows(NamedTuple):
     next_action_mask: Tensor | None  # [B, T, N, A]
     state: Tensor | None  # [B, T, *S]; None if the mixer does not read it
     next_state: Tensor | None  # [B, T, *S], the true one where a reset follows
+    others: dict[NestedKey, Tensor]  # [B, T, ..], by the keys asked for
+    next_others: dict[NestedKey, Tensor]  # [B, T, ..]
     reward: Tensor  # [B, T, M]
     terminated: Tensor  # [B, T, 1]
     last: Tensor  # [B, T, 1], the last valid step of its episode in the row
@@ -55,70 +63,149 @@ class Rows(NamedTuple):
 
 
 class _Reader:
-    """Reads the entries of a batch [B, T], with zeros in their padding."""
+    """Reads the entries of a batch [B, T], with zeros in their padding.
 
-    def __init__(self, batch: TensorDictBase, keys: RowKeys) -> None:
+    Entries are read one by one: ``key in batch.keys(True, True)`` misses nested entries of lazy
+    stacks.
+    """
+
+    def __init__(
+        self, batch: TensorDictBase, action: NestedKey, masks: Sequence[NestedKey]
+    ) -> None:
         self.batch = batch
-        self.present = batch.keys(include_nested=True, leaves_only=True)
-        device = batch[keys.action].device
-        self.mask = torch.ones(batch.shape, dtype=torch.bool, device=device)  # [B, T]
-        if keys.mask in self.present:
-            self.mask = batch.get(keys.mask)
+        numbers = required(batch, action)  # [B, T, N]
+        if numbers.dim() != 3:
+            raise ValueError(
+                f"expected a batch of shape [B, T], got {list(numbers.shape[:-1])}: actions are "
+                f"numbers [B, T, N], got {action!r} of shape {list(numbers.shape)}"
+            )
+        self.shape = numbers.shape[:2]
+        self.mask = torch.ones(self.shape, dtype=torch.bool, device=numbers.device)  # [B, T]
+        for key in masks:
+            mask = batch.get(key, None)
+            if mask is not None:
+                self.mask = self.mask & as_flags(mask, key, self.shape)[..., 0]
         self.padded = may_be_padded(self.mask)
 
-    def __contains__(self, key: NestedKey) -> bool:
-        return key in self.present
+    def valid(self, entry: Tensor) -> Tensor:
+        """Return an entry with zeros in its padding."""
+        return keep_where(self.mask, entry) if self.padded else entry
 
     def now(self, key: NestedKey) -> Tensor:
-        return keep_where(self.mask, self.batch[key]) if self.padded else self.batch[key]
+        return self.valid(required(self.batch, key))
 
     def after(self, key: NestedKey) -> Tensor:
         return self.now(next_key(key))
 
+    def flags(self, key: NestedKey) -> Tensor:
+        """Return flags bool [B, T, 1]."""
+        return as_flags(self.now(key), key, self.shape)
+
     def optional(self, key: NestedKey) -> Tensor | None:
         """Return an entry as it is, or None if it is missing."""
-        return self.batch.get(key) if key in self else None
+        return self.batch.get(key, None)
+
+    def optional_flags(self, key: NestedKey) -> Tensor | None:
+        """Return flags bool [B, T, 1], or None if they are missing."""
+        return None if self.optional(key) is None else self.flags(key)
+
+    def first(self, key: NestedKey) -> Tensor | None:
+        """Return the entry of each row's first step [B, ..], or None if it is missing."""
+        entry = self.optional(key)
+        return None if entry is None else keep_where(self.mask[:, 0], entry[:, 0])
+
+    def next_action_mask(self, key: NestedKey) -> Tensor | None:
+        """Return the next step's action mask, or None if the batch has no action mask.
+
+        Raises:
+            KeyError: if the batch has a mask of this step alone.
+        """
+        if self.optional(key) is None:
+            return self.optional(next_key(key))
+        return required(self.batch, next_key(key))
+
+
+SET_KEYS = "name yours by set_keys of the loss"
+
+
+def required(batch: TensorDictBase, key: NestedKey, remedy: str = SET_KEYS) -> Tensor:
+    """Return an entry of a batch.
+
+    Raises:
+        KeyError: if it is missing.
+    """
+    entry = batch.get(key, None)
+    if entry is None:
+        present = ", ".join(map(repr, sorted(batch.keys(True, True), key=str)))
+        raise KeyError(f"expected {key!r} in the batch, got {present}; {remedy}")
+    return entry
+
+
+def as_flags(entry: Tensor, key: NestedKey, shape: torch.Size) -> Tensor:
+    """Return flags of steps as bool [B, T, 1].
+
+    Args:
+        entry: [B, T, 1] or [B, T], any dtype.
+        key: of the entry, for errors.
+        shape: B and T.
+
+    Raises:
+        ValueError: if the entry has another shape.
+    """
+    if entry.shape[:2] != shape or entry.numel() != shape.numel():
+        raise ValueError(
+            f"expected {key!r} of shape {[*shape, 1]}, one flag for each step of the team, got "
+            f"{list(entry.shape)}"
+        )
+    return entry.reshape(*shape, 1).bool()
 
 
 def read_rows(
     batch: TensorDictBase,
     keys: RowKeys,
     *,
+    masks: Sequence[NestedKey],
     n_actions: int | None,
     reward: NestedKey,
     needs_state: bool,
+    others: Iterable[NestedKey] = (),
 ) -> Rows:
     """Return the rows of a batch; nothing of its padding is left in them.
+
+    A row starts from the memory that is stored for its first step, zeros if none is, also where
+    ``is_init`` marks that step: samplers of slices mark it so, and environments store zeros at
+    resets.
 
     Args:
         batch: [B, T]; ``QMixLoss`` lists the entries, and the optional ones among them.
         keys: the keys of the entries.
+        masks: the keys of flags of valid steps; a step is padding where one of them is False.
         n_actions: A, to read last actions; None to leave them out.
         reward: the reward's key: the team's [B, T, 1], or the agents' [B, T, N, 1].
         needs_state: whether to read the state.
+        others: more keys to read, of this step and of the next.
 
     Raises:
         KeyError: if an entry is missing.
-        ValueError: if the batch is not two-dimensional.
+        ValueError: if the batch is not two-dimensional, or a flag has another shape.
     """
-    if batch.dim() != 2:
-        raise ValueError(f"expected a batch of shape [B, T], got {list(batch.shape)}")
-    read = _Reader(batch, keys)
+    read = _Reader(batch, keys.action, masks)
     mask, action = read.mask, read.now(keys.action)
-    terminated = done = read.after(keys.terminated)  # [B, T, 1]
-    if next_key(keys.done) in read:
-        done = read.after(keys.done) | terminated
-    if keys.is_init in read:
-        begins = read.now(keys.is_init)  # [B, T, 1]
-    else:
+    terminated = done = read.flags(next_key(keys.terminated))  # [B, T, 1]
+    ended = read.optional_flags(next_key(keys.done))
+    if ended is not None:
+        done = ended | terminated
+    begins = read.optional_flags(keys.is_init)  # [B, T, 1]
+    if begins is None:
         begins = first_steps(done) & mask.unsqueeze(-1)  # padding may follow an end
-    is_init = torch.cat([begins, torch.zeros_like(begins[:, :1])], 1)
+    no = torch.zeros_like(begins[:, :1])
+    is_init = torch.cat([no, begins[:, 1:], no], 1)
     observation, next_observation = read.now(keys.observation), read.after(keys.observation)
     last_action = None
     if n_actions is not None:
-        first_action = next_observation.new_zeros(*action[:, 0].shape, n_actions)  # [B, N, A]
-        if keys.last_action in read:
-            first_action = read.now(keys.last_action)[:, 0]
+        first_action = read.first(keys.last_action)  # [B, N, A]
+        if first_action is None:
+            first_action = next_observation.new_zeros(*action[:, 0].shape, n_actions)
         last_action = last_actions(action, first_action, is_init)
     return Rows(
         observation=joined_observations(
@@ -126,14 +213,16 @@ def read_rows(
         ),
         next_observation=next_observation,
         last_action=last_action,
-        hidden=read.now(keys.hidden)[:, 0] if keys.hidden in read else None,
+        hidden=read.first(keys.hidden),
         is_init=is_init,
         action=action,
         action_mask=read.optional(keys.action_mask),
-        next_action_mask=read.optional(next_key(keys.action_mask)),
+        next_action_mask=read.next_action_mask(keys.action_mask),
         state=read.now(keys.state) if needs_state else None,
         next_state=read.after(keys.state) if needs_state else None,
-        reward=read.after(reward).reshape(*batch.shape, -1),
+        others={key: read.now(key) for key in others},
+        next_others={key: read.after(key) for key in others},
+        reward=read.after(reward).reshape(*read.shape, -1),
         terminated=terminated,
         last=done | following(begins) | ~following(mask.unsqueeze(-1)),
         is_cut=cut_mask(begins, terminated, mask),

@@ -167,8 +167,8 @@ class Update:
             be captured; True: a graph or an error; False: no graph.
 
     Raises:
-        ValueError: if a graph is asked for without a GPU or with an optimiser that is not
-            capturable, or ``compile`` is not a boolean.
+        ValueError: if a graph is asked for without a GPU, with an optimiser that is not
+            capturable or a loss that writes priorities, or ``compile`` is not a boolean.
         RuntimeError: at the capture, if it fails and ``cuda_graph`` is True.
         OutOfMemoryError: of torch, at the capture, if the device has no room for the graph.
 
@@ -216,6 +216,14 @@ class Update:
                     "agent and mixer there, or take cuda_graph='auto'"
                 )
             return f"the parameters are on {first.device}"
+        if self.loss.write_priority is not None:
+            reason = "the loss writes priorities to its batch, and a graph has one of its own"
+            if self.must_be_graph:
+                raise ValueError(
+                    f"Update: {reason}; take write_priority=None and the output 'priority', or "
+                    "cuda_graph='auto'"
+                )
+            return reason
         if all(group.get("capturable", True) for group in optimizer.param_groups):
             return None
         name, remedy = type(optimizer).__name__, "make it with capturable=True"

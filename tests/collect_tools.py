@@ -188,8 +188,14 @@ def packed_and_back(batch, rows):
 
 def rows_of(batch, agent):
     """Return a batch as the loss reads it, without states."""
+    keys = QMixLoss.default_keys()
     return read_rows(
-        batch, QMixLoss.default_keys(), n_actions=agent.n_actions, reward=REWARD, needs_state=False
+        batch,
+        keys,
+        masks=[keys.mask],
+        n_actions=agent.n_actions,
+        reward=REWARD,
+        needs_state=False,
     )
 
 

@@ -11,6 +11,7 @@ from qmix_trl import (
     ConfigError,
     FeedforwardAgent,
     QMixer,
+    QMixLoss,
     RecurrentAgent,
     VDNMixer,
     load_weights,
@@ -48,6 +49,21 @@ def test_loaded_weights_equal_the_saved_ones(make_agent, make_mixer, tmp_path):
     assert same(agent, other_agent)
     assert mixer is None or same(mixer, other_mixer)
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater")
+@pytest.mark.parametrize("make_mixer", [lambda: QMixer(2, 5), lambda: None])
+def test_targets_of_a_loss_are_loaded_where_it_is_given(make_mixer, tmp_path):
+    save_weights(tmp_path, feedforward(), make_mixer())
+    agent, mixer = feedforward(), make_mixer()
+    loss = QMixLoss(agent, mixer, gamma=0.9)
+    before = loss.target_agent_params.clone()
+    load_weights(tmp_path, agent, mixer)
+    assert (loss.target_agent_params == before).all()
+    load_weights(tmp_path, agent, mixer, loss=loss)
+    assert (loss.target_agent_params != before).any()
+    assert (loss.target_agent_params == loss.agent_params).all()
+    assert mixer is None or (loss.target_mixer_params == loss.mixer_params).all()
 
 
 def test_an_agent_is_loaded_without_its_mixer(tmp_path):

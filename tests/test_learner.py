@@ -9,6 +9,7 @@ from loss_tools import random_batch, some_ends
 from torchrl.data import (
     LazyTensorStorage,
     ListStorage,
+    PrioritizedSampler,
     SamplerWithoutReplacement,
     TensorDictReplayBuffer,
 )
@@ -135,6 +136,47 @@ def test_an_empty_buffer_is_an_error(monkeypatch):
 def test_at_least_one_step_is_taken():
     with pytest.raises(ValueError, match="n_steps of at least 1, got 0"):
         Learner(updates_of(*SOFT), replay_of(), n_steps=0)
+
+
+# ------------------------------------------------------------------------ priorities
+
+
+class LastRows(PrioritizedSampler):
+    """Samples the last rows, and keeps the priorities that it is given."""
+
+    reduction = "max"
+
+    def __init__(self):
+        self.given = []
+
+    def sample(self, storage, batch_size):
+        return torch.arange(len(storage) - batch_size, len(storage)), {}
+
+    def update_priority(self, index, priority, *, storage=None):
+        self.given.append((index.tolist(), priority))
+
+    def extend(self, index): ...
+
+
+def test_a_prioritised_buffer_gets_the_priorities_of_each_step():
+    step, plain = updates_of(*SOFT), updates_of(*SOFT)
+    step.loss.write_priority = "rows"
+    learner = Learner(step, buffer_of(sampler=LastRows()), n_steps=3)
+    replay = buffer_of(sampler=LastRows())
+    for buffer in (learner.replay, replay):
+        buffer.extend(collected(0))
+        buffer.extend(collected(1))
+    learner()
+    expected = [plain(replay.sample())["priority"] for _ in range(3)]
+    given = learner.replay.sampler.given[2:]  # after those of the two batches
+    assert [index for index, _ in given] == [[2, 3]] * 3
+    for (_, priority), right in zip(given, expected, strict=True):
+        assert torch.equal(priority, right)
+
+
+def test_a_prioritised_buffer_needs_a_loss_that_writes_priorities():
+    with pytest.raises(ValueError, match=r"write_priority=None; make QMixLoss with write_priority"):
+        Learner(updates_of(*SOFT), buffer_of(sampler=LastRows()), n_steps=3)
 
 
 # ------------------------------------------------------------------------ steps one by one

@@ -310,6 +310,8 @@ def test_a_row_inside_an_episode_starts_from_its_stored_memory():
     loss.target_agent_params.update_(loss.agent_params.data)
     whole, part = loss(batch)["loss"][:, 5:], loss(tail)["loss"]
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-12)
+    tail[IS_INIT][:, 0] = True  # as TorchRL's SliceSampler marks it
+    assert torch.equal(loss(tail)["loss"], part)
     without = loss(tail.exclude(HIDDEN, LAST_ACTION))["loss"]
     assert not torch.allclose(without, whole)
 

@@ -124,5 +124,19 @@ def test_qmixer_refuses_shapes_that_do_not_fit():
         QMixer(2, 3)(torch.randn(7, 4, 1), torch.randn(7, 3))
 
 
+@pytest.mark.parametrize(
+    ("n_agents", "shape", "expected"),
+    [
+        (None, (32, 3), r"\[\*B, N, 1\], got \[32, 3\]"),
+        (None, (3,), r"\[\*B, N, 1\], got \[3\]"),
+        (3, (32, 4, 1), r"\[\*B, 3, 1\], got \[32, 4, 1\]"),
+        (3, (32, 3, 2), r"\[\*B, 3, 1\], got \[32, 3, 2\]"),
+    ],
+)
+def test_vdn_refuses_shapes_that_do_not_fit(n_agents, shape, expected):
+    with pytest.raises(ValueError, match=f"chosen_action_value of shape {expected}"):
+        VDNMixer(n_agents)(torch.randn(shape))
+
+
 def test_dtype_reaches_every_parameter():
     assert {p.dtype for p in QMixer(2, 3, dtype=torch.float64).parameters()} == {torch.float64}

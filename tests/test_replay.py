@@ -10,12 +10,16 @@ from collect_tools import (
     CounterEnv,
     collect,
     make_agent,
+    make_loss,
     packed_and_back,
     slices,
     unrolled,
 )
-from tensordict import TensorDict
+from tensordict import TensorDict, lazy_stack
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
 
+from qmix_trl import QMixLoss
 from qmix_trl.keys import (
     ACTION,
     ACTION_MASK,
@@ -34,6 +38,7 @@ from qmix_trl.keys import (
     TRUNCATED,
     next_key,
 )
+from qmix_trl.policy import GreedyAction, make_policy, with_memory
 from qmix_trl.replay import GraphSampler, SequenceRows, make_replay
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:Nested")
@@ -195,7 +200,11 @@ def numbered(first, n_rows, steps=2):
     number = torch.arange(first, first + n_rows).float().reshape(-1, 1, 1).expand(-1, steps, 1)
     flag = torch.zeros(n_rows, steps, 1, dtype=torch.bool)
     batch = TensorDict({STATE: number, IS_INIT: flag, MASK: ~flag[..., 0]}, [n_rows, steps])
-    batch.set(next_key(STATE), number)
+    for key in (STATE, REWARD):
+        batch.set(next_key(key), number)
+    for key in (OBSERVATION, next_key(OBSERVATION)):
+        batch.set(key, number.unsqueeze(2))
+    batch.set(ACTION, torch.zeros(n_rows, steps, 1, dtype=torch.int64))
     return batch.set(next_key(DONE), flag).set(next_key(TERMINATED), flag.clone())
 
 
@@ -301,6 +310,206 @@ def test_a_batch_without_a_mask_is_all_valid_and_one_without_is_init_is_refused(
     assert bare[MASK].all()
     with pytest.raises(KeyError, match="is_init"):
         packed_and_back(batch.exclude(IS_INIT), SequenceRows(max_steps=LIMIT))
+
+
+# ---------------------------------------------------------------------- the entries of a batch
+
+
+NEEDED = (OBSERVATION, next_key(OBSERVATION), next_key(STATE), next_key(ACTION_MASK), ACTION)
+REWARDS = (next_key(REWARD), next_key(AGENT_REWARD))
+
+
+@pytest.mark.parametrize("missing", [*NEEDED, IS_INIT, next_key(TERMINATED), REWARDS], ids=str)
+def test_a_batch_that_lacks_an_entry_is_refused(missing):
+    (batch,) = slices(LIMIT, 1)
+    missing = missing if missing is REWARDS else (missing,)
+    with pytest.raises(KeyError) as error:
+        SequenceRows(max_steps=LIMIT).inv(batch.exclude(*missing))
+    message = str(error.value.args[0])
+    assert message.startswith(f"expected {missing[0]!r} in the batch, got ")
+    assert message.endswith("; name yours: SequenceRows(keys=loss.tensor_keys)")
+
+
+@pytest.mark.parametrize("reward", REWARDS, ids=str)
+def test_one_of_the_rewards_is_enough(reward):
+    (batch,) = slices(LIMIT, 1)
+    back = packed_and_back(batch.exclude(reward), SequenceRows(max_steps=LIMIT))
+    (other,) = {*REWARDS} - {reward}
+    assert torch.equal(back[other], batch[other])
+    assert reward not in back.keys(True, True)
+
+
+def test_entries_are_stored_under_the_keys_of_a_loss():
+    (batch,) = slices(STEPS, 1)
+    loss = QMixLoss(make_agent(CounterEnv()), None, gamma=0.9)
+    fields = ("observation", "action", "action_mask", "state", "hidden", "last_action", "is_init")
+    new = {getattr(loss.tensor_keys, field): ("adversary", field) for field in fields}
+    renamed = batch.clone()
+    for old, key in new.items():
+        renamed.rename_key_(old, key)
+        if next_key(old) in batch.keys(True, True):
+            renamed.rename_key_(next_key(old), next_key(key))
+    loss.set_keys(**{field: ("adversary", field) for field in fields})
+    expected = packed_and_back(batch, SequenceRows(max_steps=LIMIT))
+    back = packed_and_back(renamed, SequenceRows(max_steps=LIMIT, keys=loss.tensor_keys))
+    for old, key in new.items():
+        assert torch.equal(back[key], expected[old])
+    assert torch.equal(back[next_key("adversary")]["observation"], expected[next_key(OBSERVATION)])
+    assert len(back.keys(True, True)) == len(expected.keys(True, True))
+
+
+def test_more_entries_of_each_step_are_stored_where_they_are_asked_for():
+    (batch,) = slices(STEPS, 1)
+    batch["time"] = torch.arange(STEPS).expand(2, STEPS)
+    batch["next", "time"] = batch["time"] + 1
+    without = packed_and_back(batch, SequenceRows(max_steps=LIMIT))
+    assert "time" not in without.keys(True, True)
+    back = packed_and_back(batch, SequenceRows(max_steps=LIMIT, others=["time"]))
+    assert torch.equal(back["time"], batch["time"])
+    assert torch.equal(back["next", "time"], batch["next", "time"])
+    with pytest.raises(KeyError, match="expected \\('next', 'time'\\) in the batch"):
+        SequenceRows(max_steps=LIMIT, others=["time"]).inv(batch.exclude(("next", "time")))
+
+
+@pytest.mark.parametrize("key", [HIDDEN, next_key(DONE)], ids=str)
+def test_batches_with_other_entries_than_before_are_refused(key):
+    first, second = slices(LIMIT, 2)
+    for one, other in ((first, second.exclude(key)), (first.exclude(key), second)):
+        rows = SequenceRows(max_steps=LIMIT)
+        rows.inv(one)
+        with pytest.raises(KeyError, match=r"entries of the batches before, got .* differs in"):
+            rows.inv(other)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_lazy_stack_is_stored_like_a_dense_batch(dim):
+    (batch,) = slices(STEPS, 1)
+    lazy = lazy_stack(list(batch.unbind(dim)), dim)
+    expected = packed_and_back(batch, SequenceRows(max_steps=LIMIT))
+    back = packed_and_back(lazy, SequenceRows(max_steps=LIMIT))
+    assert set(back.keys(True, True)) == set(expected.keys(True, True))
+    assert (back == expected).all()
+
+
+def test_a_mask_of_steps_may_have_a_last_dimension():
+    (batch,) = slices(STEPS, 1)
+    batch[MASK] = torch.arange(STEPS).expand(2, STEPS) < 9
+    expected = packed_and_back(batch, SequenceRows(max_steps=LIMIT))
+    batch["collector"] = TensorDict(mask=batch[MASK].unsqueeze(-1), batch_size=batch.shape)
+    assert (packed_and_back(batch, SequenceRows(max_steps=LIMIT)) == expected).all()
+
+
+def test_environments_may_have_several_dimensions():
+    (batch,) = slices(STEPS, 1)
+    expected = packed_and_back(batch, SequenceRows(max_steps=LIMIT))
+    back = packed_and_back(batch.reshape(2, 1, STEPS), SequenceRows(max_steps=LIMIT))
+    assert (back == expected).all()
+
+
+def test_rows_can_be_added_one_by_one():
+    (batch,) = slices(STEPS, 1)
+    replay = make_replay(SequenceRows(max_steps=LIMIT), capacity_rows=4, batch_rows=2, seed=0)
+    for row in batch:
+        replay.add(row)
+    assert len(replay) == 2
+    expected = packed_and_back(batch, SequenceRows(max_steps=LIMIT))
+    assert (replay[:] == expected).all()
+    assert (replay[1] == expected[1]).all()
+
+
+def test_single_steps_and_joined_workers_are_refused():
+    """As of ``extend_buffer=False``, which adds steps [E], and of ``cat_results=-1``."""
+    (batch,) = slices(STEPS, 1)
+    rows = SequenceRows(max_steps=LIMIT)
+    message = r"steps in order, got row 0 whose step {} does not begin with .* \(cat_results=0"
+    with pytest.raises(ValueError, match=message.format(1)):
+        rows.inv(batch[:, 1])
+    joined = torch.cat([batch[:1, :4], batch[1:, 1:3]], 1)
+    with pytest.raises(ValueError, match=message.format(4)):
+        rows.inv(joined)
+    with pytest.raises(ValueError, match=r"expected a batch \[E, T\], got a single step"):
+        rows.inv(batch[0, 0])
+
+
+def test_a_seam_in_padding_is_no_fault():
+    (batch,) = slices(STEPS, 1)
+    joined = torch.cat([batch[:1, :4], batch[1:, 1:3]], 1)
+    joined[MASK] = torch.arange(6).unsqueeze(0) < 4
+    SequenceRows(max_steps=LIMIT).inv(joined)
+
+
+def test_burn_in_keeps_to_the_environments_of_the_batch_before():
+    first, second = slices(LIMIT, 2)
+    rows = SequenceRows(max_steps=LIMIT, burn_in=2)
+    rows.inv(first)
+    with pytest.raises(ValueError, match=r"2 environments as in the batch before, .* got 1"):
+        rows.inv(second[:1])
+
+
+@pytest.mark.parametrize(("burn_in", "shares"), [(0, True), (2, False)])
+def test_processes_share_a_buffer_without_burn_in_alone(burn_in, shares):
+    replay = make_replay(SequenceRows(burn_in=burn_in), capacity_rows=4, batch_rows=2, seed=0)
+    if shares:
+        replay.share()
+    else:
+        with pytest.raises(RuntimeError, match="SequenceRows keeps replay-buffer write state"):
+            replay.share()
+
+
+# ---------------------------------------------------------------------- TorchRL's own machinery
+
+
+def acting(agent, **arguments):
+    """Return TorchRL's collector of 2 x 7 steps of ``CounterEnv``, 21 in all."""
+    env = CounterEnv()
+    return Collector(
+        with_memory(env, agent),
+        make_policy(agent, GreedyAction()),
+        frames_per_batch=14,
+        total_frames=42,
+        auto_register_policy_transforms=False,
+        **arguments,
+    )
+
+
+def test_torchrls_collector_writes_rows_into_the_buffer():
+    agent = make_agent(CounterEnv())
+    kept = [batch.clone() for batch in acting(agent)]
+    replay = make_replay(SequenceRows(max_steps=LIMIT), capacity_rows=6, batch_rows=3, seed=0)
+    yielded = list(acting(agent, replay_buffer=replay))
+    assert yielded == [None] * 3
+    rows = SequenceRows(max_steps=LIMIT)
+    expected = torch.cat([packed_and_back(batch, rows) for batch in kept])
+    assert (replay[:] == expected).all()
+    loss = make_loss(CounterEnv(), agent, td_lambda=0.8)
+    together = torch.cat([batch.exclude("collector") for batch in kept])
+    torch.testing.assert_close(loss(replay[:]), loss(together))
+    assert replay.sample().shape == (3, 7)
+
+
+def test_torchrls_collector_must_extend_the_buffer():
+    replay = make_replay(SequenceRows(max_steps=LIMIT), capacity_rows=6, batch_rows=3, seed=0)
+    agent = make_agent(CounterEnv())
+    with pytest.raises(ValueError, match="extend_buffer=True"):
+        list(acting(agent, replay_buffer=replay, extend_buffer=False))
+
+
+def test_slices_of_torchrls_sampler_unroll_from_their_stored_memory():
+    """``SliceSampler`` marks the first step of each slice by ``is_init``."""
+    agent = make_agent(CounterEnv())
+    (batch,) = slices(STEPS, 1, agent=agent)
+    batch["episode"] = batch[IS_INIT][..., 0].cumsum(1) + 100 * torch.arange(2)[:, None]
+    replay = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(2 * STEPS),
+        sampler=SliceSampler(slice_len=3, traj_key="episode"),
+        batch_size=60,
+    )
+    replay.extend(batch.reshape(-1))
+    rows = replay.sample().reshape(-1, 3)
+    assert rows[IS_INIT][:, 0].all()
+    starts_inside = (rows[HIDDEN][:, 0] != 0).flatten(1).any(1)
+    assert starts_inside.any()
+    torch.testing.assert_close(unrolled(rows, agent), rows[ACTION_VALUE])
 
 
 def test_burn_in_wants_a_first_batch_that_begins_with_resets():

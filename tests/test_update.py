@@ -234,6 +234,17 @@ def test_optimizers_that_a_graph_can_hold(cuda_graph):
         assert on_gpu_with(optimizer, cuda_graph=cuda_graph).how == Chosen("CUDA graph")
 
 
+def test_a_graph_cannot_write_priorities_to_the_callers_batch():
+    loss = make_loss(write_priority="rows")
+    capturable = torch.optim.RMSprop([OnGpu(torch.zeros(1))], lr=0.1, capturable=True)
+    updater = make_soft_updater(loss, tau=0.1)
+    step = Update(loss, capturable, updater, max_grad_norm=1.0)
+    reason = "the loss writes priorities to its batch, and a graph has one of its own"
+    assert step.how == Chosen("torch's operations", {"CUDA graph": reason})
+    with pytest.raises(ValueError, match=f"Update: {reason}; take write_priority=None"):
+        Update(loss, capturable, updater, max_grad_norm=1.0, cuda_graph=True)
+
+
 def test_how_names_the_layers_in_cpp():
     step = updates_of(*SETTINGS[0])
     assert step.how == Chosen("layers in C++")

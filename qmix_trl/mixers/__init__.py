@@ -2,7 +2,7 @@
 
 A mixer names its arguments in ``in_keys``, in the order of its call. The loss supplies any of
 these: chosen action values, greedy action values, all action values, joint action, action mask,
-state, hidden states, observation.
+state, hidden states, observation. It reads any other entry from the batch.
 """
 
 from qmix_trl.mixers.qmix import QMixer

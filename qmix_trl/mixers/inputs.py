@@ -1,6 +1,6 @@
-"""The entries that a mixer may read: the loss supplies whatever its ``in_keys`` name among them."""
+"""The entries that a mixer reads: values of the agents, and entries of the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,7 @@ class MixerInputs:
         state: float [B, T, *S]; None if the mixer does not read it.
         hidden: float [B, T, N, H], after the observation; None for agents without.
         observation: float [B, T, N, O].
+        others: more entries of the batch [B, T, ..], by key.
     """
 
     action_value: Tensor
@@ -45,6 +46,7 @@ class MixerInputs:
     state: Tensor | None
     hidden: Tensor | None
     observation: Tensor
+    others: Mapping[NestedKey, Tensor]
 
     @property
     def chosen_action_value(self) -> Tensor:
@@ -64,21 +66,16 @@ class MixerInputs:
         return self.action_mask
 
 
-def input_names(in_keys: Sequence[NestedKey], spelt: dict[NestedKey, str]) -> list[str]:
-    """Return the attribute of ``MixerInputs`` for each of a mixer's ``in_keys``.
+def input_names(
+    in_keys: Sequence[NestedKey], spelt: Mapping[NestedKey, str]
+) -> list[tuple[NestedKey, str | None]]:
+    """Return each of a mixer's ``in_keys`` with its attribute of ``MixerInputs``.
+
+    An entry that is not supplied has None: it is one of the ``others``, read from the batch.
 
     Args:
         in_keys: of the mixer.
         spelt: other spellings of the keys in ``SUPPLIED``, by ``set_keys`` of the loss.
-
-    Raises:
-        KeyError: if the mixer reads anything else.
     """
     known = {**SUPPLIED, **spelt}
-    unknown = [key for key in in_keys if key not in known]
-    if unknown:
-        raise KeyError(
-            f"expected a mixer that reads some of {', '.join(map(repr, known))}; got in_keys with "
-            f"{', '.join(map(repr, unknown))}"
-        )
-    return [known[key] for key in in_keys]
+    return [(key, known.get(key)) for key in in_keys]

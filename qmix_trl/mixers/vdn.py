@@ -12,8 +12,8 @@ class VDNMixer(nn.Module):
     """Q_tot = sum over agents of Q_a (Sunehag et al. 2017, arXiv 1706.05296, equation 3).
 
     Args:
-        n_agents: not used; all mixers are made with the same arguments.
-        state_shape: not used.
+        n_agents: N, the number of utilities; None takes any number.
+        state_shape: not used; all mixers are made with the same arguments.
         device: not used.
     """
 
@@ -26,6 +26,7 @@ class VDNMixer(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        self.n_agents = n_agents
 
     def forward(self, chosen_action_value: Tensor, state: Tensor | None = None) -> Tensor:
         """Return the joint value.
@@ -36,5 +37,14 @@ class VDNMixer(nn.Module):
 
         Returns:
             float [*B, 1].
+
+        Raises:
+            ValueError: if the utilities have another shape.
         """
+        fits = chosen_action_value.dim() >= 2 and chosen_action_value.shape[-1] == 1
+        if not fits or self.n_agents not in (None, chosen_action_value.shape[-2]):
+            raise ValueError(
+                f"VDNMixer: expected chosen_action_value of shape [*B, {self.n_agents or 'N'}, 1], "
+                f"got {list(chosen_action_value.shape)}"
+            )
         return chosen_action_value.sum(-2)
