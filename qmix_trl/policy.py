@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModuleBase, TensorDictSequential, dispatch
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
 from torchrl.envs import EnvBase, TransformedEnv
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from qmix_trl.agents.layers import RESET, check_agent, memory_primer
+from qmix_trl.agents.layers import RESET, check_agent, dispatched, memory_primer
 from qmix_trl.errors import ConfigError
 from qmix_trl.functional import greedy_action, one_hot, random_action
 from qmix_trl.keys import (
@@ -79,7 +79,7 @@ class GreedyAction(TensorDictModuleBase):
     def set_random_state(self, state: Mapping[str, Tensor]) -> None:
         """Do nothing: a greedy choice has no random state."""
 
-    @dispatch(auto_batch_size=False)
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
         values, mask = tensordict[ACTION_VALUE], mask_of(tensordict, masked=self.masked)
@@ -248,7 +248,7 @@ class EpsilonGreedyAction(TensorDictModuleBase):
         """Count frames: steps of one environment."""
         self.frames.add_(frames)
 
-    @dispatch(auto_batch_size=False)
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
         values, mask = tensordict[ACTION_VALUE], mask_of(tensordict, masked=self.masked)
@@ -387,7 +387,7 @@ class RememberAction(TensorDictModuleBase):
         super().__init__()
         self.n_actions = n_actions
 
-    @dispatch(auto_batch_size=False)
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the one-hot actions, float32 [*B, N, A]."""
         action = tensordict[ACTION]
@@ -421,7 +421,7 @@ class RandomPolicy(TensorDictModuleBase):
         self.n_actions = n_actions
         self._stream = RandomStream(seed, device)
 
-    @dispatch(auto_batch_size=False)
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
         like, mask = (
@@ -455,7 +455,7 @@ class NoOpPolicy(TensorDictModuleBase):
         self.in_keys = read_keys(OBSERVATION, masked=masked)
         self.n_actions = n_actions
 
-    @dispatch(auto_batch_size=False)
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
         like = equal_scores(tensordict, self.n_actions)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import dispatch
 from torch import Tensor, nn
 from torchrl.data import Composite
 from torchrl.envs import TensorDictPrimer
@@ -12,6 +13,18 @@ from torchrl.envs import TensorDictPrimer
 RESET = "_reset"  # TorchRL's entry for the environments that a call of ``reset`` resets
 # An agent's attributes: of policies and environments, and of the loss.
 OF_AGENTS = ("n_actions", "memory_spec", "step", "unroll")
+
+
+def dispatched(forward: Callable) -> Callable:
+    """Return a module's ``forward`` that also takes its ``in_keys`` as tensors, for export too.
+
+    The decorator is tensordict's ``dispatch``. ``torch.export`` binds the arguments of a call to
+    the signature, so the signature must not be that of ``forward(tensordict)``.
+    """
+    wrapper = dispatch(auto_batch_size=False)(forward)
+    for name in ("__wrapped__", "__signature__"):
+        vars(wrapper).pop(name, None)  # it takes any arguments
+    return wrapper
 
 
 class AgentLayers(NamedTuple):
@@ -112,7 +125,7 @@ class LayerPerAgent(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all parameters again."""
         for name, drawn in self._draw().items():
-            self.get_parameter(name).copy_(drawn)
+            getattr(self, name).copy_(drawn)  # a loss sets plain tensors
 
 
 def per_agent(make_layer: Callable[[], nn.Module], n_copies: int | None) -> nn.Module:

@@ -4,13 +4,20 @@ from functools import partial
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModuleBase, dispatch
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import TensorDictPrimer
 
 from qmix_trl.agents import gru
-from qmix_trl.agents.layers import AgentInput, AgentLayers, carried, memory_primer, per_agent
+from qmix_trl.agents.layers import (
+    AgentInput,
+    AgentLayers,
+    carried,
+    dispatched,
+    memory_primer,
+    per_agent,
+)
 from qmix_trl.dense import dense, linear
 from qmix_trl.functional import keep_where
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, OBSERVATION, next_key
@@ -88,7 +95,7 @@ class RecurrentAgent(TensorDictModuleBase):
         """Return the transform that carries the memory, under the name that TorchRL looks for."""
         return memory_primer(self.memory_spec)
 
-    @dispatch(auto_batch_size=False)
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Take one step: write action values [*B, N, A] and the next hidden state [*B, N, H]."""
         continues = ~tensordict[IS_INIT][..., 0]  # [*B]
