@@ -18,7 +18,10 @@ from collect_tools import (
 from torchrl.collectors import Collector
 from torchrl.data import Binary, Composite, OneHot
 from torchrl.envs import (
+    Compose,
     EnvBase,
+    ExcludeTransform,
+    FrameSkipTransform,
     ParallelEnv,
     RewardSum,
     SerialEnv,
@@ -32,6 +35,7 @@ from qmix_trl.errors import ConfigError
 from qmix_trl.keys import (
     ACTION,
     ACTION_MASK,
+    AGENT_REWARD,
     DONE,
     EPISODE_REWARD,
     HIDDEN,
@@ -298,3 +302,17 @@ def test_environments_name_their_agents_like_torchrls():
         assert env.n_agents == n_agents
         assert env.group_map == {"agents": [f"agent_{i}" for i in range(n_agents)]}
         assert with_memory(env, make_agent(env)).group_map == env.group_map
+
+
+def test_transforms_of_one_reward_serve_once_the_agents_rewards_are_left_out():
+    skip = Compose(ExcludeTransform(AGENT_REWARD), FrameSkipTransform(2))
+    plain = CounterEnv()
+    skipping = TransformedEnv(CounterEnv(), skip)
+    step = plain.reset().set(ACTION, torch.ones(2, 2, dtype=torch.int64))
+    skipped = skipping.step(skipping.reset().set(ACTION, step[ACTION]))
+    one = plain.step(step)
+    two = plain.step(one["next"].set(ACTION, step[ACTION]))
+    expected = one[next_key(REWARD)] + two[next_key(REWARD)]
+    assert torch.equal(skipped[next_key(REWARD)], expected)
+    with pytest.raises(KeyError, match="more than one key"):
+        TransformedEnv(CounterEnv(), FrameSkipTransform(2)).step(step)

@@ -50,7 +50,7 @@ def test_workers_anneal_epsilon_and_draw_on_their_own(seed):
         cat_results=0,
         auto_register_policy_transforms=False,
     )
-    shares = []
+    shares, states = [], {}
     try:
         for batch in collector:
             assert available(batch)
@@ -61,12 +61,17 @@ def test_workers_anneal_epsilon_and_draw_on_their_own(seed):
             shares.append(greedy_share(batch))
             policy.head.step(2 * OF_WORKER)
             collector.update_policy_weights_()
+        states = collector.state_dict()
     finally:
         collector.shutdown()
     # Two of three actions are available: half of the explored ones are greedy by chance. Epsilon
     # is 1, then 1/2: three quarters, then 0; 160 actions have a deviation of 0.04.
     assert shares == pytest.approx([0.5, 0.75, 1.0], abs=0.15)
     assert shares[2] == 1
+    first, second = (states[f"worker{i}"]["policy_state_dict"] for i in (0, 1))
+    assert first["module.1.frames"] == second["module.1.frames"] == 6 * OF_WORKER
+    streams = [state["module.1._extra_state"]["generator"] for state in (first, second)]
+    assert torch.equal(*streams) == (seed is None)  # torch's global stream is not the policy's
 
 
 def test_a_policy_in_a_process_of_its_own_sees_the_masks():

@@ -117,7 +117,7 @@ class LayerPerAgent(nn.Module):
             self.register_parameter(name, nn.Parameter(drawn))
 
     def _draw(self) -> dict[str, Tensor]:
-        """Return new parameters [N, ..] by name, those of each agent in the scale of its layer."""
+        """Return new parameters [N, ..] by name, in the scale of one agent's layer."""
         layers = [dict(self.make_layer().named_parameters()) for _ in range(self.n_agents)]
         return {name: torch.stack([x[name].detach() for x in layers]) for name in layers[0]}
 
