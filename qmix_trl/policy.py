@@ -497,7 +497,7 @@ def make_policy(
     Raises:
         TypeError: if ``agent`` is no agent.
     """
-    check_agent(agent, "make_policy")
+    check_agent(agent, "make_policy", "n_actions")
     return AgentPolicy(agent, head, RememberAction(agent.n_actions))
 
 
@@ -508,7 +508,7 @@ def with_memory(env: EnvBase, agent: TensorDictModuleBase) -> TransformedEnv:
         TypeError: if ``agent`` is no agent.
         ConfigError: if the environment has no ``done`` of its own, only its agents.
     """
-    check_agent(agent, "with_memory")
+    check_agent(agent, "with_memory", "memory_spec")
     if RESET not in env.reset_keys:
         raise ConfigError(
             f"with_memory: expected an environment with an entry 'done', got {env.done_keys}; set "

@@ -7,6 +7,7 @@ entry in ``CHOOSERS``.
 import copy
 import pickle
 
+import collect_tools
 import pytest
 import torch
 from tensordict import TensorDict
@@ -408,6 +409,21 @@ def test_agents_act_and_learn_under_autocast(name, variant):
         torch.testing.assert_close(rounded[key].float(), expected, rtol=0.03, atol=0.03)
         if "hidden" in key or "hiddens" in key:
             assert rounded[key].dtype == torch.float32  # as the memory's spec has it
+
+
+@pytest.mark.parametrize("burn_in", [0, 2])
+@pytest.mark.parametrize("name", collect_tools.AGENTS)
+def test_the_loss_of_rows_with_stored_memory_runs_under_autocast(name, burn_in):
+    env = collect_tools.CounterEnv()
+    agent = collect_tools.make_agent(env, name)
+    (batch,) = collect_tools.collect(env, agent, rows="slices", steps=9, n_batches=1)
+    loss = collect_tools.make_loss(env, agent, td_lambda=0.5, burn_in=burn_in)
+    expected = loss(batch)["loss"].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = loss(batch)["loss"]
+        rounded.backward()
+    assert rounded.item() == pytest.approx(expected, rel=0.03)  # bfloat16 has 8 bits
+    assert all(p.grad.isfinite().all() for p in loss.parameters() if p.grad is not None)
 
 
 @every_variant

@@ -9,7 +9,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.trainers import Trainer
 
 from qmix_trl import EpsilonGreedyAction, GreedyAction, make_collector, make_policy, with_memory
-from qmix_trl.fused import FusedCollector
+from qmix_trl.fused import FusedCollector, policy_kernel
 from qmix_trl.keys import ACTION, ACTION_VALUE, IS_INIT, OBSERVATION
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:Nested")
@@ -104,9 +104,11 @@ def test_seeds_are_those_of_torchrls_collector():
     assert torch.equal(fused.collect()[OBSERVATION], first)
 
 
-@pytest.mark.parametrize("kind", ["stock", "fused"])
-def test_collectors_explore_whatever_the_exploration_type_around_them_is(kind):
-    collector, _ = collector_of(explorer(1.0), kind=kind)
+@pytest.mark.parametrize("kind", ["stock", "fused", "step loop"])
+def test_collectors_explore_whatever_the_exploration_type_around_them_is(kind, monkeypatch):
+    if kind == "step loop":
+        monkeypatch.setattr(policy_kernel, "why_not", lambda *_: "as asked for")
+    collector, _ = collector_of(explorer(1.0), kind="stock" if kind == "stock" else "fused")
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         actions, values = [], []
         for batch in collector:

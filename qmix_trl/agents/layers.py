@@ -11,8 +11,6 @@ from torchrl.data import Composite
 from torchrl.envs import TensorDictPrimer
 
 RESET = "_reset"  # TorchRL's entry for the environments that a call of ``reset`` resets
-# An agent's attributes: of policies and environments, and of the loss.
-OF_AGENTS = ("n_actions", "memory_spec", "step", "unroll")
 
 
 def dispatched(forward: Callable) -> Callable:
@@ -164,20 +162,21 @@ def carried(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
     return value
 
 
-def check_agent(agent: nn.Module, where: str) -> None:
-    """Refuse a module that is no agent, such as a network of TorchRL.
+def check_agent(agent: nn.Module, where: str, *names: str) -> None:
+    """Refuse a module that lacks attributes of an agent, such as a network of TorchRL.
 
     Args:
         agent: the module.
         where: the name of the function that needs an agent.
+        *names: the attributes that it needs.
 
     Raises:
-        TypeError: if an attribute of agents is missing; it names all that are.
+        TypeError: if one is missing.
     """
-    missing = [name for name in OF_AGENTS if not hasattr(agent, name)]
+    missing = [name for name in names if not hasattr(agent, name)]
     if missing:
         raise TypeError(
-            f"{where}: expected an agent as in qmix_trl.agents, got a {type(agent).__name__} "
+            f"{where}: expected an agent with {', '.join(names)}, got a {type(agent).__name__} "
             f"without {', '.join(missing)}; write an agent around it ('Add an agent' in "
             "qmix_trl/README.md), or act by TensorDictSequential(module, head)"
         )
