@@ -34,7 +34,8 @@ def make_collector(
     Its attribute ``how``, a ``Chosen``, tells the implementation.
 
     Args:
-        env: an environment under the contract, with the agent's memory.
+        env: an environment under the contract, with the agent's memory; its batch may have any
+            shape, E is its number of environments.
         policy: the policy that acts.
         rows: "episodes": all environments are reset together before each batch, and the steps
             after an episode's end are masked; "slices": environments are reset on their own,
@@ -74,14 +75,14 @@ def make_collector(
             postproc=add_mask,
             keeps_memory=keeps_memory,
         )
-    frames_per_batch = env.batch_size[0] * steps
+    frames_per_batch = env.batch_size.numel() * steps
     stock = Collector(
         env,
         policy,
         frames_per_batch=frames_per_batch,
         total_frames=frames_per_batch * n_batches,
         reset_at_each_iter=rows == "episodes",
-        postproc=add_mask if keeps_memory else partial(_first_memory_of, policy, add_mask),
+        postproc=partial(_postprocess, None if keeps_memory else policy, add_mask),
         trust_policy=True,
         auto_register_policy_transforms=False,
     )
@@ -89,12 +90,22 @@ def make_collector(
     return stock
 
 
-def _first_memory_of(
-    policy: TensorDictModuleBase,
+def _postprocess(
+    policy: TensorDictModuleBase | None,
     add_mask: Callable[[TensorDictBase], TensorDictBase],
     batch: TensorDictBase,
 ) -> TensorDictBase:
-    """Return a batch of TorchRL's collector with its mask, without the memory of later steps."""
+    """Return a batch of TorchRL's collector as a batch [E, T] with its mask.
+
+    Args:
+        policy: whose memory of later steps is left out; None to keep it.
+        add_mask: sets the mask.
+        batch: [*B, T]; a single environment without a batch has [T].
+    """
+    if batch.dim() != 2:
+        batch = batch.reshape(-1, batch.shape[-1])
+    if policy is None:
+        return add_mask(batch)
     present = batch.keys(True, True)
     first = {key: batch.get(key)[:, 0] for key in carried_keys(policy) if key in present}
     return add_mask(show_first_memory(batch, first))

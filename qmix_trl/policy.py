@@ -1,13 +1,19 @@
 """Policies: an agent, a head that turns action values into actions, and the agent's memory."""
 
+import hashlib
 from collections.abc import Mapping
+from multiprocessing import current_process
+from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, TensorDictSequential
 from torch import Tensor
-from torchrl.envs import EnvBase, TensorDictPrimer, TransformedEnv
+from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs.utils import ExplorationType, exploration_type
 
+from qmix_trl.agents.layers import RESET, check_agent, dispatched, memory_primer
+from qmix_trl.errors import ConfigError
 from qmix_trl.functional import greedy_action, one_hot, random_action
 from qmix_trl.keys import (
     ACTION,
@@ -19,15 +25,49 @@ from qmix_trl.keys import (
 )
 
 MOST_REPEATED = 100  # steps for which an agent repeats a random action at most
+EXPLORING = (ExplorationType.RANDOM, None)  # as for TorchRL's EGreedyModule
+
+
+def read_keys(entry: NestedKey, *, masked: bool) -> list[NestedKey]:
+    """Return the ``in_keys`` of a module that chooses actions by an entry, and by the mask."""
+    return [entry, ACTION_MASK] if masked else [entry]
+
+
+def mask_of(tensordict: TensorDictBase, *, masked: bool) -> Tensor | None:
+    """Return the action mask, bool [*B, N, A]; None if all actions are available.
+
+    Args:
+        tensordict: [*B]; it may hold a mask.
+        masked: whether the module that reads it names the mask in its ``in_keys``.
+
+    Raises:
+        ValueError: if there is a mask that the module does not name.
+    """
+    mask = tensordict.get(ACTION_MASK, None)
+    if mask is not None and not masked:
+        raise ValueError(
+            f"masked=False: expected no entry {ACTION_MASK!r}, got one; make the head or policy "
+            "with masked=True"
+        )
+    return mask
 
 
 class GreedyAction(TensorDictModuleBase):
-    """The head that writes each agent's available action of the highest value."""
+    """The head that writes each agent's available action of the highest value.
 
-    in_keys = [ACTION_VALUE]
+    Args:
+        masked: it takes available actions only. Its ``in_keys`` name the mask, and where a
+            TensorDict holds none, all actions are available. False where masks do not exist and a
+            caller supplies exactly ``in_keys``: a mask is then an error.
+    """
+
     out_keys = [ACTION]
-
     generators = ()
+
+    def __init__(self, *, masked: bool = True) -> None:
+        super().__init__()
+        self.masked = masked
+        self.in_keys = read_keys(ACTION_VALUE, masked=masked)
 
     def draws(self, n_steps: int, shape: tuple[int, ...]) -> None:
         """Return None: a greedy choice needs no random numbers."""
@@ -39,10 +79,81 @@ class GreedyAction(TensorDictModuleBase):
     def set_random_state(self, state: Mapping[str, Tensor]) -> None:
         """Do nothing: a greedy choice has no random state."""
 
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
-        values, mask = tensordict.get(ACTION_VALUE), tensordict.get(ACTION_MASK, None)
+        values, mask = tensordict[ACTION_VALUE], mask_of(tensordict, masked=self.masked)
         return tensordict.set(ACTION, greedy_action(values, mask))
+
+
+class RandomStream:
+    """The random numbers of a policy: a generator of its own, or torch's global one.
+
+    A copy has the same state. Only a copy in another process, such as the worker of a collector,
+    gets a state of its own, drawn from the state and the name of the process, so that no two
+    workers draw the same numbers.
+
+    Args:
+        seed: of an own generator; None for the global one of the process.
+        device: of the numbers.
+
+    Attributes:
+        generator: the own generator; None for the global one.
+    """
+
+    def __init__(self, seed: int | None, device: torch.device | str) -> None:
+        self.generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+
+    def get_state(self) -> Tensor:
+        """Return the generator's state, uint8; it is empty for the global generator."""
+        if self.generator is None:
+            return torch.empty(0, dtype=torch.uint8)
+        return self.generator.get_state()
+
+    def set_state(self, state: Tensor) -> None:
+        """Continue from a state that ``get_state`` returned.
+
+        Raises:
+            ValueError: if it is of an own generator and this is the global one, or the reverse.
+        """
+        if (self.generator is None) != (len(state) == 0):
+            kinds = ("a seed", "seed=None") if self.generator is None else ("seed=None", "a seed")
+            raise ValueError(
+                f"random state: expected one of a module with {kinds[1]}, got one of a module with "
+                f"{kinds[0]}; make both alike"
+            )
+        if self.generator is not None:
+            self.generator.set_state(state.cpu())
+
+    def move_to(self, device: torch.device) -> None:
+        """Draw on another device from now on, from a state of its own there."""
+        if self.generator is not None and self.generator.device.type != device.type:
+            self._begin(device, device.type)
+
+    def _begin(self, device: torch.device, place: str) -> None:
+        """Begin a generator whose seed is drawn from the present state and a place."""
+        state = self.get_state().numpy().tobytes()
+        seed = hashlib.sha256(state + place.encode()).digest()[:8]
+        self.generator = torch.Generator(device).manual_seed(int.from_bytes(seed, "big") >> 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Bytes: a generator or a tensor of its state cannot be sent to a process that is spawned.
+        own = {} if self.generator is None else {"device": self.generator.device}
+        return {
+            **own,
+            "state": self.get_state().numpy().tobytes(),
+            "process": current_process().name,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.generator = None
+        if "device" not in state:
+            return
+        self.generator = torch.Generator(state["device"])
+        self.set_state(torch.frombuffer(bytearray(state["state"]), dtype=torch.uint8))
+        place = current_process().name
+        if place != state["process"]:
+            self._begin(state["device"], place)
 
 
 class EpsilonGreedyAction(TensorDictModuleBase):
@@ -58,22 +169,28 @@ class EpsilonGreedyAction(TensorDictModuleBase):
     the next one in the drawn order. Epsilon is then the probability of *starting* to explore, and
     the share of exploring steps is higher.
 
-    The head explores whatever TorchRL's exploration type is: evaluate by ``GreedyAction``.
+    Like TorchRL's ``EGreedyModule`` it is greedy, and draws nothing, where ``set_exploration_type``
+    sets another type than RANDOM. The frames are a buffer, which a collector's
+    ``update_policy_weights_`` sends to its workers. The state dict also holds the random state.
 
     Args:
         epsilon_start: epsilon at frame 0, in [0, 1].
         epsilon_end: epsilon from ``anneal_frames`` on, in [0, 1].
         anneal_frames: the frames from one to the other; 0 for ``epsilon_end`` at once.
         repeat_exponent: 0 or more; None for a new draw at every exploring step.
-        seed: of this module's own random stream.
+        seed: of this module's own random stream (``RandomStream``); None for torch's global one.
+        masked: as in ``GreedyAction``.
         device: of the action values.
+
+    Attributes:
+        frames: int64 [], the frames that ``step`` has counted.
 
     Raises:
         ValueError: if an argument is out of its range.
     """
 
-    in_keys = [ACTION_VALUE]
     out_keys = [ACTION]
+    frames: Tensor
 
     def __init__(
         self,
@@ -82,10 +199,13 @@ class EpsilonGreedyAction(TensorDictModuleBase):
         anneal_frames: int,
         repeat_exponent: float | None = None,
         *,
-        seed: int,
+        seed: int | None,
+        masked: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
+        self.masked = masked
+        self.in_keys = read_keys(ACTION_VALUE, masked=masked)
         if not (0 <= epsilon_start <= 1 and 0 <= epsilon_end <= 1 and anneal_frames >= 0):
             raise ValueError(
                 "EpsilonGreedyAction: expected epsilon_start and epsilon_end in [0, 1] and "
@@ -99,45 +219,46 @@ class EpsilonGreedyAction(TensorDictModuleBase):
         self.epsilon_start = epsilon_start
         self.epsilon_end = epsilon_end
         self.anneal_frames = anneal_frames
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self._stream = RandomStream(seed, device)
         self._repeats = None if repeat_exponent is None else Repeats(repeat_exponent, device)
-        # A CUDA graph reads epsilon from a tensor: it would repeat a number of Python.
-        self._epsilon = torch.zeros((), device=device)
-        self.frames = 0
+        self.register_buffer("frames", torch.zeros((), dtype=torch.int64, device=device))
 
     @property
-    def frames(self) -> int:
-        """The frames that ``step`` has counted."""
-        return self._frames
-
-    @frames.setter
-    def frames(self, frames: int) -> None:
-        self._frames = frames
-        self._epsilon.fill_(self.epsilon)
+    def generator(self) -> torch.Generator | None:
+        """The generator that ``forward`` draws from; None for torch's global one."""
+        return self._stream.generator
 
     @property
-    def generators(self) -> tuple[torch.Generator]:
-        """The generators that ``forward`` draws from."""
-        return (self.generator,)
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """The generators that a CUDA graph has to know, which knows the global one."""
+        return () if self.generator is None else (self.generator,)
 
     @property
     def epsilon(self) -> float:
         """The probability that an agent explores; with repeats, that it starts to."""
-        if self.frames >= self.anneal_frames:
-            return self.epsilon_end
-        done = self.frames / self.anneal_frames
-        return self.epsilon_start + (self.epsilon_end - self.epsilon_start) * done
+        return self._epsilon().item()
+
+    def _epsilon(self) -> Tensor:
+        """Return epsilon, float64 []; a CUDA graph reads the frames of each replay."""
+        done = self.frames.double() / self.anneal_frames
+        annealed = self.epsilon_start + (self.epsilon_end - self.epsilon_start) * done
+        return torch.where(self.frames >= self.anneal_frames, self.epsilon_end, annealed)
 
     def step(self, frames: int) -> None:
         """Count frames: steps of one environment."""
-        self.frames += frames
+        self.frames.add_(frames)
 
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
-        values, mask = tensordict.get(ACTION_VALUE), tensordict.get(ACTION_MASK, None)
+        values, mask = tensordict[ACTION_VALUE], mask_of(tensordict, masked=self.masked)
+        greedy = greedy_action(values, mask)
+        if exploration_type() not in EXPLORING:
+            return tensordict.set(ACTION, greedy)
         explore, choose = (draws[0] for draws in self.draws(1, values.shape))
-        explored, greedy = greedy_action(choose, mask), greedy_action(values, mask)
-        return tensordict.set(ACTION, torch.where(explore < self._epsilon, explored, greedy))
+        explored = greedy_action(choose, mask)
+        explores = explore < self._epsilon().float()
+        return tensordict.set(ACTION, torch.where(explores, explored, greedy))
 
     def draws(self, n_steps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Return the random numbers that decide T steps.
@@ -150,26 +271,45 @@ class EpsilonGreedyAction(TensorDictModuleBase):
             float [T, *B, N] below 1: an agent explores where it is below epsilon; and float
             [T, *B, N, A]: an exploring agent takes the available action with the highest.
         """
-        device = self.generator.device
+        device, generator = self.frames.device, self.generator
         explore = torch.empty(n_steps, *shape[:-1], device=device)
         choose = torch.empty(n_steps, *shape, device=device)
         for t in range(n_steps):
-            explore[t].uniform_(generator=self.generator)
-            choose[t].uniform_(generator=self.generator)
+            explore[t].uniform_(generator=generator)
+            choose[t].uniform_(generator=generator)
             if self._repeats is not None:
-                self._repeats(explore[t], choose[t], self._epsilon, self.generator)
+                self._repeats(explore[t], choose[t], self._epsilon().float(), generator)
         return explore, choose
 
     def random_state(self) -> dict[str, Tensor]:
-        """Return copies of the tensors that later draws depend on, but for epsilon."""
+        """Return copies of the tensors that later draws depend on, but for the frames.
+
+        The state of torch's global generator is the process's and left out.
+        """
         repeats = {} if self._repeats is None else self._repeats.state()
-        return {"generator": self.generator.get_state(), **repeats}
+        return {"generator": self._stream.get_state(), **repeats}
 
     def set_random_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a dictionary that ``random_state`` returned."""
-        self.generator.set_state(state["generator"])
+        self._stream.set_state(state["generator"])
         if self._repeats is not None:
             self._repeats.load_state(state)
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """Return the random state, for ``state_dict``."""
+        return self.random_state()
+
+    def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from the random state of a ``state_dict``."""
+        self.set_random_state(state)
+
+    def _apply(self, fn, recurse: bool = True):
+        """Move the random stream to the device to which torch moves the buffers."""
+        super()._apply(fn, recurse)
+        self._stream.move_to(self.frames.device)
+        if self._repeats is not None:
+            self._repeats.move_to(self.frames.device)
+        return self
 
 
 class Repeats:
@@ -188,11 +328,11 @@ class Repeats:
         # Both take their shapes at the first call, and keep their places from then on, as a CUDA
         # graph holds them: int64 [*B, N], steps left to repeat, and float [*B, N, A], the draw of
         # the last step.
-        self._left = torch.empty(0, dtype=torch.int64, device=device)
-        self._choose = torch.empty(0, device=device)
+        self._left: Tensor | None = None
+        self._choose: Tensor | None = None
 
     def __call__(
-        self, explore: Tensor, choose: Tensor, epsilon: Tensor, generator: torch.Generator
+        self, explore: Tensor, choose: Tensor, epsilon: Tensor, generator: torch.Generator | None
     ) -> None:
         """Replace, in place, the draws of one step where an agent repeats.
 
@@ -200,9 +340,9 @@ class Repeats:
             explore: float [*B, N], as drawn; it becomes -1 where an agent repeats.
             choose: float [*B, N, A], as drawn; it becomes the last step's where an agent repeats.
             epsilon: float [], an agent starts to explore where ``explore`` is below it.
-            generator: the random stream.
+            generator: the random stream; None for torch's global one.
         """
-        if self._left.shape != explore.shape:
+        if self._left is None or self._choose is None or self._left.shape != explore.shape:
             self._left = torch.zeros_like(explore, dtype=torch.int64)
             self._choose = torch.zeros_like(choose)
         repeats = self._left > 0
@@ -216,12 +356,25 @@ class Repeats:
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of the steps that are left and of the draws that are repeated."""
+        if self._left is None or self._choose is None:
+            return {}
         return {"left": self._left.clone(), "choose": self._choose.clone()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a dictionary that ``state`` returned, in the same places if they fit."""
-        for own, new in ((self._left, state["left"]), (self._choose, state["choose"])):
-            own.resize_(new.shape).copy_(new)
+        left, choose = state.get("left"), state.get("choose")
+        if left is None or choose is None:
+            self._left = self._choose = None
+        elif self._left is None or self._choose is None or self._left.shape != left.shape:
+            self._left, self._choose = (x.to(self._up_to.device).clone() for x in (left, choose))
+        else:
+            self._left.copy_(left)
+            self._choose.copy_(choose)
+
+    def move_to(self, device: torch.device) -> None:
+        """Repeat actions on a device from now on; a repetition ends where the device changes."""
+        if self._up_to.device.type != device.type:
+            self._up_to, self._left, self._choose = self._up_to.to(device), None, None
 
 
 class RememberAction(TensorDictModuleBase):
@@ -234,9 +387,10 @@ class RememberAction(TensorDictModuleBase):
         super().__init__()
         self.n_actions = n_actions
 
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the one-hot actions, float32 [*B, N, A]."""
-        action = tensordict.get(ACTION)
+        action = tensordict[ACTION]
         like = torch.empty(self.n_actions, dtype=torch.float32, device=action.device)
         return tensordict.set(next_key(LAST_ACTION), one_hot(action, like))
 
@@ -246,23 +400,43 @@ class RandomPolicy(TensorDictModuleBase):
 
     Args:
         n_actions: A.
-        seed: of this module's own random stream.
+        seed: of this module's own random stream (``RandomStream``); None for torch's global one.
+        masked: as in ``GreedyAction``.
         device: of the observations.
     """
 
-    in_keys = [OBSERVATION]
     out_keys = [ACTION]
 
-    def __init__(self, n_actions: int, *, seed: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        n_actions: int,
+        *,
+        seed: int | None,
+        masked: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__()
+        self.masked = masked
+        self.in_keys = read_keys(OBSERVATION, masked=masked)
         self.n_actions = n_actions
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self._stream = RandomStream(seed, device)
 
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
-        like = equal_scores(tensordict, self.n_actions)
-        mask = tensordict.get(ACTION_MASK, None)
-        return tensordict.set(ACTION, random_action(like, mask, self.generator))
+        like, mask = (
+            equal_scores(tensordict, self.n_actions),
+            mask_of(tensordict, masked=self.masked),
+        )
+        return tensordict.set(ACTION, random_action(like, mask, self._stream.generator))
+
+    def get_extra_state(self) -> Tensor:
+        """Return the random state, for ``state_dict``."""
+        return self._stream.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Continue from the random state of a ``state_dict``."""
+        self._stream.set_state(state)
 
 
 class NoOpPolicy(TensorDictModuleBase):
@@ -270,24 +444,27 @@ class NoOpPolicy(TensorDictModuleBase):
 
     Args:
         n_actions: A.
+        masked: as in ``GreedyAction``.
     """
 
-    in_keys = [OBSERVATION]
     out_keys = [ACTION]
 
-    def __init__(self, n_actions: int) -> None:
+    def __init__(self, n_actions: int, *, masked: bool = True) -> None:
         super().__init__()
+        self.masked = masked
+        self.in_keys = read_keys(OBSERVATION, masked=masked)
         self.n_actions = n_actions
 
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the actions, int64 [*B, N]."""
         like = equal_scores(tensordict, self.n_actions)
-        return tensordict.set(ACTION, greedy_action(like, tensordict.get(ACTION_MASK, None)))
+        return tensordict.set(ACTION, greedy_action(like, mask_of(tensordict, masked=self.masked)))
 
 
 def equal_scores(tensordict: TensorDictBase, n_actions: int) -> Tensor:
     """Return the same score for every action of every agent: float [*B, N, A]."""
-    observation = tensordict.get(OBSERVATION)
+    observation = tensordict[OBSERVATION]
     return observation.new_zeros(*observation.shape[:-1], n_actions)
 
 
@@ -312,11 +489,29 @@ class AgentPolicy(TensorDictSequential):
 def make_policy(
     agent: TensorDictModuleBase, head: GreedyAction | EpsilonGreedyAction
 ) -> AgentPolicy:
-    """Return the policy of an agent with a head."""
+    """Return the policy of an agent with a head.
+
+    Its ``in_keys`` name all that agent and head read: the head's mask, too, unless the head is
+    made with ``masked=False``.
+
+    Raises:
+        TypeError: if ``agent`` is no agent.
+    """
+    check_agent(agent, "make_policy", "n_actions")
     return AgentPolicy(agent, head, RememberAction(agent.n_actions))
 
 
 def with_memory(env: EnvBase, agent: TensorDictModuleBase) -> TransformedEnv:
-    """Return the environment with the agent's memory, which is zero after a reset."""
-    memory = agent.memory_spec.to(env.device)
-    return TransformedEnv(env, TensorDictPrimer(memory, expand_specs=True))
+    """Return the environment with the agent's memory, which is zero after a reset.
+
+    Raises:
+        TypeError: if ``agent`` is no agent.
+        ConfigError: if the environment has no ``done`` of its own, only its agents.
+    """
+    check_agent(agent, "with_memory", "memory_spec")
+    if RESET not in env.reset_keys:
+        raise ConfigError(
+            f"with_memory: expected an environment with an entry 'done', got {env.done_keys}; set "
+            "'done' where the whole team is done"
+        )
+    return TransformedEnv(env, memory_primer(agent.memory_spec.to(env.device)))

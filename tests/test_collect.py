@@ -1,15 +1,41 @@
 """Collected batches, by TorchRL's collector and without its step loop."""
 
+import math
+from functools import partial
+
 import pytest
 import torch
-from collect_tools import A, CounterEnv, balance_env, collect, make_agent, slices, slow_steps
-from torchrl.envs import RewardSum, TransformedEnv, check_env_specs
+from collect_tools import (
+    A,
+    CounterEnv,
+    balance_env,
+    collect,
+    make_agent,
+    make_loss,
+    slices,
+    slow_steps,
+)
+from torchrl.collectors import Collector
+from torchrl.data import Binary, Composite, OneHot
+from torchrl.envs import (
+    Compose,
+    EnvBase,
+    ExcludeTransform,
+    FrameSkipTransform,
+    ParallelEnv,
+    RewardSum,
+    SerialEnv,
+    TransformedEnv,
+    check_env_specs,
+)
 
-from qmix_trl import env_dims
-from qmix_trl.collect import finished_return, make_collector
+from qmix_trl import env_dims, make_env
+from qmix_trl.collect import MEMORY, ROWS, finished_return, make_collector
+from qmix_trl.errors import ConfigError
 from qmix_trl.keys import (
     ACTION,
     ACTION_MASK,
+    AGENT_REWARD,
     DONE,
     EPISODE_REWARD,
     HIDDEN,
@@ -22,9 +48,11 @@ from qmix_trl.keys import (
     TRUNCATED,
     next_key,
 )
-from qmix_trl.policy import GreedyAction, make_policy
+from qmix_trl.policy import GreedyAction, make_policy, with_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:Nested")
+
+GAME = {"n_envs": 2, "max_steps": 2, "state": "world", "seed": 0}
 
 
 def test_the_counting_environment_keeps_its_specs():
@@ -141,3 +169,150 @@ def test_the_finished_return_ignores_padding():
 def test_the_finished_return_is_none_if_no_episode_ended():
     (batch,) = with_returns("slices", 2, 1)
     assert finished_return(batch) is None
+
+
+# ------------------------------------------------------------------- environments of any batch
+
+
+class Unbatched(EnvBase):
+    """One counting environment, without a batch dimension."""
+
+    def __init__(self):
+        super().__init__(batch_size=torch.Size([]))
+        self.inner = CounterEnv(1)
+        self.observation_spec = self.inner.observation_spec[0]
+        self.action_spec = self.inner.full_action_spec[0]
+        self.reward_spec = self.inner.full_reward_spec[0]
+        self.done_spec = self.inner.full_done_spec[0]
+
+    def _set_seed(self, seed):
+        """Do nothing: nothing here is random."""
+
+    def _reset(self, tensordict=None, **kwargs):
+        return self.inner._reset()[0]
+
+    def _step(self, tensordict):
+        return self.inner._step(tensordict.unsqueeze(0))[0]
+
+
+BATCHED = {
+    "SerialEnv": (partial(SerialEnv, 3, CounterEnv), (3, 2)),
+    "SerialEnv of VMAS": (partial(SerialEnv, 2, balance_env), (2, 2)),
+    "unbatched": (Unbatched, ()),
+}
+KINDS = [(name, m, r) for name in BATCHED for m in MEMORY for r in ROWS]
+BATCHED["ParallelEnv"] = (partial(ParallelEnv, 2, CounterEnv), (2, 2))  # its processes are slow
+
+
+@pytest.mark.parametrize(("name", "memory", "rows"), [*KINDS, ("ParallelEnv", *KINDS[0][1:])])
+def test_batches_of_any_environment_are_rows_of_steps(name, memory, rows):
+    make, shape = BATCHED[name]
+    env = make()
+    assert env.batch_size == shape
+    dims = env_dims(env)
+    assert dims.n_agents == (3 if "VMAS" in name else 2)
+    agent = make_agent(env)
+    collector = make_collector(
+        with_memory(env, agent),
+        make_policy(agent, GreedyAction()),
+        rows=rows,
+        steps=7,
+        n_batches=2,
+        memory=memory,
+    )
+    assert "does not fill buffers of steps" in str(collector.how)
+    loss = make_loss(env, agent)
+    batches = [batch.clone() for batch in collector]
+    collector.shutdown()
+    assert len(batches) == 2
+    for batch in batches:
+        assert batch.shape == (math.prod(shape), 7)
+        assert batch[MASK].shape == batch.shape
+        assert loss(batch)["loss"].isfinite()
+    if rows == "slices" and "VMAS" not in name:
+        counts = torch.cat([batch[STATE] for batch in batches], 1)[..., 0] * 5
+        for env_steps, env_index in zip(counts.round().int(), [0, 1] * 3, strict=False):
+            expected = [step.count for step in slow_steps(env_index, 14)]
+            assert env_steps.tolist() == expected
+
+
+def test_sizes_of_environments_without_truncation_are_found():
+    env = CounterEnv()
+    flags = env.full_done_spec.clone()
+    del flags["truncated"]
+    env.done_spec = flags
+    assert "truncated" not in list(env.full_done_spec.keys())
+    assert env_dims(env).n_actions == A
+
+
+def test_an_action_that_is_not_categorical_is_refused():
+    env = CounterEnv()
+    env.action_spec = Composite(
+        agents=Composite(action=OneHot(A, shape=(2, 2, A)), shape=(2, 2)), shape=(2,)
+    )
+    with pytest.raises(ConfigError, match=r"CounterEnv: expected a categorical .* got OneHot"):
+        env_dims(env)
+
+
+def test_agents_with_ends_of_their_own_have_a_memory_of_the_team():
+    class OwnEnds(CounterEnv):
+        """Its agents have flags of their own, as in PettingZoo's environments."""
+
+        def __init__(self):
+            super().__init__()
+            flags = self.full_done_spec.clone()
+            flag = Binary(1, (2, 2, 1), dtype=torch.bool)
+            flags["agents"] = Composite(done=flag, terminated=flag.clone(), shape=(2, 2))
+            self.done_spec = flags
+
+        def _seen(self, is_init, terminated, truncated):
+            data = super()._seen(is_init, terminated, truncated)
+            for key, flag in (("done", terminated | truncated), ("terminated", terminated)):
+                data.set(("agents", key), flag.unsqueeze(1).expand(2, 2, 1))
+            return data
+
+    agent = make_agent(CounterEnv())
+    policy = make_policy(agent, GreedyAction())
+    own, team = (with_memory(env, agent) for env in (OwnEnds(), CounterEnv()))
+    expected, found = (env.rollout(14, policy, break_when_any_done=False) for env in (team, own))
+    assert found[IS_INIT].sum() > 2  # ends inside
+    for key in (HIDDEN, LAST_ACTION, ACTION):
+        assert torch.equal(found[key], expected[key])
+
+
+def test_torchrls_collector_adds_the_memory_that_the_policy_asks_for():
+    agent = make_agent(CounterEnv())
+    policy = make_policy(agent, GreedyAction())
+    added = Collector(
+        CounterEnv(),
+        policy,
+        frames_per_batch=28,
+        total_frames=28,
+        auto_register_policy_transforms=True,
+    )
+    (expected,) = collect(CounterEnv(), agent, rows="slices", steps=14, n_batches=1, epsilon=0)
+    for batch in added:
+        for key in (HIDDEN, LAST_ACTION, ACTION):
+            assert torch.equal(batch[key], expected[key])
+
+
+def test_environments_name_their_agents_like_torchrls():
+    for env in (balance_env(), make_env("games", scenario="two_step", **GAME)):
+        n_agents = env_dims(env).n_agents
+        assert env.n_agents == n_agents
+        assert env.group_map == {"agents": [f"agent_{i}" for i in range(n_agents)]}
+        assert with_memory(env, make_agent(env)).group_map == env.group_map
+
+
+def test_transforms_of_one_reward_serve_once_the_agents_rewards_are_left_out():
+    skip = Compose(ExcludeTransform(AGENT_REWARD), FrameSkipTransform(2))
+    plain = CounterEnv()
+    skipping = TransformedEnv(CounterEnv(), skip)
+    step = plain.reset().set(ACTION, torch.ones(2, 2, dtype=torch.int64))
+    skipped = skipping.step(skipping.reset().set(ACTION, step[ACTION]))
+    one = plain.step(step)
+    two = plain.step(one["next"].set(ACTION, step[ACTION]))
+    expected = one[next_key(REWARD)] + two[next_key(REWARD)]
+    assert torch.equal(skipped[next_key(REWARD)], expected)
+    with pytest.raises(KeyError, match="more than one key"):
+        TransformedEnv(CounterEnv(), FrameSkipTransform(2)).step(step)

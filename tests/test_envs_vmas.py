@@ -464,3 +464,11 @@ def test_agents_with_observations_of_different_sizes_are_refused():
 
     with pytest.raises(ConfigError, match=r"observations of one size .* got \[2, 1\]"):
         make_env(Uneven())
+
+
+def test_vmas_itself_renders_and_the_compiled_engines_name_it(monkeypatch):
+    env = make_env("balance", engine="eager")
+    monkeypatch.setattr(env.simulator, "render", lambda *args, **kwargs: (args, kwargs))
+    assert env.render(mode="rgb_array", env_index=1) == ((), {"mode": "rgb_array", "env_index": 1})
+    with pytest.raises(RuntimeError, match="engine='eager'"):
+        make_env("balance", engine="kernel").render()

@@ -1,6 +1,7 @@
 """An agent network without memory, for tasks in which one observation suffices."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -8,8 +9,16 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import Composite, Unbounded
+from torchrl.envs import TensorDictPrimer
 
-from qmix_trl.agents.layers import AgentInput, AgentLayers, per_agent
+from qmix_trl.agents.layers import (
+    AgentInput,
+    AgentLayers,
+    carried,
+    dispatched,
+    memory_primer,
+    per_agent,
+)
 from qmix_trl.dense import dense, linear
 from qmix_trl.functional import keep_where
 from qmix_trl.keys import ACTION_VALUE, IS_INIT, LAST_ACTION, OBSERVATION
@@ -67,13 +76,13 @@ class FeedforwardAgent(TensorDictModuleBase):
         widths = [self.inputs.dim, *hidden_dims, n_actions]
         self.layers = nn.ModuleList(
             per_agent(
-                lambda n_in=n_in, n_out=n_out: nn.Linear(n_in, n_out, device=device, dtype=dtype),
+                partial(nn.Linear, n_in, n_out, device=device, dtype=dtype),
                 None if share_parameters else n_agents,
             )
             for n_in, n_out in pairwise(widths)
         )
         self.memory_spec = Composite()
-        self.in_keys = [OBSERVATION, IS_INIT]
+        self.in_keys = [OBSERVATION]
         if use_last_action:
             last_action = Unbounded((n_agents, n_actions), dtype=dtype)
             self.memory_spec = Composite(
@@ -81,13 +90,18 @@ class FeedforwardAgent(TensorDictModuleBase):
             )
             self.in_keys = [OBSERVATION, LAST_ACTION, IS_INIT]
 
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """Return the transform that carries the memory, under the name that TorchRL looks for."""
+        return memory_primer(self.memory_spec)
+
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the action values [*B, N, A] of one step."""
         last_action = None
         if self.inputs.use_last_action:
-            continues = ~tensordict.get(IS_INIT)[..., 0]  # [*B]
-            last_action = keep_where(continues, tensordict.get(LAST_ACTION))
-        values, _ = self.step(tensordict.get(OBSERVATION), last_action, None)
+            continues = ~tensordict[IS_INIT][..., 0]  # [*B]
+            last_action = keep_where(continues, carried(tensordict, LAST_ACTION))
+        values, _ = self.step(tensordict[OBSERVATION], last_action, None)
         return tensordict.set(ACTION_VALUE, values)
 
     def step(

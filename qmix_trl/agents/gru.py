@@ -12,6 +12,8 @@ from qmix_trl.native.networks import library as networks
 def cell(gates: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return the next hidden state [*B, N, H] by the equations of ``torch.nn.GRUCell``.
 
+    It has the dtype of ``hidden``, also where ``autocast`` computes the gates in a narrower one.
+
     Args:
         gates: float [*B, N, 3H], the input's part of reset gate, update gate and candidate.
         hidden: float [*B, N, H].
@@ -25,7 +27,8 @@ def cell(gates: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     recurrent_ru, recurrent_new = recurrent.split([2 * width, width], -1)
     reset, update = torch.sigmoid(gates_ru + recurrent_ru).chunk(2, -1)
     new = torch.tanh(torch.addcmul(gates_new, reset, recurrent_new))
-    return torch.lerp(new, hidden, update)  # (1 - update) new + update hidden
+    to = hidden.dtype
+    return torch.lerp(new.to(to), hidden, update.to(to))  # (1 - update) new + update hidden
 
 
 def unroll(
@@ -44,9 +47,8 @@ def unroll(
         rnn: the GRU's weights and biases, shared or stacked for each agent.
     """
     if gru_triton.serves(x, rnn):
-        return gru_triton.unroll(
-            linear(x, below.weight, below.bias, relu=True), is_init, hidden, rnn
-        )
+        y = linear(x, below.weight, below.bias, relu=True).to(x.dtype)  # narrower under autocast
+        return gru_triton.unroll(y, is_init, hidden, rnn)
     gates = dense(x, [(below.weight, below.bias), (rnn.weight_ih, rnn.bias_ih)])  # [B, T, N, 3H]
     return _unroll(gates, is_init, hidden, rnn.weight_hh, rnn.bias_hh)
 
@@ -111,7 +113,7 @@ def unroll_by_steps(
         weight: as in ``cell``.
         bias: as in ``cell``.
     """
-    zero = gates.new_zeros(*gates[:, 0].shape[:-1], weight.shape[-1])  # [B, N, H]
+    zero = weight.new_zeros(*gates[:, 0].shape[:-1], weight.shape[-1])  # [B, N, H]
     hidden = zero if hidden is None else hidden
     hiddens = []
     continues = (~is_init).unsqueeze(-1)  # [B, T, 1, 1]

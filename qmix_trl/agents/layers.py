@@ -1,10 +1,28 @@
-"""Parts of agent networks: their input, and layers whose weights agents share or own."""
+"""Parts of agents: input, memory, and layers whose weights agents share or own."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import dispatch
 from torch import Tensor, nn
+from torchrl.data import Composite
+from torchrl.envs import TensorDictPrimer
+
+RESET = "_reset"  # TorchRL's entry for the environments that a call of ``reset`` resets
+
+
+def dispatched(forward: Callable) -> Callable:
+    """Return a module's ``forward`` that also takes its ``in_keys`` as tensors, for export too.
+
+    The decorator is tensordict's ``dispatch``. ``torch.export`` binds the arguments of a call to
+    the signature, so the signature must not be that of ``forward(tensordict)``.
+    """
+    wrapper = dispatch(auto_batch_size=False)(forward)
+    for name in ("__wrapped__", "__signature__"):
+        vars(wrapper).pop(name, None)  # it takes any arguments
+    return wrapper
 
 
 class AgentLayers(NamedTuple):
@@ -80,6 +98,34 @@ class AgentInput(nn.Module):
         return torch.cat(parts, -1)
 
 
+class LayerPerAgent(nn.Module):
+    """The parameters of one layer for each agent, stacked under the layer's names: ``[N, ..]``.
+
+    Args:
+        make_layer: returns a layer with new random parameters at each call.
+        n_agents: N.
+    """
+
+    def __init__(self, make_layer: Callable[[], nn.Module], n_agents: int) -> None:
+        super().__init__()
+        self.make_layer = make_layer
+        self.n_agents = n_agents
+        make_layer()  # one draw more than there are agents: recorded runs have made it
+        for name, drawn in self._draw().items():
+            self.register_parameter(name, nn.Parameter(drawn))
+
+    def _draw(self) -> dict[str, Tensor]:
+        """Return new parameters [N, ..] by name, in the scale of one agent's layer."""
+        layers = [dict(self.make_layer().named_parameters()) for _ in range(self.n_agents)]
+        return {name: torch.stack([x[name].detach() for x in layers]) for name in layers[0]}
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all parameters again."""
+        for name, drawn in self._draw().items():
+            getattr(self, name).copy_(drawn)  # a loss sets plain tensors
+
+
 def per_agent(make_layer: Callable[[], nn.Module], n_copies: int | None) -> nn.Module:
     """Return a layer that agents share, or one with the parameters of N layers stacked.
 
@@ -88,10 +134,49 @@ def per_agent(make_layer: Callable[[], nn.Module], n_copies: int | None) -> nn.M
         n_copies: None for one set of weights that agents share, else N: a parameter of shape
             ``[..]`` then has shape ``[N, ..]`` under the same name, drawn for each agent.
     """
-    layer = make_layer()
-    if n_copies is not None:
-        draws = [make_layer() for _ in range(n_copies)]
-        for name, _ in list(layer.named_parameters()):
-            stacked = torch.stack([draw.get_parameter(name).detach() for draw in draws])
-            setattr(layer, name, nn.Parameter(stacked))
-    return layer
+    return make_layer() if n_copies is None else LayerPerAgent(make_layer, n_copies)
+
+
+def memory_primer(memory_spec: Composite) -> TensorDictPrimer:
+    """Return the transform that carries an agent's memory, zero after a reset of the environment.
+
+    Args:
+        memory_spec: of the memory of one environment.
+    """
+    # Named, as TorchRL infers no key where agents have resets of their own.
+    return TensorDictPrimer(memory_spec.clone(), expand_specs=True, reset_key=RESET)
+
+
+def carried(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+    """Return an entry of an agent's memory.
+
+    Raises:
+        KeyError: if the environment does not carry it.
+    """
+    value = tensordict.get(key, None)
+    if value is None:
+        raise KeyError(
+            f"expected the agent's memory {key!r}, got {list(tensordict.keys(True, True))}; act in "
+            "with_memory(env, agent)"
+        )
+    return value
+
+
+def check_agent(agent: nn.Module, where: str, *names: str) -> None:
+    """Refuse a module that lacks attributes of an agent, such as a network of TorchRL.
+
+    Args:
+        agent: the module.
+        where: the name of the function that needs an agent.
+        *names: the attributes that it needs.
+
+    Raises:
+        TypeError: if one is missing.
+    """
+    missing = [name for name in names if not hasattr(agent, name)]
+    if missing:
+        raise TypeError(
+            f"{where}: expected an agent with {', '.join(names)}, got a {type(agent).__name__} "
+            f"without {', '.join(missing)}; write an agent around it ('Add an agent' in "
+            "qmix_trl/README.md), or act by TensorDictSequential(module, head)"
+        )

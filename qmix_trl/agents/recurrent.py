@@ -1,13 +1,23 @@
 """DRQN: an agent network with a recurrent memory."""
 
+from functools import partial
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import Composite, Unbounded
+from torchrl.envs import TensorDictPrimer
 
 from qmix_trl.agents import gru
-from qmix_trl.agents.layers import AgentInput, AgentLayers, per_agent
+from qmix_trl.agents.layers import (
+    AgentInput,
+    AgentLayers,
+    carried,
+    dispatched,
+    memory_primer,
+    per_agent,
+)
 from qmix_trl.dense import dense, linear
 from qmix_trl.functional import keep_where
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, OBSERVATION, next_key
@@ -20,10 +30,10 @@ class RecurrentAgent(TensorDictModuleBase):
 
     Source: Hausknecht and Stone 2015; QMIX, section 6 and appendix C.
 
-    Called on a TensorDict it takes one step, for acting: it reads the observation, the last
-    action, the hidden state and ``is_init``, and writes the action values and the next hidden
-    state. ``unroll`` computes a whole sequence, for training, with the same results. Parameters
-    have the names of the authors' code: ``fc1``, ``rnn`` and ``fc2``.
+    Called on a TensorDict it takes one step, for acting: it reads the observation, the hidden
+    state, ``is_init`` and, if it is part of the input, the last action, and writes the action
+    values and the next hidden state. ``unroll`` computes a whole sequence, for training, with the
+    same results. Parameters have the names of the authors' code: ``fc1``, ``rnn`` and ``fc2``.
 
     Args:
         n_agents: N.
@@ -71,37 +81,43 @@ class RecurrentAgent(TensorDictModuleBase):
         self.hidden_dim = hidden_dim
         to = {"device": device, "dtype": dtype}
         copies = None if share_parameters else n_agents
-        self.fc1 = per_agent(lambda: nn.Linear(self.inputs.dim, hidden_dim, **to), copies)
-        self.rnn = per_agent(lambda: nn.GRUCell(hidden_dim, hidden_dim, **to), copies)
-        self.fc2 = per_agent(lambda: nn.Linear(hidden_dim, n_actions, **to), copies)
-        self.memory_spec = Composite(
-            agents=Composite(
-                hidden=Unbounded((n_agents, hidden_dim), dtype=dtype),
-                last_action=Unbounded((n_agents, n_actions), dtype=dtype),
-                shape=(n_agents,),
-            )
-        )
-        self.in_keys = [OBSERVATION, LAST_ACTION, HIDDEN, IS_INIT]
+        self.fc1 = per_agent(partial(nn.Linear, self.inputs.dim, hidden_dim, **to), copies)
+        self.rnn = per_agent(partial(nn.GRUCell, hidden_dim, hidden_dim, **to), copies)
+        self.fc2 = per_agent(partial(nn.Linear, hidden_dim, n_actions, **to), copies)
+        memory = {"hidden": Unbounded((n_agents, hidden_dim), dtype=dtype)}
+        self.in_keys = [OBSERVATION, HIDDEN, IS_INIT]
+        if use_last_action:
+            memory["last_action"] = Unbounded((n_agents, n_actions), dtype=dtype)
+            self.in_keys = [OBSERVATION, LAST_ACTION, HIDDEN, IS_INIT]
+        self.memory_spec = Composite(agents=Composite(memory, shape=(n_agents,)))
 
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """Return the transform that carries the memory, under the name that TorchRL looks for."""
+        return memory_primer(self.memory_spec)
+
+    @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Take one step: write action values [*B, N, A] and the next hidden state [*B, N, H]."""
-        continues = ~tensordict.get(IS_INIT)[..., 0]  # [*B]
+        continues = ~tensordict[IS_INIT][..., 0]  # [*B]
+        last_action = None
+        if self.inputs.use_last_action:
+            last_action = keep_where(continues, carried(tensordict, LAST_ACTION))
         values, hidden = self.step(
-            tensordict.get(OBSERVATION),
-            keep_where(continues, tensordict.get(LAST_ACTION)),
-            keep_where(continues, tensordict.get(HIDDEN)),
+            tensordict[OBSERVATION],
+            last_action,
+            keep_where(continues, carried(tensordict, HIDDEN)),
         )
         tensordict.set(ACTION_VALUE, values)
         return tensordict.set(next_key(HIDDEN), hidden)
 
     def step(
-        self, observation: Tensor, last_action: Tensor, hidden: Tensor
+        self, observation: Tensor, last_action: Tensor | None, hidden: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the action values and the next hidden state of one step.
 
         Args:
             observation: float [*B, N, O].
-            last_action: float [*B, N, A], one-hot.
+            last_action: float [*B, N, A], one-hot; not used without ``use_last_action``.
             hidden: float [*B, N, H].
 
         Returns:
@@ -114,7 +130,11 @@ class RecurrentAgent(TensorDictModuleBase):
         return linear(hidden, self.fc2.weight, self.fc2.bias), hidden
 
     def unroll(
-        self, observation: Tensor, last_action: Tensor, is_init: Tensor, hidden: Tensor | None
+        self,
+        observation: Tensor,
+        last_action: Tensor | None,
+        is_init: Tensor,
+        hidden: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return the action values and hidden states of a sequence.
 
@@ -122,7 +142,8 @@ class RecurrentAgent(TensorDictModuleBase):
 
         Args:
             observation: float [B, T, N, O].
-            last_action: float [B, T, N, A], one-hot; zeros after a reset.
+            last_action: float [B, T, N, A], one-hot, zeros after a reset; not used without
+                ``use_last_action``.
             is_init: bool [B, T, 1], the observations that follow a reset.
             hidden: float [B, N, H], the hidden state before the first observation; None for zeros.
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
+from torchrl.data import Binary, Categorical, Composite, MultiCategorical, Unbounded
+from torchrl.envs import EnvBase, TransformedEnv
 
 from qmix_trl import keys
 from qmix_trl.errors import ConfigError, nearest
@@ -34,7 +34,6 @@ class EnvDims:
     state_shape: torch.Size
 
 
-@runtime_checkable
 class BufferedEnv(Protocol):
     """An environment that writes T steps into buffers of its own, for ``fused.FusedCollector``.
 
@@ -65,33 +64,56 @@ class BufferedEnv(Protocol):
         """Write observations, states, actions, rewards and ends to a batch [E, T]."""
 
 
+def fills_buffers(env: EnvBase) -> bool:
+    """Return whether an environment itself is a ``BufferedEnv``.
+
+    Its class is asked. ``SerialEnv`` and the like answer for their workers' attributes, and have
+    them only once they are started.
+    """
+    methods = [name for name, of in vars(BufferedEnv).items() if name[0] != "_" and callable(of)]
+    return all(callable(getattr(type(env), name, None)) for name in methods)
+
+
 def env_dims(env: EnvBase) -> EnvDims:
     """Return an environment's sizes; refuse an environment that breaks the contract.
 
-    The contract, for E environments in a batch: ``observation`` float [E, N, O] and ``state``
-    float [E, *S]; a categorical ``action`` [E, N]; optionally ``action_mask`` bool [E, N, A];
-    the team's ``reward`` [E, 1] and the agents' [E, N, 1]; ``terminated``, ``truncated`` and
-    ``done`` [E, 1]; ``is_init`` [E, 1].
+    The contract, for a batch of environments of any shape B: ``observation`` float [*B, N, O] and
+    ``state`` float [*B, *S]; a categorical ``action`` [*B, N]; optionally ``action_mask`` bool
+    [*B, N, A]; the team's ``reward`` [*B, 1] and the agents' [*B, N, 1]; ``terminated``, ``done``
+    and optionally ``truncated`` [*B, 1]; ``is_init`` [*B, 1].
 
     Raises:
         ConfigError: if an entry is missing or has another shape.
     """
     offered = _offered_entries(env)
-    observed = env.observation_spec
-    _, n_agents, observation_dim = observed[keys.OBSERVATION].shape  # [E, N, O]
+    batch, observed = env.batch_size, env.observation_spec
+    *_, n_agents, observation_dim = (1, 1, *observed[keys.OBSERVATION].shape)  # [*B, N, O]
+    action = offered[keys.ACTION][keys.ACTION]
+    if not isinstance(action, Categorical) or isinstance(action, MultiCategorical):
+        raise ConfigError(
+            f"{_name(env)}: expected a categorical {keys.ACTION!r}, got {type(action).__name__}; "
+            "in TorchRL's environments categorical_actions=True makes them so"
+        )
     dims = EnvDims(
         n_agents=n_agents,
         observation_dim=observation_dim,
-        n_actions=env.full_action_spec[keys.ACTION].space.n,
-        state_shape=observed[keys.STATE].shape[1:],
+        n_actions=int(action.space.n),
+        state_shape=observed[keys.STATE].shape[len(batch) :],
     )
-    if keys.ACTION_MASK in observed.keys(True, True):
-        offered[keys.ACTION_MASK] = observed
-    for key, shape in _expected_shapes(env.batch_size[0], dims).items():
+    for key, optional in ((keys.ACTION_MASK, observed), (keys.TRUNCATED, env.full_done_spec)):
+        if key in optional.keys(True, True):
+            offered[key] = optional
+    for key, shape in _expected_shapes(batch, dims).items():
         if key in offered and offered[key][key].shape != shape:
             got = tuple(offered[key][key].shape)
-            raise ConfigError(f"{env}: expected {key!r} of {shape}, got {got}")
+            raise ConfigError(f"{_name(env)}: expected {key!r} of {shape}, got {got}")
     return dims
+
+
+def _name(env: EnvBase) -> str:
+    """Return an environment's class, or its classes where a transform wraps another one."""
+    inner = f" of {_name(env.base_env)}" if isinstance(env, TransformedEnv) else ""
+    return f"{type(env).__name__}{inner}"
 
 
 def _offered_entries(env: EnvBase) -> dict[NestedKey, Composite]:
@@ -100,28 +122,33 @@ def _offered_entries(env: EnvBase) -> dict[NestedKey, Composite]:
         **dict.fromkeys((keys.OBSERVATION, keys.STATE, keys.IS_INIT), env.observation_spec),
         keys.ACTION: env.full_action_spec,
         **dict.fromkeys((keys.REWARD, keys.AGENT_REWARD), env.full_reward_spec),
-        **dict.fromkeys((keys.TERMINATED, keys.TRUNCATED, keys.DONE), env.full_done_spec),
+        **dict.fromkeys((keys.TERMINATED, keys.DONE), env.full_done_spec),
     }
     for key, spec in entries.items():
         if key not in spec.keys(True, True):
             raise ConfigError(
-                f"{env}: expected an entry {key!r}, got {list(spec.keys(True, True))}"
+                f"{_name(env)}: expected an entry {key!r}, got {list(spec.keys(True, True))}"
             )
     return entries
 
 
-def _expected_shapes(n_envs: int, dims: EnvDims) -> dict[NestedKey, tuple[int, ...]]:
-    """Return the contract's shape of each entry that the sizes determine."""
+def _expected_shapes(batch: torch.Size, dims: EnvDims) -> dict[NestedKey, tuple[int, ...]]:
+    """Return the contract's shape of each entry, for environments of a batch shape."""
+    team = (*batch, dims.n_agents)
+    flags = (keys.REWARD, keys.TERMINATED, keys.TRUNCATED, keys.DONE, keys.IS_INIT)
     return {
-        keys.ACTION: (n_envs, dims.n_agents),
-        keys.ACTION_MASK: (n_envs, dims.n_agents, dims.n_actions),
-        keys.AGENT_REWARD: (n_envs, dims.n_agents, 1),
-        **dict.fromkeys((keys.REWARD, keys.TERMINATED, keys.TRUNCATED, keys.DONE), (n_envs, 1)),
+        keys.OBSERVATION: (*team, dims.observation_dim),
+        keys.ACTION: team,
+        keys.ACTION_MASK: (*team, dims.n_actions),
+        keys.AGENT_REWARD: (*team, 1),
+        **dict.fromkeys(flags, (*batch, 1)),
     }
 
 
 def set_specs(env: EnvBase, dims: EnvDims, *, masked: bool = False) -> None:
-    """Set the contract's specs of an environment.
+    """Set the contract's specs of an environment, its ``n_agents`` and its ``group_map``.
+
+    The group map, as in TorchRL's environments, lists the names of the agents of each group.
 
     Args:
         env: of E environments.
@@ -129,6 +156,8 @@ def set_specs(env: EnvBase, dims: EnvDims, *, masked: bool = False) -> None:
         masked: whether it has an action mask.
     """
     (n_envs,), n_agents = env.batch_size, dims.n_agents
+    env.n_agents = n_agents
+    env.group_map = {keys.OBSERVATION[0]: [f"agent_{i}" for i in range(n_agents)]}
     to = {"device": env.device}
     flag = Binary(1, (n_envs, 1), dtype=torch.bool, **to)
 

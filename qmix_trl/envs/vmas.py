@@ -267,6 +267,15 @@ class VmasTeam(EnvBase):
             f"env.engine: VMAS scenario {self.name!r} goes on with {self.how}", stacklevel=2
         )
 
+    def render(self, *args, **kwargs) -> Any:
+        """Return VMAS's picture of an environment; only the eager engine has one.
+
+        Args:
+            *args: as for ``render`` of VMAS's environment.
+            **kwargs: as well: ``mode="rgb_array"``, ``env_index=0`` and others.
+        """
+        return self.simulator.render(*args, **kwargs)
+
     def _dims(self, n_actions: int) -> EnvDims:
         layout = self.engine.layout
         return EnvDims(

@@ -1,11 +1,12 @@
 """The fused collector: policy, step and reset write into buffers of a whole batch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.envs import (
     Compose,
     EnvBase,
@@ -16,7 +17,7 @@ from torchrl.envs import (
 )
 
 from qmix_trl.chosen import CPP_LOOP, CUDA_GRAPH, Chosen
-from qmix_trl.envs.contract import BufferedEnv
+from qmix_trl.envs.contract import fills_buffers
 from qmix_trl.errors import MachineError, one_line
 from qmix_trl.functional import episode_returns
 from qmix_trl.fused.step_loop import Key, Loop, StepLoop
@@ -34,7 +35,7 @@ def split(env: EnvBase) -> tuple[EnvBase, list[Transform]]:
 def why_not(env: EnvBase) -> str | None:
     """Return the reason why an environment has no fused collection; None if it has."""
     base, transforms = split(env)
-    if not isinstance(base, BufferedEnv):
+    if not fills_buffers(base):
         return f"{type(base).__name__} does not fill buffers of steps"
     unknown = [t for t in transforms if not is_known(t)]
     return f"it does not know the transform {type(unknown[0]).__name__}" if unknown else None
@@ -74,7 +75,9 @@ class FusedCollector:
     takes all steps of a batch in one launch (``cuda_graph_loop.py``). Where neither can, the
     "step loop" calls policy and environment at each step (``step_loop.py``).
 
-    The collector acts by the policy itself: weights need not be sent to it.
+    The collector acts by the policy itself: weights need not be sent to it. It has the attributes
+    and methods of TorchRL's collectors that its ``Trainer`` and ``Checkpoint`` use; for processes,
+    ``replay_buffer`` or ``start``, take ``collector="stock"``.
 
     Args:
         env: fills buffers of steps (``BufferedEnv``), with the policy's memory and, if wanted,
@@ -89,6 +92,9 @@ class FusedCollector:
 
     Attributes:
         how: the loop that runs, and why a faster one does not.
+        init_random_frames: 0: the policy takes all actions.
+        requested_frames_per_batch: E T.
+        total_frames: those of all batches.
 
     Raises:
         ValueError: if the environment has no fused collection.
@@ -113,6 +119,10 @@ class FusedCollector:
         self.policy = policy
         self.steps = steps
         self.n_batches = n_batches
+        self.init_random_frames = 0
+        self.requested_frames_per_batch = self.env.batch_size.numel() * steps
+        self.total_frames = self.requested_frames_per_batch * n_batches
+        self._iter = 0  # batches that were collected, like TorchRL's counters
         self.reset_at_each_iter = reset_at_each_iter
         self.postproc = postproc
         self.keeps_memory = keeps_memory
@@ -166,11 +176,16 @@ class FusedCollector:
         self._memory = dict(self._zero_memory)
         self._returns = torch.zeros(n_envs, **to)
 
+    def __len__(self) -> int:
+        return self.n_batches
+
     def __iter__(self) -> Iterator[TensorDictBase]:
-        for _ in range(self.n_batches):
+        while self._iter < self.n_batches:
             if self.reset_at_each_iter:
                 self._begin()
-            yield self.postproc(self.collect())
+            batch = self.postproc(self.collect())
+            self._iter += 1
+            yield batch
 
     def collect(self) -> TensorDictBase:
         """Return the next batch [E, T]."""
@@ -198,8 +213,57 @@ class FusedCollector:
         batch.set(EPISODE_REWARD, before.unsqueeze(-1))
         return batch.set(next_key(EPISODE_REWARD), after.unsqueeze(-1))
 
-    def update_policy_weights_(self) -> None:
-        """Do nothing: the policy that acts is the one that is trained."""
+    def update_policy_weights_(
+        self,
+        policy_or_weights: TensorDictBase | nn.Module | None = None,
+        *,
+        weights_dict: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Copy weights into the policy; without any, it is the one that is trained.
 
-    def shutdown(self) -> None:
+        Args:
+            policy_or_weights: a policy of the same kind, or its weights as a TensorDict.
+            weights_dict: such weights under the name "policy".
+
+        Raises:
+            KeyError: if ``weights_dict`` names another model.
+        """
+        for name, found in (weights_dict or {}).items():
+            if name != "policy":
+                raise KeyError(f"FusedCollector: expected weights of 'policy', got {name!r}")
+            policy_or_weights = found
+        if isinstance(policy_or_weights, nn.Module):
+            policy_or_weights = TensorDict.from_module(policy_or_weights)
+        if policy_or_weights is not None:
+            TensorDict.from_module(self.policy).data.update_(policy_or_weights.data)
+
+    def set_seed(self, seed: int, static_seed: bool = False) -> int | None:
+        """Seed the environment, and return the seed for a next one, as TorchRL's collectors do."""
+        return self.env.set_seed(seed, static_seed=static_seed)
+
+    def reset(self) -> None:
+        """Reset all environments: new episodes begin."""
+        self._begin()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the policy's state and the number of batches; not the environment's state."""
+        frames = self._iter * self.requested_frames_per_batch
+        return {
+            "policy_state_dict": self.policy.state_dict(),
+            "iter": self._iter,
+            "frames": frames,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue after the batches of a ``state_dict``; new episodes begin."""
+        self.policy.load_state_dict(state_dict["policy_state_dict"])
+        self._iter = state_dict["iter"]
+        self._begin()
+
+    def shutdown(
+        self,
+        timeout: float | None = None,
+        close_env: bool = True,
+        raise_on_error: bool = True,
+    ) -> None:
         """Do nothing: there is no process to end."""

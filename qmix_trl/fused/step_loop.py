@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from qmix_trl.envs.contract import BufferedEnv
 from qmix_trl.keys import ACTION, IS_INIT, next_key
@@ -78,6 +79,7 @@ class StepLoop:
             return [*memory, *written]
         return [key for key in written if key[0] != "next"]
 
+    @set_exploration_type(ExplorationType.RANDOM)  # as TorchRL's collector collects
     def collect(self, buffers: Any, begins: Tensor, memory: dict[Key, Tensor]) -> Collected:
         """Take all steps of the buffers, as ``Loop.collect``."""
         kept = self.kept_keys(memory)
