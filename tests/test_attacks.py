@@ -1,73 +1,17 @@
-"""Scenarios made to be wrong in silence: a kernel is right about them, or it is refused."""
+"""Scenarios made to be wrong in silence: the compiler refuses each by its reason."""
 
-import functools
-import json
-import operator
-import random
 import threading
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-import vmas
-from compiled_tools import Plain
+from compiled_tools import Plain, simulation_of
 from vmas.simulator.core import Agent, Landmark, World
 
-from qmix_trl import ConfigError, make_env
-from qmix_trl.keys import OBSERVATION, REWARD, TERMINATED, next_key
-from qmix_trl.native import build
-
-try:
-    build.compiler()
-except build.NoCompiler as error:
-    pytest.skip(str(error), allow_module_level=True)
+from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, traced
+from qmix_trl.envs.compiled.trace.pure import Untraceable
 
 LATE = 2500  # steps: behind the longest run of the gate, which looks for limits of at most 2,000
-ENDLESS = 10**6
-
-
-def env_of(scenario, n_envs=2, engine="kernel"):
-    """Return an environment without a time limit and without the shadow check."""
-    return make_env(
-        "vmas",
-        scenario=scenario,
-        n_envs=n_envs,
-        max_steps=ENDLESS,
-        state="world",
-        team_reward="mean",
-        seed=0,
-        engine=engine,
-        verify=0.0,
-    )
-
-
-def served(scenario, n_envs=2):
-    """Return an environment with the kernel, or with VMAS itself if the kernel is refused."""
-    try:
-        return env_of(scenario, n_envs)
-    except ConfigError as error:
-        told = str(error)
-    assert "does not run on kernel" in told
-    assert "\n" not in told
-    return env_of(scenario, n_envs, "eager")
-
-
-def rewards_of(env, n_steps):
-    """Return the rewards [E, T] of steps that go on behind ends of episodes."""
-    return env.rollout(n_steps, break_when_any_done=False)[next_key(REWARD)][..., 0]
-
-
-def by_vmas(scenario, n_envs, n_steps):
-    """Return the rewards [E, T] of VMAS, which resets an environment when it ends."""
-    simulator = vmas.make_env(scenario, num_envs=n_envs, continuous_actions=False, seed=0)
-    found = []
-    for _ in range(n_steps):
-        _, (reward,), ends, _ = simulator.step([torch.zeros(n_envs, 1)])
-        found.append(reward.clone())
-        for e in ends.nonzero()[:, 0].tolist():
-            simulator.reset_at(e)
-    return torch.stack(found, 1)
 
 
 class Counting(Plain):
@@ -114,9 +58,6 @@ class Ending(Counting):
         return self.steps >= 3 + 2 * torch.arange(self.world.batch_dim)
 
 
-# -------------------------------------------------------------------- types of numbers
-
-
 class Money(Counting):
     """Whole numbers beyond 2**31."""
 
@@ -160,66 +101,6 @@ class Budget(Money):
 
     def value(self):
         return (self.held < 1e8 - 500).float()
-
-
-class Cubes(Counting):
-    """A cube of a whole number is beyond 2**31 from step 1,291 on, and stays positive."""
-
-    def value(self):
-        return (self.steps.long() ** 3 < 0).float()
-
-
-class Cast(Counting):
-    """A float beyond 2**31 becomes a whole number."""
-
-    def value(self):
-        far = torch.where(self.steps > LATE, 3e9, self.steps)
-        return (far.long() < 0).float()
-
-
-class OfInfinity(Counting):
-    """Infinity times 0 is NaN."""
-
-    def value(self):
-        return (torch.exp(self.steps) * 0.0).isnan().float()
-
-
-class PlaceOfNaN(Counting):
-    """The greatest number's place is that of NaN."""
-
-    def value(self):
-        late = torch.where(self.steps > LATE, torch.nan, 0.0)
-        return torch.stack([torch.ones_like(late), late], -1).argmax(-1).float()
-
-
-class NegativeZero(Counting):
-    """-0.0 + 0.0 is 0.0, whose angle is 0; that of -0.0 is pi."""
-
-    def value(self):
-        x = torch.where(self.steps > LATE, -0.0, 1.0)
-        return (torch.atan2(torch.zeros_like(x), x + 0.0) > 1).float()
-
-
-class Underflow(Counting):
-    """Without a sign, 1 - 3 is 254."""
-
-    def value(self):
-        n = torch.where(self.steps > LATE, 1, 5).to(torch.uint8)
-        return (n - 3 > 100).float()
-
-
-class Turning(Counting):
-    """The sine of a large angle."""
-
-    def value(self):
-        angle = torch.where(self.steps > LATE, 3e5, self.steps * 0.01)
-        return (torch.sin(angle) - 0.1070637 * (self.steps > LATE)).abs() < 1e-3
-
-    def reward(self, agent):
-        return torch.where(self.steps > LATE, self.value().float(), 1.0)
-
-
-# ----------------------------------------------------------- Python values out of sight
 
 
 class InSeeds(Counting):
@@ -307,14 +188,6 @@ class OnWorldClass(OnTensor):
         self.held.age = 0
 
 
-class OnLibrary(OnTensor):
-    """A count that is an attribute of a library."""
-
-    def begin(self, n_envs):
-        self.held = torch.backends
-        self.held.age = 0
-
-
 class ByComputedName(Counting):
     """A count that is read by a name that no code holds."""
 
@@ -378,9 +251,6 @@ class ByDescriptor(Counting):
         return self.same(self.age > LATE)
 
 
-# -------------------------------------------------------------------- writes and views
-
-
 class ThroughView(Counting):
     """A late write to a tensor through a view of it."""
 
@@ -431,18 +301,6 @@ class ThroughNumpy(ThroughData):
         return (self.alarm > LATE).float()
 
 
-class Swapping(Counting):
-    """The first environment gets a number of the second, by two masks."""
-
-    def value(self):
-        late, rows = self.steps > LATE, torch.arange(self.world.batch_dim)
-        to, of = late & (rows == 0), late & (rows == 1)
-        found = torch.zeros(self.world.batch_dim)
-        found[to] = rows.float()[of]
-        found[of] = 1.0
-        return found
-
-
 class OneName(Counting):
     """Two landmarks have one name; the first moves once, and stays there."""
 
@@ -463,9 +321,6 @@ class OneName(Counting):
 
     def value(self):
         return self.world.landmarks[0].state.pos[:, 0].clone()
-
-
-# ----------------------------------------------------------------- reads by Python
 
 
 class ShapeOfMasked(Counting):
@@ -555,71 +410,6 @@ class Ghosts(Plain):
         return (agent.state.vel.abs().sum(-1) > 0).float()
 
 
-@dataclass
-class Attack:
-    """A scenario whose reward is 0 up to step ``change``, and 1 afterwards."""
-
-    scenario: Plain
-    change: int = LATE
-    n_steps: int = LATE + 20
-
-
-STEPPING = [
-    Attack(Money(), 2200, 2300),
-    Attack(Wrapping(), 1638, 1700),
-    Attack(Saturating(), ENDLESS),
-    Attack(Budget(), 500, 600),
-    Attack(Cubes(), ENDLESS, 1400),
-    Attack(Cast(), ENDLESS),
-    Attack(OfInfinity(), 88, 120),
-    Attack(Turning(), 0),
-    Attack(PlaceOfNaN()),
-    Attack(NegativeZero(), ENDLESS),
-    Attack(Underflow()),
-    Attack(Swapping()),
-    Attack(InSeeds()),
-    Attack(InSurrender()),
-    Attack(InSemaphore()),
-    Attack(OnTensor()),
-    Attack(OnNumber()),
-    Attack(OnArray()),
-    Attack(OnWorldClass()),
-    Attack(OnLibrary()),
-    Attack(ByComputedName()),
-    Attack(BySetter()),
-    Attack(ByDescriptor()),
-    Attack(ThroughView()),
-    Attack(ThroughData()),
-    Attack(OfData()),
-    Attack(ThroughNumpy()),
-    Attack(OneName()),
-    Attack(ShapeOfMasked()),
-    Attack(InAssertion()),
-    Attack(Applying()),
-    Attack(Undoing()),
-    Attack(Equal()),
-    Attack(Close()),
-    Attack(Formatted()),
-    # Forces take a step to move anything, and this step's forces come before the count.
-    Attack(Ghosts(), LATE + 1),
-]
-
-
-@pytest.mark.parametrize("attack", STEPPING, ids=lambda a: type(a.scenario).__name__)
-def test_a_change_behind_the_gate_comes_at_its_step(attack):
-    found = rewards_of(served(attack.scenario), attack.n_steps)
-    steps = torch.arange(1, attack.n_steps + 1)
-    if isinstance(attack.scenario, (InSeeds, InSemaphore, OnTensor, ByComputedName, BySetter)):
-        # Counts of Python begin when the scenario is made; an engine takes a step before.
-        assert found[:, -1].tolist() == [1.0, 1.0]
-        assert found[:, LATE // 2].tolist() == [0.0, 0.0]
-        return
-    assert torch.equal(found, (steps > attack.change).float().expand(2, -1))
-
-
-# ------------------------------------------------------------------------------ chance
-
-
 class OwnGenerator(Counting):
     """Each step draws the same numbers, from a generator of its own."""
 
@@ -655,12 +445,6 @@ class SeededGlobally(Counting):
         return torch.rand(self.world.batch_dim)
 
 
-@pytest.mark.parametrize("scenario", [OwnGenerator(), SeededAgain(), Forked(), SeededGlobally()])
-def test_numbers_of_a_seed_are_the_same_at_each_step(scenario):
-    found = rewards_of(served(scenario, 3), 6)
-    torch.testing.assert_close(found, found[:, :1].expand(-1, 6), rtol=0, atol=0)
-
-
 class Into(Counting):
     """Draws into a tensor by ``out``."""
 
@@ -672,62 +456,6 @@ class Into(Counting):
 
     def value(self):
         return self.noise.clone()
-
-
-def test_draws_into_a_tensor_are_new_numbers():
-    found = rewards_of(served(Into()), 100)
-    assert len(found.unique()) > 150
-    assert abs(found.mean() - 0.5) < 0.1
-
-
-class Rare(Counting):
-    """One step in 500 has a reward."""
-
-    def value(self):
-        return torch.where(torch.rand(self.world.batch_dim) < 0.002, 1.0, 0.0)
-
-
-class Noisy(Counting):
-    """VMAS adds noise to the action, which the reward shows."""
-
-    def make_world(self, batch_dim, device, **kwargs):
-        world = super().make_world(batch_dim, device)
-        world.agents[0]._u_noise = 1.0
-        return world
-
-    def reward(self, agent):
-        return agent.action.u[:, 0].clone()
-
-
-def test_rare_branches_come_as_often_as_they_should():
-    env = env_of(Rare(), 20)  # on the kernel
-    assert 18 <= rewards_of(env, 1000).sum() <= 68  # 40 on average, and 3.5 deviations
-
-
-def test_noise_of_actions_has_its_variance():
-    env = env_of(Noisy(), 20)  # on the kernel
-    assert rewards_of(env, 200).var() == pytest.approx(1 + 2 / 3, rel=0.1)  # actions -1, 0, 1
-
-
-class Booleans(Counting):
-    """Sums of booleans, and remainders and quotients of negative numbers."""
-
-    def value(self):
-        a, b, n = self.steps > 2, self.steps % 2 == 0, -self.steps.long()
-        logic = (a + b).float() + 2 * (a * b).float() + 4 * (a ^ b).float()
-        return logic + 8 * torch.stack([a, b]).sum(0) + 16 * (n // 3) + 64 * (n % 3)
-
-
-def test_booleans_and_negative_numbers_are_those_of_python():
-    found = rewards_of(env_of(Booleans()), 40)  # on the kernel
-    expected = [
-        float((a or b) + 2 * (a and b) + 4 * (a ^ b) + 8 * (a + b) + 16 * (-t // 3) + 64 * (-t % 3))
-        for t, a, b in ((t, t > 2, t % 2 == 0) for t in range(1, 41))
-    ]
-    assert found.tolist() == [expected] * 2
-
-
-# ------------------------------------------------------------------------------ resets
 
 
 class ByEnvironment(Ending):
@@ -842,34 +570,6 @@ class NoneThenTensor(Ending):
         return gained
 
 
-class OwnGain(Ending):
-    """Each environment has a gain of its own, which nothing writes."""
-
-    def begin(self, n_envs):
-        self.gain = torch.linspace(1, 2, n_envs)
-
-    def value(self):
-        return self.gain * self.steps
-
-
-RESETS = [
-    *(ByEnvironment, OnlyAtFirst, ByIndex, TouchingAll, OneClock, CountingViews, Replacing),
-    *(PythonClock, NumberThenTensor, NoneThenTensor, OwnGain),
-]
-
-
-@pytest.mark.parametrize("scenario", RESETS)
-def test_resets_of_one_environment_are_those_of_vmas(scenario):
-    expected = by_vmas(scenario(), 3, 14)
-    assert torch.equal(rewards_of(served(scenario(), 3), 14), expected)
-
-
-@pytest.mark.parametrize("scenario", RESETS)
-def test_the_eager_engine_resets_one_environment_as_vmas_does(scenario):
-    expected = by_vmas(scenario(), 3, 14)
-    assert torch.equal(rewards_of(env_of(scenario(), 3, "eager"), 14), expected)
-
-
 class AfterSuccess(Counting):
     """The level rises at a reset if the episode reached step 50."""
 
@@ -908,13 +608,6 @@ class KeptColumn(Counting):
         return self.counts[:, 1].clone()
 
 
-@pytest.mark.parametrize("scenario", [AfterSuccess, KeptColumn])
-def test_what_long_episodes_leave_behind_goes_on(scenario):
-    expected = by_vmas(scenario(), 2, 190)
-    assert expected[:, -1].tolist() == [3.0 if scenario is AfterSuccess else 30.0] * 2
-    assert torch.equal(rewards_of(served(scenario()), 190), expected)
-
-
 class Alternating(Counting):
     """The level changes after every 500 steps of an environment's life, at its next reset."""
 
@@ -933,34 +626,6 @@ class Alternating(Counting):
 
     def value(self):
         return self.level + 100 * (self.life > 10**6)
-
-
-def test_a_level_changes_with_the_age_of_an_environment():
-    found = rewards_of(served(Alternating()), 800)
-    assert torch.equal(found[:, :480], torch.zeros(2, 480))
-    assert torch.equal(found[:, 520:], torch.ones(2, 280))
-
-
-class OddShapes(Counting):
-    """A reset makes two tokens for each environment; one reset in 50 makes three."""
-
-    def begin(self, n_envs):
-        self.tokens = torch.ones(n_envs, 2)
-
-    def begin_episode(self, rows):
-        n_tokens = 3 if random.random() < 0.02 else 2
-        self.tokens = torch.ones(self.world.batch_dim, n_tokens)
-
-    def done(self):
-        return self.steps >= 1
-
-    def value(self):
-        return self.tokens.sum(-1)
-
-
-def test_a_shape_that_resets_choose_is_seen():
-    found = rewards_of(served(OddShapes()), 1500)
-    assert found.unique().tolist() == [2.0, 3.0]
 
 
 class Growing(Counting):
@@ -982,230 +647,55 @@ class Growing(Counting):
         return self.past.sum(-1)
 
 
-def test_a_tensor_that_grows_is_right():
-    found = rewards_of(served(Growing()), 9)
-    assert found.tolist() == [[t * (t + 1) / 2 for t in range(1, 10)]] * 2
-
-
-class Read(Counting):
-    """A reset chooses mode 1 in one of 50 cases; steps read it by a function made before.
-
-    Args:
-        reader: returns a function of nothing that reads an object's mode.
-    """
-
-    def __init__(self, reader):
-        super().__init__()
-        self.reader = reader
-
-    def begin(self, n_envs):
-        self.mode = 0
-        self.read = self.reader(self)
-
-    def begin_episode(self, rows):
-        self.mode = 1 if random.random() < 0.02 else 0
-
-    def done(self):
-        return self.steps >= 1
-
-    def value(self):
-        return self.same(self.read())
-
-
-def by_attrgetter(owner):
-    """Return a function that reads a mode by ``operator.attrgetter``."""
-    return functools.partial(operator.attrgetter("mode"), owner)
-
-
-def by_getattr(owner):
-    """Return a function that reads a mode by ``getattr``."""
-    return functools.partial(getattr, owner, "mode")
-
-
-@pytest.mark.parametrize("reader", [by_attrgetter, by_getattr])
-def test_a_rare_choice_that_no_code_names_is_seen(reader):
-    found = rewards_of(served(Read(reader)), 1500)
-    assert found.unique().tolist() == [0.0, 1.0]
-
-
-class Ageing(Counting):
-    """Each environment has an age of its own from the start, which no reset touches."""
-
-    def begin(self, n_envs):
-        self.age = torch.arange(n_envs) * 1.0
-
-    def count(self):
-        self.age = self.age + 0.5
-
-    def value(self):
-        return self.age.clone()
-
-
-def test_each_of_many_environments_begins_with_its_own_number():
-    found = rewards_of(served(Ageing(), 4100), 2)
-    assert torch.equal(found[:, 1], torch.arange(4100) + 1.0)
-
-
-# -------------------------------------------------------------- numbers of environments
-
-
-class IfMany(Counting):
-    """The reward is 1 in large batches."""
-
-    def value(self):
-        return self.same(self.world.batch_dim >= 64)
-
-
-class IfOne(Counting):
-    """The reward is 1 where there is one environment."""
-
-    def value(self):
-        return self.same(self.world.batch_dim == 1)
-
-
-class BeginningInMany(Counting):
-    """Episodes begin at level 1 in large batches."""
-
-    def begin(self, n_envs):
-        self.level = torch.zeros(n_envs)
-
-    def begin_episode(self, rows):
-        self.level[rows] = float(self.world.batch_dim > 100)
-
-    def value(self):
-        return self.level.clone()
-
-
-@pytest.mark.parametrize(
-    ("scenario", "n_envs", "expected"),
-    [(IfMany(), 64, 1.0), (IfMany(), 8, 0.0), (IfOne(), 1, 1.0), (BeginningInMany(), 2, 0.0)],
-)
-def test_rules_for_a_number_of_environments_hold_for_that_number(scenario, n_envs, expected):
-    assert rewards_of(served(scenario, n_envs), 4).unique().tolist() == [expected]
-
-
-class NearInBatch(Plain):
-    """A penalty where VMAS says that two agents may collide: they never come near each other."""
-
-    def make_world(self, batch_dim, device, **kwargs):
-        world = World(batch_dim, device)
-        for i in range(2):
-            world.add_agent(Agent(name=f"agent_{i}"))
-        return world
-
-    def reset_world_at(self, env_index=None):
-        for i, agent in enumerate(self.world.agents):
-            agent.set_pos(torch.full((1, 2), 10.0 * i), batch_index=env_index)
-
-    def reward(self, agent):
-        near = self.world.collides(*self.world.agents)
-        return torch.full((self.world.batch_dim,), -1.0 if near else 0.0)
-
-
-def test_agents_far_apart_have_no_penalty_for_being_near():
-    assert rewards_of(served(NearInBatch(), 1), 5).unique().tolist() == [0.0]
-
-
-class OfFile(Counting):
-    """Reads a bonus from a file when it is made; it is paid after 100 steps."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = path
-
-    def begin(self, n_envs):
-        self.bonus = torch.tensor(json.loads(self.path.read_text())["bonus"])
-
-    def value(self):
-        return torch.where(self.steps > 100, self.bonus, 0.0)
-
-
-def test_a_file_that_was_edited_is_read_again(tmp_path):
-    path = tmp_path / "settings.json"
-    for bonus in (1.0, 2.0):
-        path.write_text(json.dumps({"bonus": bonus}))
-        found = rewards_of(served(OfFile(path)), 102)
-        assert found[:, -3:].tolist() == [[0.0, bonus, bonus]] * 2
-
-
-class OfSeed(Counting):
-    """Draws a bonus from a generator of its own when it is made; it is paid after 100 steps."""
-
-    def __init__(self, seed):
-        super().__init__()
-        self.generator = np.random.default_rng(seed)
-
-    def begin(self, n_envs):
-        self.bonus = torch.tensor(float(self.generator.integers(1000)))
-
-    def value(self):
-        return torch.where(self.steps > 100, self.bonus, 0.0)
-
-
-def test_each_seed_of_a_scenario_has_numbers_of_its_own():
-    for seed in (0, 1):
-        bonus = float(np.random.default_rng(seed).integers(1000))
-        found = rewards_of(served(OfSeed(seed)), 102)
-        assert found[:, -3:].tolist() == [[0.0, bonus, bonus]] * 2
-
-
-class BesideLarge(ThroughView):
-    """Observes a small number, which a write through a view changes, and a place far away."""
-
-    def begin(self, n_envs):
-        super().begin(n_envs)
-        self.place = torch.zeros(n_envs, 8)
-
-    def begin_episode(self, rows):
-        super().begin_episode(rows)
-        self.place[rows] = 1e7
-
-    def count(self):
-        self.first += 1
-        self.place += 1
-
-    def value(self):
-        return self.same(0)
-
-    def observation(self, agent):
-        return torch.cat([self.all.sum(-1, keepdim=True), self.place], -1)
-
-
-def test_large_numbers_hide_no_wrong_one():
-    batch = served(BesideLarge()).rollout(9, break_when_any_done=False)
-    seen = batch[next_key(OBSERVATION)][:, :, 0, 0]
-    assert seen.tolist() == [list(map(float, range(1, 10)))] * 2
-    assert not batch[next_key(TERMINATED)].any()
-
-
-class OfAgents(Counting):
-    """A constant mask has as many places as there are environments; it matters late."""
-
-    def begin(self, n_envs):
-        self.table = torch.tensor([[1.0], [5.0]])
-        self.mask = torch.tensor([True, False])
-
-    def value(self):
-        _, order = torch.sort(torch.stack([self.steps, -self.steps], -1), -1)  # has no kernel
-        late = self.steps > LATE
-        return torch.where(late, self.table[self.mask].sum(), 0.0) * order[:, 0]
-
-
-class SortedMoney(Money):
-    """Whole numbers beyond 2**31, beside an operation that no kernel has."""
-
-    def value(self):
-        _, order = torch.sort(torch.stack([self.steps, -self.steps], -1), -1)
-        return super().value() * order[:, 0]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("scenario", "last"), [(OfAgents(), 1.0), (SortedMoney(), 1.0)])
-def test_inductor_is_right_behind_the_gate(scenario, last):
-    with pytest.raises(ConfigError, match="does not run on kernel"):
-        env_of(scenario)
-    try:
-        env = env_of(scenario, engine="inductor")
-    except ConfigError:
-        return
-    assert rewards_of(env, LATE + 5)[:, -1].tolist() == [last] * 2
+REFUSED = {
+    Wrapping: r"of another type: env\.scenario\.held",
+    Saturating: r"of another type: env\.scenario\.held",
+    Budget: r"of another type: env\.scenario\.held",
+    InSeeds: r"change Python values: env\.scenario\.n_seeds",
+    InSurrender: r"env\.scenario\.surrendered",
+    InSemaphore: r"env\.scenario\.turns\._value",
+    OnTensor: r"env\.scenario\.held\.age",
+    OnNumber: r"env\.scenario\.held\.age",
+    OnArray: r"env\.scenario\.held\.age",
+    OnWorldClass: r"World\.age",
+    ByComputedName: r"env\.scenario\.count_of_steps",
+    BySetter: r"env\.scenario\.hidden",
+    ByDescriptor: r"ByDescriptor\.age\.held",
+    ThroughView: r"shares memory",
+    ThroughData: r"the data of a tensor",
+    OfData: r"the data of a tensor",
+    ThroughNumpy: r"second trace",
+    OneName: r"two entities have one name: mark",
+    ShapeOfMasked: r"how many entries a mask has",
+    InAssertion: r"Python code depends on tensors",
+    Applying: r"Python code depends on tensors",
+    Undoing: r"Python code depends on tensors",
+    Equal: r"trying to get value",
+    Close: r"trying to get value",
+    Formatted: r"trying to get value",
+    Ghosts: r"collision filter reads tensors",
+    OwnGenerator: r"of a generator",
+    SeededAgain: r"of a generator",
+    Forked: r"chance in Python",
+    SeededGlobally: r"chance in Python",
+    Into: r"of a generator",
+    ByEnvironment: r"tell environments apart",
+    OnlyAtFirst: r"one differs from a reset of all",
+    ByIndex: r"one differs from a reset of all",
+    TouchingAll: r"changes others",
+    OneClock: r"a number of all environments",
+    CountingViews: r"changes others",
+    Replacing: r"changes others",
+    NumberThenTensor: r"env\.scenario\.timer",
+    NoneThenTensor: r"env\.scenario\.before",
+    AfterSuccess: r"what went before",
+    KeptColumn: r"what went before",
+    Alternating: r"what went before",
+    Growing: r"env\.scenario\.past",
+}
+
+
+@pytest.mark.parametrize("scenario", REFUSED, ids=lambda scenario: scenario.__name__)
+def test_a_step_or_reset_that_no_kernel_can_repeat_is_refused(scenario):
+    with pytest.raises(Untraceable, match=REFUSED[scenario]):
+        traced(simulation_of(scenario(), TRACE_ENVS))

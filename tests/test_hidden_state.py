@@ -280,13 +280,14 @@ def test_a_step_that_changes_a_hidden_value_is_refused_by_its_name(scenario):
 
 def test_a_buffer_of_a_network_is_state():
     class InBuffer(Hiding):
-        def begin(self):
+        def make_world(self, batch_dim, device, **kwargs):
             self.network = torch.nn.BatchNorm1d(2)
-            self.network.steps = torch.zeros(())
+            self.network.steps = torch.zeros(batch_dim, 1)
+            return super().make_world(batch_dim, device)
 
         def reset_world_at(self, env_index=None):
             super().reset_world_at(env_index)
-            self.network.steps.zero_()
+            self.network.steps[slice(None) if env_index is None else env_index] = 0
 
         def count(self):
             self.network.steps += 1

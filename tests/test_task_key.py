@@ -450,8 +450,8 @@ HELD = {
     "stream": lambda: os.fdopen(os.pipe()[0], "rb", 0),
     "temporary file": tempfile.NamedTemporaryFile,
     "logger": lambda: logging.getLogger("own"),
-    "generator": random.Random,
-    "NumPy generator": np.random.default_rng,
+    "generator": lambda: random.Random(1),
+    "NumPy generator": lambda: np.random.default_rng(1),
     "object": object,
     "lambda": lambda: lambda x: x,
 }
@@ -525,7 +525,8 @@ def test_a_step_from_disk_that_differs_is_built_again_once(tmp_path, monkeypatch
             "seconds": {},
         }
 
-    def check(step, task, backend):
+    def check(step, task, backend, n_envs):
+        assert n_envs == 2
         checked.append(step.library.read_text())
         if checked[-1] in differing:
             raise Mismatch("its step differs from VMAS's")
@@ -533,13 +534,13 @@ def test_a_step_from_disk_that_differs_is_built_again_once(tmp_path, monkeypatch
     monkeypatch.setattr(compiling, "_make", make)
     monkeypatch.setattr(compiling, "check_again", check)
     differing = {"1"}
-    assert compiling.checked_step(task, backend).library.read_text() == "2"
+    assert compiling.checked_step(task, backend, 2).library.read_text() == "2"
     assert (len(made), checked) == (2, ["1", "2"])
-    assert compiling.checked_step(task, backend).library.read_text() == "2"
+    assert compiling.checked_step(task, backend, 2).library.read_text() == "2"
     assert (len(made), checked) == (2, ["1", "2", "2"])
     differing = {"2", "3"}
     with pytest.raises(Mismatch):
-        compiling.checked_step(task, backend)
+        compiling.checked_step(task, backend, 2)
     assert len(made) == 3
 
 

@@ -27,6 +27,7 @@ OF_CHANCE = frozenset(
     | {"gymnasium.spaces", "numpy.lib.npyio", "numpy.lib._npyio_impl", "torch.serialization"}
     | {"torch.random"}
 )
+WRAPPERS = frozenset({"collections.abc", "contextlib", "functools", "torch._dynamo.eval_frame"})
 OF_CHANCE_IN_C = frozenset({"time", "posix", "nt", "io", "_io"})
 OWNERS_OF_CHANCE = (
     random.Random,
@@ -90,9 +91,9 @@ def of_chance(frame: FrameType) -> bool:
 
 
 def calling(frame: FrameType) -> FrameType | None:
-    """Return the frame that called; the methods of Python's mappings are passed over."""
+    """Return the frame that called; mappings, contexts and wrappers are passed over."""
     caller = frame.f_back
-    while caller is not None and caller.f_globals.get("__name__") == "collections.abc":
+    while caller is not None and caller.f_globals.get("__name__") in WRAPPERS:
         caller = caller.f_back
     return caller
 

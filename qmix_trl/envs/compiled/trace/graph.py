@@ -129,6 +129,7 @@ def traced(simulation: VmasSimulation) -> Trace:
     distinct = merged_equal(graphs)
     read = [path for path in paths.all if any(path in read_paths(graph) for graph in distinct)]
     check_apart(simulation, read)
+    check_each(distinct, read)
     carried = carried_over(simulation, paths, read)
     check_alike(simulation, paths, carried)
     guard = check_repeatable(simulation, paths, distinct, carried)
@@ -169,6 +170,26 @@ def check_apart(simulation: VmasSimulation, read: list[str]) -> None:
     shared = overlapping(contents, contents.slots).intersection(read)
     if shared:
         raise Untraceable(f"a tensor of its state shares memory: {min(shared)}")
+
+
+def check_each(graphs: list[StepGraph], read: list[str]) -> None:
+    """Refuse steps that write a tensor of all environments, such as a common clock.
+
+    A compiled engine keeps the numbers of each environment by themselves.
+
+    Raises:
+        Untraceable: if a step does.
+    """
+    for graph in graphs:
+        nodes = list(graph.graph.graph.nodes)
+        (results,) = nodes[-1].args
+        then = results[N_RESULTS:]
+        for path, like, now, next_value in zip(
+            graph.paths.all, graph.state, nodes, then, strict=False
+        ):
+            is_common = like.shape[:1] != (graph.n_envs,)
+            if is_common and path in read and next_value is not now:
+                raise Untraceable(f"its steps write a number of all environments: {path}")
 
 
 def by_choices(simulation: VmasSimulation, paths: StatePaths) -> dict[tuple, StepGraph]:

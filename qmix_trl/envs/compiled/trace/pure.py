@@ -91,6 +91,7 @@ class MaskMode(TorchFunctionMode):
         super().__init__()
         self.n_envs = n_envs
         self.calls = 0
+        self._masked: dict[int, Tensor] = {}  # results of masked reads, by id
 
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -100,7 +101,9 @@ class MaskMode(TorchFunctionMode):
             mask, rest = split_mask(args[1], self.n_envs)
             if mask is not None:
                 # The entries outside the mask are computed too; a masked write drops them.
-                return _unmasked(args[0], mask, rest).clone()
+                read = _unmasked(args[0], mask, rest).clone()
+                self._masked[id(read)] = read
+                return read
         elif function is Tensor.__setitem__:
             mask, rest = split_mask(args[1], self.n_envs)
             if mask is not None:
@@ -110,7 +113,17 @@ class MaskMode(TorchFunctionMode):
             return read_constant(args[0], partial(function, *args, **(kwargs or {})), function)
         elif function in COPIES:
             return _copied(function, args, kwargs or {})
+        elif function in UNSEEN:
+            raise Untraceable(f"it uses the data of a tensor at {describe_line(calling_frame())}")
+        elif function in SIZES and self._is_masked(args[0]):
+            line = describe_line(calling_frame())
+            raise Untraceable(f"it asks how many entries a mask has at {line}")
         return function(*args, **(kwargs or {}))
+
+    def _is_masked(self, tensor: Tensor) -> bool:
+        """Return whether the user's code asks for the size of a masked read."""
+        name = calling_frame().f_globals.get("__name__", "")
+        return id(tensor) in self._masked and is_own_module(name, frozenset())
 
 
 # Functions by which Python or NumPy read the numbers of a tensor.
@@ -131,9 +144,9 @@ READS = (
     Tensor.untyped_storage,
     Tensor.apply_,
     Tensor.map_,
-    Tensor.data.__get__,  # writes to it would not be noticed
-    Tensor.data.__set__,
 )
+UNSEEN = (Tensor.data.__get__, Tensor.data.__set__)  # no version counts writes to data
+SIZES = (Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__)
 # Functions that make a tensor of data; a trace would hold numbers of tensors in lists as constants.
 COPIES = (torch.tensor, torch.as_tensor, torch.asarray)
 
@@ -243,9 +256,14 @@ def is_assertion(frame: FrameType) -> bool:
 
 @cache
 def assertions(filename: str) -> list[tuple[int, int]]:
-    """Return the first and last line of every ``assert`` statement of a file."""
+    """Return the first and last line of every ``assert`` of a file that keeps no value (``:=``)."""
     tree = ast.parse("".join(linecache.getlines(filename)))
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    asserted = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    found = [
+        node
+        for node in asserted
+        if not any(isinstance(part, ast.NamedExpr) for part in ast.walk(node))
+    ]
     return [(node.lineno, node.end_lineno or node.lineno) for node in found]
 
 

@@ -546,8 +546,14 @@ def overlapping(contents: Contents, paths: Iterable[str]) -> set[str]:
 
 def differing(a: Contents, b: Contents) -> set[str]:
     """Return the paths of values that differ, except values for rendering."""
-    paths = {p for p in a.values.keys() | b.values.keys() if a.values.get(p) != b.values.get(p)}
+    before, now = a.values, b.values
+    paths = {p for p in before.keys() | now.keys() if not _is_equal(before.get(p), now.get(p))}
     return {path for path in paths if not is_rendering(path)}
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    """Say whether two values are equal; NaN equals NaN."""
+    return a == b or (a != a and b != b)
 
 
 def is_rendering(path: str) -> bool:
