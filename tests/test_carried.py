@@ -100,7 +100,7 @@ def test_a_number_that_resets_leave_alone_goes_on(scenario, engine):
     [
         (Remembering(reads=True), r"what went before: env\.scenario\.before"),
         (Showing(), "what went before: observation"),
-        (Common(), r"leave as it was: env\.scenario\.steps, one for all environments"),
+        (Common(), r"write a number of all environments: env\.scenario\.steps"),
     ],
 )
 def test_what_a_reset_makes_of_such_a_number_is_refused(scenario, told):

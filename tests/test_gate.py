@@ -8,7 +8,7 @@ from compiled_tools import Plain, simulation_of
 from trace_tools import state_of
 from vmas.simulator.core import Agent, Landmark, Sphere, World
 
-from qmix_trl.envs.compiled import gate_runs
+from qmix_trl.envs.compiled import gate, gate_runs
 from qmix_trl.envs.compiled.engines.buffers import layout_of
 from qmix_trl.envs.compiled.gate import Mismatch, Reference, check
 from qmix_trl.envs.compiled.gate_runs import (
@@ -177,11 +177,17 @@ class Apart(Pair):
         return torch.full((self.world.batch_dim,), float(is_computed))
 
 
-def test_differences_by_the_broad_phase_are_counted_and_allowed():
+def test_differences_by_the_broad_phase_are_counted_and_few_are_allowed(monkeypatch):
     reference = reference_of(simulation_of(Apart(), E))
     step = step_with(reference, lambda simulation, action: torch.zeros(E, dtype=torch.bool))
+    few = {"FEW_SKIPPED": 3 * E, "BROAD_PHASE": 0.0}
+    for name, value in few.items():
+        monkeypatch.setattr(gate, name, value)
     report = check(reference, step, Extent(3, 0, 0))
     assert (report.by_broad_phase, report.by_rounding) == (3 * E, 0)
+    monkeypatch.setattr(gate, "FEW_SKIPPED", 3 * E - 1)
+    with pytest.raises(Mismatch, match="it asks World"):
+        check(reference, step, Extent(3, 0, 0))
 
 
 # ------------------------------------------------------------------- lengths and actions

@@ -262,7 +262,14 @@ def pool_of_operations(n_seen):
     numbers = [PackedNumber(x, 0, dtype, True) for x, dtype in ops.TYPES.items()]
     step = bare_step(numbers, SeenLayout(1, n_seen, None))
     pool = torch.zeros(4 * ops.E, len(numbers) + n_seen)
-    return SimpleNamespace(n_envs=ops.E, step=step, pool=pool, taken=0, device=CPU)
+    return SimpleNamespace(
+        n_envs=ops.E,
+        step=step,
+        pool=pool,
+        taken=0,
+        device=CPU,
+        first_states=lambda: pool[:1, : len(step.numbers)].repeat(ops.E, 1),
+    )
 
 
 def check_operations(folder):

@@ -11,7 +11,7 @@ from vmas.simulator.core import Entity
 from vmas.simulator.environment import Environment
 
 from qmix_trl.envs.compiled.trace.own_code import is_own_module, packages_of
-from qmix_trl.envs.compiled.trace.walk import class_data, is_rendering, walk
+from qmix_trl.envs.compiled.trace.walk import class_data, walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 
 RESET_STEPS, RESET_EVERY = 48, 6
@@ -66,10 +66,17 @@ def mentioned_numbers(simulator: Environment) -> set[int]:
             members = [f for name, f in class_data(cls) if name not in MAKERS]
             functions = [f for f in members if isinstance(f, types.FunctionType)]
             found |= {n for function in functions for n in _constants(function.__code__)}
-    own = ("env.scenario.", "class ", "module ", "<")
     values = walk(simulator).values.items()
-    found |= {n for path, n in values if path.startswith(own) and not is_rendering(path)}
+    found |= {n for path, n in values if _may_hold_limits(path, packages)}
     return {int(n) for n in found if _is_whole(n)}
+
+
+def _may_hold_limits(path: str, packages: frozenset[str]) -> bool:
+    """Say whether a path is of a value of the user's, but for the size of pictures."""
+    kind, _, name = path.partition(" ")
+    if kind in ("class", "module"):
+        return is_own_module(name, packages)
+    return path.startswith(("env.scenario.", "<")) and ".viewer_" not in path
 
 
 def _constants(code: types.CodeType) -> Iterator[object]:

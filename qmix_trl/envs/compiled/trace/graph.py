@@ -187,7 +187,7 @@ def check_each(graphs: list[StepGraph], read: list[str]) -> None:
         for path, like, now, next_value in zip(
             graph.paths.all, graph.state, nodes, then, strict=False
         ):
-            is_common = like.shape[:1] != (graph.n_envs,)
+            is_common = path in graph.paths.tensors and like.shape[:1] != (graph.n_envs,)
             if is_common and path in read and next_value is not now:
                 raise Untraceable(f"its steps write a number of all environments: {path}")
 

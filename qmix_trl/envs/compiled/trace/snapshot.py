@@ -245,6 +245,7 @@ def constants(contents: Contents) -> dict[str, str]:
     """Return the texts of all values that a snapshot cannot set, by path."""
     settable = contents.places.keys() | generators(contents).keys()
     settable |= {f"{path}!" for path in holders(contents)}
+    settable |= {f"{path}!" for path in tensor_places(contents)}
     settable |= {f"{path}@" for path in contents.entities}
     settable |= {path for path, array in contents.arrays.items() if not array.dtype.hasobject}
     odd = {p: repr(v) for p, v in primitives(contents).items() if not _text(v)}
