@@ -188,8 +188,21 @@ def check_each(graphs: list[StepGraph], read: list[str]) -> None:
             graph.paths.all, graph.state, nodes, then, strict=False
         ):
             is_common = path in graph.paths.tensors and like.shape[:1] != (graph.n_envs,)
-            if is_common and path in read and next_value is not now:
+            if is_common and path in read and next_value is not now and follows(next_value, now):
                 raise Untraceable(f"its steps write a number of all environments: {path}")
+
+
+def follows(node: Node, source: Node) -> bool:
+    """Return whether a node's value is computed from another's."""
+    waiting, seen = [node], set()
+    while waiting:
+        each = waiting.pop()
+        if each is source:
+            return True
+        if each not in seen:
+            seen.add(each)
+            waiting.extend(each.all_input_nodes)
+    return False
 
 
 def by_choices(simulation: VmasSimulation, paths: StatePaths) -> dict[tuple, StepGraph]:
