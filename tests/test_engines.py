@@ -54,7 +54,6 @@ SCENARIOS = {
     "wind_flocking": None,
     "simple_reference": None,
     "simple_adversary": "adversary",
-    "simple_crypto": "eve",
     "line_trajectory": None,
 }
 CPU = torch.device("cpu")

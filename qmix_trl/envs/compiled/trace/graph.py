@@ -37,6 +37,7 @@ MOST_CHOICES = 24
 FEW_ENVS = 5  # of a simulation that shows which values depend on the number of environments
 OTHER_STEPS = 3  # before the second trace
 DTYPES = (torch.float32, torch.int32, torch.int64, torch.bool)  # of tensors of the state
+COPYING = (torch.ops.aten.clone.default, torch.ops.aten.detach.default)
 MOST_CALLS = 40_000  # of torch in a step
 
 
@@ -188,21 +189,15 @@ def check_each(graphs: list[StepGraph], read: list[str]) -> None:
             graph.paths.all, graph.state, nodes, then, strict=False
         ):
             is_common = path in graph.paths.tensors and like.shape[:1] != (graph.n_envs,)
-            if is_common and path in read and next_value is not now and follows(next_value, now):
+            if is_common and path in read and without_copies(next_value) is not now:
                 raise Untraceable(f"its steps write a number of all environments: {path}")
 
 
-def follows(node: Node, source: Node) -> bool:
-    """Return whether a node's value is computed from another's."""
-    waiting, seen = [node], set()
-    while waiting:
-        each = waiting.pop()
-        if each is source:
-            return True
-        if each not in seen:
-            seen.add(each)
-            waiting.extend(each.all_input_nodes)
-    return False
+def without_copies(node: Node) -> Node:
+    """Return the node whose value a node copies; the node itself if it is no copy."""
+    while node.target in COPYING:
+        node = node.all_input_nodes[0]
+    return node
 
 
 def by_choices(simulation: VmasSimulation, paths: StatePaths) -> dict[tuple, StepGraph]:
