@@ -16,7 +16,7 @@ from vmas.simulator.environment.environment import Environment, local_seed
 from vmas.simulator.utils import ScenarioUtils
 
 from qmix_trl.envs.compiled.engines.pool import shares_draws
-from qmix_trl.envs.compiled.trace.alike import EqualDraws
+from qmix_trl.envs.compiled.trace.alike import EqualDraws, batched
 from qmix_trl.envs.compiled.trace.audit import audited
 from qmix_trl.envs.compiled.trace.carried import same
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, random_step
@@ -124,24 +124,17 @@ def _differs_from_one(task: Task, device: torch.device) -> bool:
         actions[1, ONE] = actions[0, ONE]
         for simulation, action in zip(pair, actions, strict=True):
             simulation.step(action)
-    before = _batched(pair[1])
+    before = batched(pair[1])
     for simulation, e in zip(pair, (None, ONE), strict=True):
         with torch.random.fork_rng(devices=[]), EqualDraws(TRACE_ENVS, 0):
             simulation.pure_reset(e)
     others = torch.arange(TRACE_ENVS) != ONE
-    if any(not same(x[others], before[p][others]) for p, x in _batched(pair[1]).items()):
+    if any(not same(x[others], before[p][others]) for p, x in batched(pair[1]).items()):
         return True
-    ours, theirs = map(_batched, pair)
+    ours, theirs = map(batched, pair)
     return ours.keys() != theirs.keys() or any(
         not same(value[ONE], theirs[path][ONE]) for path, value in ours.items()
     )
-
-
-def _batched(simulation: VmasSimulation) -> dict[str, Tensor]:
-    """Return copies of all tensors [E, ..] by path."""
-    slots = walk(simulation.simulator).slots.items()
-    n_envs = simulation.n_envs
-    return {p: slot.value.clone() for p, slot in slots if slot.value.shape[:1] == (n_envs,)}
 
 
 class _Before:

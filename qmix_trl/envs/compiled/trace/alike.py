@@ -119,9 +119,12 @@ def _reset(simulation: VmasSimulation, e: int | None, seed: int) -> None:
         simulation.pure_reset(e)
 
 
+def batched(simulation: VmasSimulation) -> dict[str, Tensor]:
+    """Return copies of all tensors [E, ..] of a simulation, by path."""
+    slots, n_envs = walk(simulation.simulator).slots.items(), simulation.n_envs
+    return {p: slot.value.clone() for p, slot in slots if slot.value.shape[:1] == (n_envs,)}
+
+
 def _rows(simulation: VmasSimulation, paths: Collection[str]) -> dict[str, Tensor]:
-    """Return copies of tensors [E, ..] by path."""
-    slots = walk(simulation.simulator).slots
-    found = {path: slots[path].value for path in paths if path in slots}
-    n_envs = simulation.n_envs
-    return {path: x.clone() for path, x in found.items() if x.shape[:1] == (n_envs,)}
+    """Return copies of some tensors [E, ..] of a simulation, by path."""
+    return {path: value for path, value in batched(simulation).items() if path in paths}
