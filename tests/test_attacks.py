@@ -8,8 +8,9 @@ import torch
 from compiled_tools import Plain, simulation_of
 from vmas.simulator.core import Agent, Landmark, World
 
-from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, traced
+from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.pure import Untraceable
+from qmix_trl.envs.compiled.trace.trace import traced
 
 LATE = 2500  # steps: behind the longest run of the gate, which looks for limits of at most 2,000
 

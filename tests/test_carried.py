@@ -5,8 +5,9 @@ import torch
 from compiled_tools import Plain, simulation_of
 
 from qmix_trl import make_env
-from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, traced
+from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.pure import Untraceable
+from qmix_trl.envs.compiled.trace.trace import traced
 from qmix_trl.keys import REWARD, next_key
 from qmix_trl.native import build
 

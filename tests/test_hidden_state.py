@@ -19,9 +19,10 @@ import pytest
 import torch
 from compiled_tools import Plain, simulation_of
 
-from qmix_trl.envs.compiled.trace import graph as trace
+from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.guard import Watch
 from qmix_trl.envs.compiled.trace.pure import Untraceable
+from qmix_trl.envs.compiled.trace.trace import traced
 from qmix_trl.envs.compiled.trace.walk import walk
 
 LIMIT = 40
@@ -275,7 +276,7 @@ HIDING = {
 @pytest.mark.parametrize("scenario", HIDING)
 def test_a_step_that_changes_a_hidden_value_is_refused_by_its_name(scenario):
     with pytest.raises(Untraceable, match=HIDING[scenario]):
-        trace.traced(simulation_of(scenario(), trace.TRACE_ENVS))
+        traced(simulation_of(scenario(), TRACE_ENVS))
 
 
 def test_a_buffer_of_a_network_is_state():
@@ -295,7 +296,7 @@ def test_a_buffer_of_a_network_is_state():
         def age(self):
             return self.network.steps
 
-    found = trace.traced(simulation_of(InBuffer(), trace.TRACE_ENVS))
+    found = traced(simulation_of(InBuffer(), TRACE_ENVS))
     assert "env.scenario.network.steps" in found.paths.tensors
 
 
@@ -376,7 +377,7 @@ def drawing(function):
 )
 def test_a_step_that_depends_on_chance_is_refused(scenario, message):
     with pytest.raises(Untraceable, match=message):
-        trace.traced(simulation_of(scenario, trace.TRACE_ENVS))
+        traced(simulation_of(scenario, TRACE_ENVS))
 
 
 def test_a_value_that_is_drawn_when_a_scenario_is_made_is_refused():
@@ -389,7 +390,7 @@ def test_a_value_that_is_drawn_when_a_scenario_is_made_is_refused():
             return agent.state.pos * self.size
 
     with pytest.raises(Untraceable, match="a second trace, of another seed"):
-        trace.traced(simulation_of(Made(), trace.TRACE_ENVS))
+        traced(simulation_of(Made(), TRACE_ENVS))
 
 
 # ------------------------------------------------------------------------ resets
@@ -407,7 +408,7 @@ class Remembering(Plain):
 
 def test_resets_that_remember_are_refused():
     with pytest.raises(Untraceable, match=r"what went before: env\.scenario\.n_resets"):
-        trace.traced(simulation_of(Remembering(), trace.TRACE_ENVS))
+        traced(simulation_of(Remembering(), TRACE_ENVS))
 
 
 class Carrying(Plain):
@@ -428,7 +429,7 @@ class Carrying(Plain):
 
 def test_a_tensor_that_resets_carry_over_is_refused():
     with pytest.raises(Untraceable, match=r"what went before: env\.scenario\.carried"):
-        trace.traced(simulation_of(Carrying(), trace.TRACE_ENVS))
+        traced(simulation_of(Carrying(), TRACE_ENVS))
 
 
 @dataclass(frozen=True)
@@ -471,7 +472,7 @@ def add_attribute(scenario):
     ],
 )
 def test_a_reset_that_changes_a_value_for_the_first_time_is_noticed(change, path):
-    found = trace.traced(simulation_of(Seldom(), trace.TRACE_ENVS))
+    found = traced(simulation_of(Seldom(), TRACE_ENVS))
     simulation = simulation_of(Seldom(), 4)
     watch = Watch(found.guard, walk(simulation.simulator))
     simulation.reset()
@@ -481,7 +482,7 @@ def test_a_reset_that_changes_a_value_for_the_first_time_is_noticed(change, path
 
 
 def test_a_guard_names_values_at_the_first_reset_of_another_simulation():
-    found = trace.traced(simulation_of(Seldom(), trace.TRACE_ENVS))
+    found = traced(simulation_of(Seldom(), TRACE_ENVS))
     simulation = simulation_of(Seldom(), 4)
     change_setting(simulation.simulator.scenario)
     contents = walk(simulation.simulator)

@@ -282,7 +282,8 @@ def test_the_compilers_page_shows_what_the_compiler_makes():
     from qmix_trl.envs.compiled.codegen import cpp
     from qmix_trl.envs.compiled.codegen.schedule import guards, live
     from qmix_trl.envs.compiled.lower.step import lower
-    from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, traced
+    from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
+    from qmix_trl.envs.compiled.trace.trace import traced
     from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
     settings = {"scenario_kwargs": {}, "state": "world", "team_reward": "mean", "group": None}

@@ -21,7 +21,7 @@ from qmix_trl.envs.compiled.engines.packed_state import (
     as_bits,
     unpack_state,
 )
-from qmix_trl.envs.compiled.trace.walk import Contents, Slot
+from qmix_trl.envs.compiled.trace.contents import Contents, Slot
 from qmix_trl.envs.compiled.vmas_replay import VmasReplay
 from qmix_trl.errors import Refused, WrongStepError
 from qmix_trl.native import build

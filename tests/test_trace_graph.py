@@ -11,8 +11,8 @@ from compiled_tools import Plain, simulation_of
 from trace_tools import Counter, Hoarder, Tuple, state_of
 from vmas.simulator.core import Agent, Landmark, Sphere, World
 
-from qmix_trl.envs.compiled.trace import graph as trace
-from qmix_trl.envs.compiled.trace import pure, resets
+from qmix_trl.envs.compiled.trace import graph, pure, resets, trace
+from qmix_trl.envs.compiled.trace.graph import N_RESULTS, TRACE_ENVS, trace_step
 from qmix_trl.envs.compiled.trace.snapshot import TEXTS, snapshot
 from qmix_trl.envs.compiled.trace.state import random_step
 
@@ -40,7 +40,7 @@ def _few_resets(monkeypatch):
 
 def traced(scenario):
     """Return the trace of a scenario's step."""
-    return trace.traced(simulation_of(scenario, trace.TRACE_ENVS))
+    return trace.traced(simulation_of(scenario, TRACE_ENVS))
 
 
 @pytest.mark.usefixtures("_few_resets")
@@ -72,10 +72,10 @@ def test_one_graph_holds_for_all_choices_that_make_no_difference():
 
 
 def test_a_trace_equals_the_step_from_other_states_and_leaves_the_simulator_unchanged():
-    simulation = simulation_of(Hoarder(), trace.TRACE_ENVS)
+    simulation = simulation_of(Hoarder(), TRACE_ENVS)
     paths = state_of(simulation)
     before, state = snapshot(simulation.simulator), paths.read(simulation.simulator)
-    graph = trace.trace_step(simulation, paths)
+    graph = trace_step(simulation, paths)
     after, same = snapshot(simulation.simulator), paths.read(simulation.simulator)
     for path in before.keys() - {TEXTS}:  # floats of the state are tensors after a trace
         assert torch.equal(before[path].float(), after[path].float()), path
@@ -84,12 +84,12 @@ def test_a_trace_equals_the_step_from_other_states_and_leaves_the_simulator_unch
     for _ in range(5):
         step()
     state = [value.clone() for value in paths.read(simulation.simulator)]
-    action = torch.arange(trace.TRACE_ENVS)[:, None] % simulation.n_actions
+    action = torch.arange(TRACE_ENVS)[:, None] % simulation.n_actions
     ours = graph.graph(*state, action, torch.zeros(2, dtype=torch.int64))
     theirs = simulation.step(action)
     assert torch.equal(ours[0], theirs.seen.observation)
     then = paths.read(simulation.simulator)
-    for path, a, b in zip(paths.all, ours[trace.N_RESULTS :], then, strict=True):
+    for path, a, b in zip(paths.all, ours[N_RESULTS:], then, strict=True):
         assert torch.equal(a, b), path
     assert not torch.equal(state[0], then[0])
 
@@ -109,13 +109,13 @@ class Bumping(Plain):
 
 
 def test_a_trace_without_contacts_holds_for_states_with_contacts():
-    simulation = simulation_of(Bumping(), trace.TRACE_ENVS)
+    simulation = simulation_of(Bumping(), TRACE_ENVS)
     paths = state_of(simulation)
-    graph = trace.trace_step(simulation, paths)
+    graph = trace_step(simulation, paths)
     simulation.reset()
     simulation.simulator.agents[0].set_pos(torch.tensor([[4.9, 0.0]]), batch_index=None)
     state = [value.clone() for value in paths.read(simulation.simulator)]
-    action = torch.zeros(trace.TRACE_ENVS, 1, dtype=torch.int64)
+    action = torch.zeros(TRACE_ENVS, 1, dtype=torch.int64)
     ours = graph.graph(*state, action, torch.zeros(2, dtype=torch.int64))
     theirs = simulation.step(action).seen.observation
     assert torch.equal(ours[0], theirs)
@@ -135,7 +135,7 @@ class Calling(Plain):
 def calling(function, scenario=Calling):
     """Return a simulation whose steps call a function of (E, position)."""
     case = type("Case", (scenario,), {"function": staticmethod(function)})
-    return simulation_of(case(), trace.TRACE_ENVS)
+    return simulation_of(case(), TRACE_ENVS)
 
 
 def assert_it_is_near(n_envs, position):
@@ -196,7 +196,7 @@ class ManyChoices(Goal):
 )
 def test_a_step_that_is_no_pure_function_of_tensors_is_refused(monkeypatch, simulation, message):
     monkeypatch.setattr(trace, "MOST_CHOICES", 2)
-    monkeypatch.setattr(trace, "MOST_CALLS", 500)
+    monkeypatch.setattr(graph, "MOST_CALLS", 500)
     with pytest.raises(pure.Untraceable, match=message):
         trace.traced(simulation())
 

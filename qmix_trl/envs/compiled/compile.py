@@ -27,10 +27,11 @@ from qmix_trl.envs.compiled.lower.arrays import Unlowerable
 from qmix_trl.envs.compiled.lower.step import Step, lower
 from qmix_trl.envs.compiled.lower.whole_numbers import check_whole_numbers
 from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
-from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, Trace, traced
+from qmix_trl.envs.compiled.trace.contents import Contents
+from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.guard import Guard
 from qmix_trl.envs.compiled.trace.state import StatePaths
-from qmix_trl.envs.compiled.trace.walk import Contents
+from qmix_trl.envs.compiled.trace.trace import Trace, traced
 from qmix_trl.envs.time_limit import NoEnd
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused

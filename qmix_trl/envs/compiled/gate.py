@@ -17,10 +17,11 @@ from qmix_trl.envs.compiled.gate_runs import (
     random_actions,
     write_edges,
 )
+from qmix_trl.envs.compiled.trace.contents import Contents
 from qmix_trl.envs.compiled.trace.draws import DrawMode, draw
 from qmix_trl.envs.compiled.trace.pure import spawning, static_collisions
 from qmix_trl.envs.compiled.trace.state import StatePaths
-from qmix_trl.envs.compiled.trace.walk import Contents, walk
+from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import Refused
 

@@ -11,7 +11,8 @@ from vmas.simulator.core import Entity
 from vmas.simulator.environment import Environment
 
 from qmix_trl.envs.compiled.trace.own_code import is_own_module, packages_of
-from qmix_trl.envs.compiled.trace.walk import class_data, walk
+from qmix_trl.envs.compiled.trace.parts import class_data
+from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 
 RESET_STEPS, RESET_EVERY = 48, 6

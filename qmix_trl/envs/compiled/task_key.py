@@ -31,9 +31,11 @@ import vmas
 from torch import Tensor
 
 from qmix_trl.envs.compiled.task_sources import Sources
+from qmix_trl.envs.compiled.trace.contents import Contents
 from qmix_trl.envs.compiled.trace.leaves import IN_MEMORY, digest
 from qmix_trl.envs.compiled.trace.own_code import packages_of
-from qmix_trl.envs.compiled.trace.walk import PRIMITIVES, Contents, described, walk_from
+from qmix_trl.envs.compiled.trace.parts import PRIMITIVES, described
+from qmix_trl.envs.compiled.trace.walk import walk_from
 from qmix_trl.envs.vmas_simulation import Task
 from qmix_trl.errors import Refused
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from qmix_trl.envs.compiled.engines.packed_state import CHOICE, as_numbers, pack, unpack_state
 from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.envs.compiled.gate import Outcome
+from qmix_trl.envs.compiled.trace.contents import Contents
 from qmix_trl.envs.compiled.trace.draws import DrawMode, as_environment, draw
 from qmix_trl.envs.compiled.trace.pure import spawning
-from qmix_trl.envs.compiled.trace.walk import Contents, walk
+from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import ConfigError, Refused
 

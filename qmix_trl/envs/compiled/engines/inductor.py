@@ -12,14 +12,9 @@ from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.packed_state import all_numbers, as_bits, from_bits
 from qmix_trl.envs.compiled.engines.pool import FreshStates, shares_draws
 from qmix_trl.envs.compiled.trace.draws import draw
-from qmix_trl.envs.compiled.trace.graph import (
-    N_RESULTS,
-    TRACE_ENVS,
-    StepGraph,
-    Trace,
-    traced,
-)
+from qmix_trl.envs.compiled.trace.graph import N_RESULTS, TRACE_ENVS, StepGraph
 from qmix_trl.envs.compiled.trace.pure import Untraceable
+from qmix_trl.envs.compiled.trace.trace import Trace, traced
 from qmix_trl.envs.vmas_simulation import Seen, VmasSimulation
 from qmix_trl.errors import Refused
 

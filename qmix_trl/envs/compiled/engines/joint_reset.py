@@ -19,7 +19,8 @@ from qmix_trl.envs.compiled.engines.pool import shares_draws
 from qmix_trl.envs.compiled.trace.alike import EqualDraws, batched
 from qmix_trl.envs.compiled.trace.audit import audited
 from qmix_trl.envs.compiled.trace.carried import same
-from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS, random_step
+from qmix_trl.envs.compiled.trace.contents import Contents, differing, is_written
+from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import READS, calling_frame
 from qmix_trl.envs.compiled.trace.snapshot import (
@@ -29,13 +30,8 @@ from qmix_trl.envs.compiled.trace.snapshot import (
     snapshot,
     unsaved,
 )
-from qmix_trl.envs.compiled.trace.walk import (
-    Contents,
-    differing,
-    is_written,
-    walk,
-    walk_scenario,
-)
+from qmix_trl.envs.compiled.trace.state import random_step
+from qmix_trl.envs.compiled.trace.walk import walk, walk_scenario
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
 TRIALS, STEPS_BETWEEN = 2, 2

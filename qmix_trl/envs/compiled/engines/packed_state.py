@@ -11,8 +11,9 @@ from vmas.simulator.environment import Environment
 from qmix_trl.envs.compiled.lower.arrays import Unlowerable, dtype_letter
 from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT
 from qmix_trl.envs.compiled.lower.step import Step
+from qmix_trl.envs.compiled.trace.contents import Contents
 from qmix_trl.envs.compiled.trace.graph import StepGraph
-from qmix_trl.envs.compiled.trace.walk import Contents, walk
+from qmix_trl.envs.compiled.trace.walk import walk
 
 CHOICE = "choice"  # the path of the number that holds the index of a reset's choice
 

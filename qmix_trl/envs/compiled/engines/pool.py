@@ -20,9 +20,10 @@ from vmas.simulator.environment.environment import Environment, local_seed
 
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.packed_state import pack
+from qmix_trl.envs.compiled.trace.contents import Contents, differing
 from qmix_trl.envs.compiled.trace.draws import KINDS, OTHER_DRAWS
 from qmix_trl.envs.compiled.trace.guard import Watch
-from qmix_trl.envs.compiled.trace.walk import Contents, differing, walk
+from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.time_limit import NoEnd
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qmix_trl.envs.compiled.trace.audit import may_be_read
-from qmix_trl.envs.compiled.trace.walk import Contents, is_rendering, is_written
+from qmix_trl.envs.compiled.trace.contents import Contents, is_rendering, is_written
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from vmas.simulator.environment.environment import Environment, local_seed
 
 from qmix_trl.envs.compiled.trace.audit import TORCHS, audited, may_be_read
 from qmix_trl.envs.compiled.trace.carried import is_forgotten, same
+from qmix_trl.envs.compiled.trace.contents import Contents, differing
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import ReadsOfPython, Untraceable
 from qmix_trl.envs.compiled.trace.state import StatePaths, random_step
-from qmix_trl.envs.compiled.trace.walk import Contents, differing, walk
+from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 
 CHOICE_RESETS = 200  # resets made to see the choices of resets that decide by chance

@@ -20,16 +20,10 @@ from torch import Tensor
 from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
+from qmix_trl.envs.compiled.trace.contents import Contents, is_rendering, overlapping
 from qmix_trl.envs.compiled.trace.leaves import DESCRIBED, generator_state
-from qmix_trl.envs.compiled.trace.walk import (
-    PRIMITIVES,
-    Contents,
-    entity_name,
-    is_rendering,
-    overlapping,
-    walk,
-    walk_scenario,
-)
+from qmix_trl.envs.compiled.trace.parts import PRIMITIVES, entity_name
+from qmix_trl.envs.compiled.trace.walk import walk, walk_scenario
 from qmix_trl.errors import ConfigError
 
 TEXTS = "texts"  # the key of all that is no tensor, as JSON

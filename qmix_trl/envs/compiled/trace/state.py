@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from vmas.simulator.environment import Environment
 
-from qmix_trl.envs.compiled.trace.walk import Contents, differing, is_written, walk
+from qmix_trl.envs.compiled.trace.contents import Contents, differing, is_written
+from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
 
 N_PROBES = 8  # resets, of two steps each, after which a value that never changed is constant

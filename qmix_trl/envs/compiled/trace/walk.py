@@ -9,13 +9,9 @@ containers, arrays, closures, default arguments, attributes of classes and globa
 
 import enum
 import functools
-import gc
-import re
 import types
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,9 +19,9 @@ from torch import Tensor
 from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
-from qmix_trl.envs.compiled.trace.leaves import DESCRIBED, HARMLESS, UNKNOWN, is_cache, leaf_text
+from qmix_trl.envs.compiled.trace.contents import Contents, Outside, Slot
+from qmix_trl.envs.compiled.trace.leaves import HARMLESS, UNKNOWN, leaf_text
 from qmix_trl.envs.compiled.trace.own_code import (
-    code_digest,
     is_own_module,
     loaded_modules,
     module_data,
@@ -33,92 +29,24 @@ from qmix_trl.envs.compiled.trace.own_code import (
     packages_of,
     referenced_globals,
 )
+from qmix_trl.envs.compiled.trace.parts import (
+    CONTAINERS,
+    PRIMITIVES,
+    children,
+    class_data,
+    described,
+    entity_name,
+    is_filled,
+    plain,
+)
 
-PRIMITIVES = (int, float, str, bool, type(None), bytes, complex)
-CONTAINERS = (list, tuple, set, frozenset, deque)
 DATA = (*PRIMITIVES, *CONTAINERS, dict, Tensor, np.ndarray)  # of libraries that are compared
-# The paths of VMAS's values that only rendering uses.
-RENDERING = re.compile(r"(env\.(viewer|visible_display|headless|text_lines)|<[^>]*>\._render)\b")
 # VMAS draws no action from its spaces, and a simulation has its own random numbers.
 PASSED_OVER = (
     "env.action_space",
     "env.observation_space",
     f"class {Environment.__module__}.{Environment.__qualname__}.vmas_random_state",
 )
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place that holds a tensor, a number or an entity, and can hold another one."""
-
-    holder: MutableMapping | MutableSequence
-    key: Any
-    value: Any
-
-    def set(self, value: Any) -> None:
-        """Put another value into the place."""
-        self.holder[self.key] = value
-
-
-class Attributes(dict):
-    """The attributes of an object in ``__slots__``, as a mapping that writes to the object."""
-
-    def __init__(self, owner: Any, names: Iterable[str]) -> None:
-        super().__init__((name, getattr(owner, name)) for name in names if hasattr(owner, name))
-        self.owner = owner
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        setattr(self.owner, name, value)
-
-
-class Outside(dict):
-    """A module, a class or a closure's variable, as a mapping that can only be written to.
-
-    Args:
-        put: writes a value under a name.
-    """
-
-    def __init__(self, put: Callable[[str, Any], None]) -> None:
-        super().__init__()
-        self.put = put
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self.put(name, value)
-
-
-@dataclass
-class Contents:
-    """All values reachable from a simulator, by path.
-
-    Attributes:
-        slots: places of tensors.
-        floats: places of Python floats.
-        counts: places of integers and booleans.
-        entities: places that refer to an entity of the world.
-        unsettable: tensors in tuples, closures, classes and modules, where no other can be put.
-        arrays: arrays of NumPy.
-        values: values to compare: primitives, texts of arrays and other leaves, lengths of
-            containers (path + "#"), names of entities and first paths of other objects that are
-            referred to (path + "@"), and types of objects (path + "!").
-        unwatched: the types of objects whose state cannot be seen.
-        places: all places of tensors and primitives, also in classes, modules and closures.
-        objects: all other values, at the first path of each.
-    """
-
-    slots: dict[str, Slot] = field(default_factory=dict)
-    floats: dict[str, Slot] = field(default_factory=dict)
-    counts: dict[str, Slot] = field(default_factory=dict)
-    entities: dict[str, Slot] = field(default_factory=dict)
-    unsettable: dict[str, Tensor] = field(default_factory=dict)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    values: dict[str, Any] = field(default_factory=dict)
-    unwatched: dict[str, str] = field(default_factory=dict)
-    places: dict[str, Slot] = field(default_factory=dict)
-    objects: dict[str, Any] = field(default_factory=dict)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors by path."""
-        return {path: slot.value for path, slot in self.slots.items()} | self.unsettable
 
 
 def walk(simulator: Environment) -> Contents:
@@ -347,7 +275,7 @@ class _Walker:
                 "cell_contents",
             )
             for i, cell in enumerate(function.__closure__ or ())
-            if _is_filled(cell)
+            if is_filled(cell)
         ]
         defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
         found += [(f":default[{i}]", value, None, None) for i, value in enumerate(defaults)]
@@ -387,175 +315,3 @@ def _outside(holder: Any) -> Any:
     if holder is None or isinstance(holder, Outside):
         return holder
     return Outside(holder.__setitem__)
-
-
-def described(thing: Any) -> str:
-    """Return the text of an object's kind: its class, its length, or the code of a function."""
-    if isinstance(thing, types.FunctionType):
-        return f"{thing.__module__}.{thing.__qualname__} {code_digest(thing.__code__)}"
-    if isinstance(thing, types.BuiltinFunctionType):
-        return f"{thing.__module__}.{thing.__qualname__}"
-    kind = f"{type(thing).__module__}.{type(thing).__qualname__}"
-    if isinstance(thing, dict):
-        return f"{kind} {','.join(map(_key_name, thing))}"
-    return f"{kind} {len(thing)}" if isinstance(thing, CONTAINERS) else kind
-
-
-def entity_name(thing: Any) -> str | None:
-    """Return the name of a VMAS entity, None for anything else."""
-    name = getattr(thing, "_name", None)
-    return name if isinstance(name, str) and hasattr(thing, "_state") else None
-
-
-def class_data(cls: type) -> list[tuple[str, Any]]:
-    """Return the attributes of a class, with the functions of its descriptors."""
-    found = []
-    for name, value in sorted(vars(cls).items()):
-        if name == "_abc_impl" or (
-            name.startswith("__") and not isinstance(value, types.FunctionType)
-        ):
-            continue  # of Python itself
-        if isinstance(value, staticmethod | classmethod):
-            value = value.__func__
-        if isinstance(value, property):
-            accessors = {"get": value.fget, "set": value.fset, "del": value.fdel}
-            found += [(f"{name}:{kind}", f) for kind, f in accessors.items() if f is not None]
-        elif not isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
-            found.append((name, value))
-    return found
-
-
-def children(thing: Any) -> list[tuple[str, Any, Any, Any]]:
-    """Return the values that an object holds, but for its class.
-
-    Returns:
-        (suffix of the path, child, holder, key) for each child; holder and key are None where
-        no other value can be put.
-    """
-    found: list[tuple[str, Any, Any, Any]] = []
-    if isinstance(thing, (list, deque)):
-        found = [(f"[{i}]", child, thing, i) for i, child in enumerate(thing)]
-    elif isinstance(thing, (tuple, set, frozenset)):
-        # Sets have another order in each process.
-        held = thing if isinstance(thing, tuple) else sorted(thing, key=_key_name)
-        found = [(f"({i})", child, None, None) for i, child in enumerate(held)]
-    elif isinstance(thing, (dict, types.MappingProxyType)):
-        found = _items(thing)
-    elif isinstance(thing, types.MethodType):
-        return [(":self", thing.__self__, None, None), (":function", thing.__func__, None, None)]
-    elif isinstance(thing, functools.partial):
-        held = (thing.func, *thing.args, *thing.keywords.values())
-        found = [(f":args[{i}]", child, None, None) for i, child in enumerate(held)]
-    elif isinstance(thing, types.BuiltinFunctionType):
-        return [(":self", thing.__self__, None, None)]
-    elif isinstance(thing, weakref.ref):
-        return [(":referent", thing(), None, None)]
-    elif isinstance(thing, np.ndarray):  # of objects
-        return [(f"[{i}]", child, None, None) for i, child in enumerate(thing.flat)]
-    for attributes in (getattr(thing, "__dict__", {}), _slots_of(thing)):
-        found += [(f".{k}", child, attributes, k) for k, child in sorted(attributes.items())]
-    if is_cache(thing):  # its results
-        held = enumerate(gc.get_referents(thing))
-        found += [(f":cached[{i}]", child, None, None) for i, child in held]
-    return found
-
-
-def _items(thing: Any) -> list[tuple[str, Any, Any, Any]]:
-    """Return the keys and the values of a dictionary."""
-    found, names = [], set()
-    holder = thing if isinstance(thing, dict) else None
-    for key, child in list(thing.items()):
-        name = _key_name(key)
-        if name in names:  # keys of the same text
-            name = f"{name} {len(names)}"
-        names.add(name)
-        found.append((f"[{name}]", child, holder, key if holder is not None else None))
-        if not isinstance(key, (*PRIMITIVES, tuple, frozenset)):
-            found.append((f"[{name}]:key", key, None, None))
-    return found
-
-
-def _slots_of(thing: Any) -> Attributes | dict:
-    """Return the attributes of an object in ``__slots__`` of its classes."""
-    names = _slot_names(type(thing))
-    return Attributes(thing, names) if names else {}
-
-
-@functools.cache
-def _slot_names(kind: type) -> list[str]:
-    return [
-        name
-        for cls in kind.__mro__
-        for name, member in vars(cls).items()
-        if isinstance(member, types.MemberDescriptorType) and "__slots__" in vars(cls)
-    ]
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    """Say whether a closure's variable has a value other than the cell itself."""
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
-
-
-def plain(text: str) -> str:
-    """Return a text without the characters that separate the parts of a path."""
-    return text.translate(SEPARATORS)
-
-
-SEPARATORS = str.maketrans(dict.fromkeys(".:[]()<>!@", "_"))
-
-
-def _key_name(key: Any) -> str:
-    """Return a dictionary's key as a part of a path."""
-    if isinstance(key, PRIMITIVES):
-        return plain(str(key))
-    if isinstance(key, frozenset):  # in the same order in all processes
-        return ",".join(sorted(map(_key_name, key)))
-    if isinstance(key, (tuple, list)):
-        return ",".join(map(_key_name, key))
-    if isinstance(key, DESCRIBED):
-        return plain(repr(key))
-    if isinstance(key, enum.Enum):
-        return f"{type(key).__name__}_{key.name}"
-    return plain(entity_name(key) or getattr(key, "__qualname__", type(key).__name__))
-
-
-def is_written(now: Tensor, before: tuple[Tensor, int] | None) -> bool:
-    """Say whether a path holds another tensor than before, or one that was written since.
-
-    Args:
-        now: the tensor at the path.
-        before: the earlier tensor and its version then; None if the path is new.
-    """
-    return before is None or before[0] is not now or before[1] != now._version
-
-
-def overlapping(contents: Contents, paths: Iterable[str]) -> set[str]:
-    """Return the paths whose tensors share storage with another tensor among them."""
-    seen: dict[int, tuple[str, Tensor]] = {}
-    found = set()
-    for path in paths:
-        tensor = contents.slots[path].value
-        other, first = seen.setdefault(tensor.untyped_storage().data_ptr(), (path, tensor))
-        if first is not tensor and tensor.numel():
-            found |= {path, other}
-    return found
-
-
-def differing(a: Contents, b: Contents) -> set[str]:
-    """Return the paths of values that differ, except values for rendering."""
-    before, now = a.values, b.values
-    paths = {p for p in before.keys() | now.keys() if not _is_equal(before.get(p), now.get(p))}
-    return {path for path in paths if not is_rendering(path)}
-
-
-def _is_equal(a: Any, b: Any) -> bool:
-    """Say whether two values are equal; NaN equals NaN."""
-    return a == b or (a != a and b != b)
-
-
-def is_rendering(path: str) -> bool:
-    """Say whether only VMAS's rendering or its spaces use the value at a path."""
-    return RENDERING.match(path) is not None
