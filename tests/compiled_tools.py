@@ -13,10 +13,9 @@ from vmas.simulator.core import Agent, Landmark, World
 from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl.envs.compiled.codegen import cpp
-from qmix_trl.envs.compiled.codegen.schedule import live
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.packed_state import as_bits
-from qmix_trl.envs.compiled.lower.expressions import CASTS, Expression, Program
+from qmix_trl.envs.compiled.lower.expressions import CASTS, Expression, Program, live
 from qmix_trl.envs.compiled.lower.ops import OPS
 from qmix_trl.envs.compiled.lower.step import Run, StateNumber, Step
 from qmix_trl.envs.compiled.trace import draws
@@ -66,6 +65,7 @@ def bare_step(numbers, layout, *, shared=False):
         paths=StatePaths((), (), {}, (), (), (), frozenset(), ()),
         layout=layout,
         choices=[[[]]],
+        constants={},
         guard=Guard({}, frozenset(), frozenset()),
         carried=(),
         shared=shared,

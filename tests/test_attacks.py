@@ -1,5 +1,7 @@
 """Scenarios made to be wrong in silence: the compiler refuses each by its reason."""
 
+import functools
+import operator
 import threading
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from compiled_tools import Plain, simulation_of
 from vmas.simulator.core import Agent, Landmark, World
 
+from qmix_trl.envs.compiled.trace.alike import check_any_number
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.pure import Untraceable
 from qmix_trl.envs.compiled.trace.trace import traced
@@ -187,6 +190,41 @@ class OnWorldClass(OnTensor):
     def begin(self, n_envs):
         self.held = World
         self.held.age = 0
+
+
+class OnLibrary(OnTensor):
+    """A count that is an attribute of a module within a library."""
+
+    def begin(self, n_envs):
+        torch.backends.age = 0
+
+    def count(self):
+        torch.backends.age += 1
+
+    def value(self):
+        return self.same(torch.backends.age > LATE)
+
+
+class Swapping(Counting):
+    """The first environment gets a number of the second, by two masks."""
+
+    def value(self):
+        rows = torch.arange(self.world.batch_dim)
+        to, of = (self.steps > LATE) & (rows == 0), (self.steps > LATE) & (rows == 1)
+        found = torch.zeros(self.world.batch_dim)
+        found[to] = 2 * rows.float()[of] + 1
+        return found
+
+
+class SwappingTwoReads(Counting):
+    """Numbers of two masks are added."""
+
+    def value(self):
+        rows = torch.arange(self.world.batch_dim)
+        to, of = (self.steps > LATE) & (rows == 0), (self.steps > LATE) & (rows == 1)
+        found = torch.zeros(self.world.batch_dim)
+        found[to] = self.steps[to] + self.steps[of]
+        return found
 
 
 class ByComputedName(Counting):
@@ -659,6 +697,9 @@ REFUSED = {
     OnNumber: r"env\.scenario\.held\.age",
     OnArray: r"env\.scenario\.held\.age",
     OnWorldClass: r"World\.age",
+    OnLibrary: r"module torch\.backends\.age",
+    Swapping: r"numbers of one mask in the places of another",
+    SwappingTwoReads: r"numbers of one mask in the places of another",
     ByComputedName: r"env\.scenario\.count_of_steps",
     BySetter: r"env\.scenario\.hidden",
     ByDescriptor: r"ByDescriptor\.age\.held",
@@ -700,3 +741,69 @@ REFUSED = {
 def test_a_step_or_reset_that_no_kernel_can_repeat_is_refused(scenario):
     with pytest.raises(Untraceable, match=REFUSED[scenario]):
         traced(simulation_of(scenario(), TRACE_ENVS))
+
+
+class OneMaskTwice(Counting):
+    """A mask that is computed twice is one mask, and numbers that it reads can be computed with."""
+
+    def value(self):
+        found = torch.zeros(self.world.batch_dim)
+        found[self.steps > 5] = 3 * self.steps[self.steps > 5] + 1
+        return found
+
+
+def test_one_mask_may_be_computed_twice():
+    assert traced(simulation_of(OneMaskTwice(), TRACE_ENVS)).graphs
+
+
+class ReadByFunction(Counting):
+    """Steps read a mode by a function that was made before.
+
+    Args:
+        reader: returns a function of nothing that reads an object's mode.
+    """
+
+    def __init__(self, reader):
+        super().__init__()
+        self.reader = reader
+
+    def begin(self, n_envs):
+        self.mode = 0
+        self.read = self.reader(self)
+
+    def value(self):
+        return self.same(self.read())
+
+
+READERS = {
+    "attrgetter": lambda owner: functools.partial(operator.attrgetter("mode"), owner),
+    "getattr": lambda owner: functools.partial(getattr, owner, "mode"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_a_value_that_no_code_names_is_guarded(reader):
+    found = traced(simulation_of(ReadByFunction(reader), TRACE_ENVS))
+    assert found.guard.matters("env.scenario.mode")
+
+
+class BeginningInMany(Counting):
+    """Episodes begin at level 1 in large batches."""
+
+    def begin(self, n_envs):
+        self.level = torch.zeros(n_envs)
+
+    def begin_episode(self, rows):
+        self.level[rows] = float(self.world.batch_dim > 100)
+
+    def value(self):
+        return self.level.clone()
+
+
+def test_resets_that_depend_on_the_number_of_environments_are_refused():
+    scenario = BeginningInMany()
+    paths = traced(simulation_of(scenario, TRACE_ENVS)).paths
+    few, many = simulation_of(scenario, 32), simulation_of(scenario, 128)
+    with pytest.raises(Untraceable, match=r"number of environments: env\.scenario\.level"):
+        check_any_number(few, many, paths, ())
+    check_any_number(few, simulation_of(scenario, 64), paths, ())

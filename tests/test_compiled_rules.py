@@ -9,12 +9,11 @@ import torch
 from compiled_tools import E, by_definition, by_torch, close, lowered, run_as_cpp, traced
 
 from qmix_trl.envs.compiled.codegen import cpp, triton
-from qmix_trl.envs.compiled.codegen.schedule import live
 from qmix_trl.envs.compiled.lower.arrays import Unlowerable
-from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, INT
+from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, INT, live
 from qmix_trl.envs.compiled.lower.ops import OPS
 from qmix_trl.envs.compiled.lower.rules import RULES, merged
-from qmix_trl.envs.compiled.lower.step import writes
+from qmix_trl.envs.compiled.trace.nodes import writes
 from qmix_trl.native.store import header
 
 FIXED = torch.arange(12.0).view(4, 3) / 7
@@ -91,6 +90,7 @@ VIEWS = {
     "detach": lambda s: s.x.detach(),
     "clone": lambda s: changed(s.x, lambda y: y.clone().add_(1)),
     "float to int": lambda s: s.x.to(torch.int64),
+    "by way of doubles": lambda s: torch.stack([s.x.double(), s.y.double()], 1).float(),
     "float to bool": lambda s: s.r.to(torch.bool),
     "int to float": lambda s: s.i.float() / 4,
     "int to bool": lambda s: s.i.bool(),
@@ -217,6 +217,12 @@ ARITHMETIC = {
         op: on(op, "x")
         for op in ("exp", "sin", "cos", "tan", "tanh", "floor", "neg", "abs", "sign")
     },
+    # Beyond 8,192 whole turns are taken off first.
+    **{f"{op} of large": lambda s, op=op: getattr(s.x * 1e7, op)() for op in ("sin", "cos")},
+    "sin of infinities and NaN": lambda s: s.n.sin(),
+    "tan of large": lambda s: (s.x * 2e4).tan().atan2(s.u / s.u),
+    "zero times infinities and NaN": lambda s: s.n * 0.0,
+    "a negative zero and zero": lambda s: torch.atan2(s.u * 0.0, s.u * -0.0 + 0.0),
     "exp of ints": lambda s: s.i.exp(),
     "atan2": lambda s: torch.atan2(s.x, s.r),
     "logaddexp": lambda s: torch.logaddexp(s.x, s.y),
@@ -289,6 +295,8 @@ REDUCTIONS = {
     "amin": lambda s: s.p.amin((1, -1)),
     "amax": lambda s: s.p.amax(-1, keepdim=True),
     "amax of bools": lambda s: s.b.amax(1),
+    **{f"{op} with NaN": lambda s, op=op: getattr(s.n, op)(1) for op in ("argmin", "argmax")},
+    "min with NaN": lambda s: torch.stack([*s.n.min(1)], 1),
     "argmin": lambda s: s.r.argmin(-1),
     "argmax": lambda s: s.p.argmax(1, keepdim=True),
     "vector norm": lambda s: torch.linalg.vector_norm(s.p, dim=-1),
@@ -461,6 +469,9 @@ def test_what_crosses_environments_is_refused(case):
         (lambda s: s.p[:, :0].sum(1), "sum.dim_IntList of nothing"),
         (lambda s: s.b[:, :0].any(1), "any.dim of nothing"),
         (lambda s: torch.linalg.vector_norm(s.p[..., :0], dim=-1), "vector_norm.* of nothing"),
+        (lambda s: s.i.to(torch.uint8), "no torch.uint8 in a kernel"),
+        (lambda s: s.x.half() + 1, "no torch.float16 in a kernel"),
+        (lambda s: s.x.double() + 1, "add.Tensor in double precision"),
         (lambda s: s.x.erf(), "no rule for aten.erf.default"),
         (
             lambda s: torch.linalg.solve_triangular(s.l.transpose(1, 2), s.p, upper=True),

@@ -280,7 +280,8 @@ def test_the_compilers_page_shows_what_the_compiler_makes():
     from vmas.scenarios import load
 
     from qmix_trl.envs.compiled.codegen import cpp
-    from qmix_trl.envs.compiled.codegen.schedule import guards, live
+    from qmix_trl.envs.compiled.codegen.schedule import guards
+    from qmix_trl.envs.compiled.lower.expressions import live
     from qmix_trl.envs.compiled.lower.step import lower
     from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
     from qmix_trl.envs.compiled.trace.trace import traced

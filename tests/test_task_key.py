@@ -519,6 +519,7 @@ def test_a_step_from_disk_that_differs_is_built_again_once(tmp_path, monkeypatch
             "paths": step.paths.as_json(),
             "choices": step.choices,
             "guard": step.guard.as_json(),
+            "constants": {},
             "carried": [],
             "shared": False,
             "reads_in_resets": False,
@@ -532,7 +533,7 @@ def test_a_step_from_disk_that_differs_is_built_again_once(tmp_path, monkeypatch
             raise Mismatch("its step differs from VMAS's")
 
     monkeypatch.setattr(compiling, "_make", make)
-    monkeypatch.setattr(compiling, "check_again", check)
+    monkeypatch.setattr(compiling, "check_at_start", check)
     differing = {"1"}
     assert compiling.checked_step(task, backend, 2).library.read_text() == "2"
     assert (len(made), checked) == (2, ["1", "2"])

@@ -1,11 +1,15 @@
 """Whole numbers that may leave the 32 bits of a kernel are refused, all others are not."""
 
+import math
+from dataclasses import replace
+
 import pytest
+from compiled_tools import evaluated
 
 from qmix_trl.envs.compiled.lower.arrays import Unlowerable
 from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, INT, Program
 from qmix_trl.envs.compiled.lower.step import StateNumber, Step
-from qmix_trl.envs.compiled.lower.whole_numbers import check_whole_numbers
+from qmix_trl.envs.compiled.lower.whole_numbers import check_whole_numbers, with_alarms
 
 
 def step_with(then):
@@ -59,3 +63,32 @@ def test_counts_and_indices_fit(then):
 def test_numbers_that_may_grow_beyond_32_bits_are_refused(then):
     with pytest.raises(Unlowerable, match="may leave 32 bits"):
         check_whole_numbers(step_with(then))
+
+
+def seen_by(observation):
+    """Return a step that counts, with an observation that is a function of the count."""
+    step = step_with(added(1))
+    (number,) = step.numbers
+    return replace(step, observation=[observation(step.program, number.now)])
+
+
+@pytest.mark.parametrize(
+    ("step", "below", "beyond"),
+    [
+        (step_with(RIGHT["an index"]), 2.0**20 - 1, 2.0**20),
+        (step_with(RIGHT["an index"]), -(2.0**20) + 1, math.nan),
+        (step_with(added(1)), 2**30 - 1, 2**30),
+        (seen_by(lambda p, n: p.apply("mul", n, 2000, dtype=INT)), 2**20 - 1, 2**20),
+    ],
+    ids=["an index", "an index of NaN", "a count", "a factor"],
+)
+def test_a_number_beyond_its_bound_makes_the_rewards_nan(step, below, beyond):
+    reward = with_alarms(step).reward
+
+    def rewarded(value):
+        return evaluated(
+            reward, lambda leaf: value if leaf.dtype == type(value).__name__[0] else 0, {}
+        )
+
+    assert rewarded(below) == 0
+    assert math.isnan(rewarded(beyond))

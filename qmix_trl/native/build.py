@@ -13,11 +13,10 @@ FLAGS = (
     "-std=c++17",
     "-O3",
     "-march=native",
-    # No code reads errno, floating-point traps or the sign of zero. Infinities and NaN stay exact.
+    # No code reads errno or floating-point traps. Infinities, NaN and signs of zeros stay exact.
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fno-trapping-math",
-    "-fno-signed-zeros",
     "-shared",
     "-fPIC",
     "-w",

@@ -147,7 +147,22 @@ INLINE vf vlog1p(vf x) {
   return vlog(u) + (x - (u - 1.0f)) / u;
 }
 
+// An angle less whole turns; 2 pi is the sum of three numbers, the first two of 24 bits each, so that
+// products with up to 2^29 turns are exact. NaN from 2^31 on.
+static float turned(float x) {
+  if (!(fabsf(x) < 2147483648.0f)) return NAN;
+  double turns = (int32_t)(x * 0.15915494309189535 + (x < 0 ? -0.5 : 0.5));
+  double rest = x - turns * 6.283185005187988 - turns * 3.0199157663446385e-07;
+  return rest - turns * 2.1561211432632476e-14;
+}
+INLINE vf of_one_turn(vf x) {
+  vi large = vabs(x) > 8192.0f;
+  if (any(large))
+    for (int i = 0; i < W; i++) x[i] = large[i] ? turned(x[i]) : x[i];
+  return x;
+}
 INLINE void vsincos(vf x, vf *sine, vf *cosine) {
+  x = of_one_turn(x);
   vi sign = (vi)x & N((int32_t)0x80000000);
   vf a = vabs(x);
   vi j = (to_i(a * 1.27323954473516f) + 1) & ~1;

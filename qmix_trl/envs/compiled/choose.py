@@ -10,7 +10,8 @@ from torch._dynamo.exc import TorchDynamoException
 
 from qmix_trl.chosen import Chosen
 from qmix_trl.envs.compiled.backends import BACKENDS, of_cpu
-from qmix_trl.envs.compiled.compile import check_engine, checked_step, known_refusal
+from qmix_trl.envs.compiled.checks import check_engine
+from qmix_trl.envs.compiled.compile import checked_step, known_refusal
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.engines.eager import EagerEngine, EagerState
 from qmix_trl.envs.compiled.engines.env_state import EnvState
@@ -84,6 +85,7 @@ def kernel(s: Settings) -> Engine:
     backend = BACKENDS[s.device.type](s.device)
     step = checked_step(s.task, backend, s.n_envs)
     fresh = FreshStates(s.task, s.n_envs, s.seed, step, device=s.device)
+    fresh.check_number()
     return backend.engine(step.library, fresh, s.max_steps, s.seed)
 
 
@@ -101,6 +103,7 @@ def inductor(s: Settings) -> Engine:
     try:
         engine = InductorEngine(simulation, s.layout, s.max_steps, s.seed)
         check_engine(engine, engine.graph.paths, simulation, full_extent(simulation))
+        engine.fresh.check_number()
     except TorchDynamoException as error:
         raise Refused(one_line(error)) from error
     engine.env_state.seed(s.seed)

@@ -3,31 +3,33 @@
 import hashlib
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from qmix_trl.envs.compiled.backends import Backend
-from qmix_trl.envs.compiled.codegen.schedule import live
+from qmix_trl.envs.compiled.checks import (
+    FEW_ENVS,
+    check_again,
+    check_at_start,
+    check_kernel,
+    constants_of_all_seeds,
+)
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
-from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
-from qmix_trl.envs.compiled.engines.env_state import EnvState
+from qmix_trl.envs.compiled.engines.buffers import SeenLayout
 from qmix_trl.envs.compiled.engines.packed_state import (
-    as_numbers,
     numbers_as_json,
     numbers_from_json,
-    pack,
     packed_numbers,
 )
-from qmix_trl.envs.compiled.engines.pool import FreshStates, shares_draws
-from qmix_trl.envs.compiled.gate import Mismatch, Outcome, Reference, Report, check
-from qmix_trl.envs.compiled.gate_runs import AGAIN, Extent, full_extent
+from qmix_trl.envs.compiled.engines.pool import shares_draws
+from qmix_trl.envs.compiled.gate import Mismatch
+from qmix_trl.envs.compiled.gate_runs import AGAIN, full_extent
 from qmix_trl.envs.compiled.lower.arrays import Unlowerable
+from qmix_trl.envs.compiled.lower.expressions import live
 from qmix_trl.envs.compiled.lower.step import Step, lower
-from qmix_trl.envs.compiled.lower.whole_numbers import check_whole_numbers
+from qmix_trl.envs.compiled.lower.whole_numbers import check_whole_numbers, with_alarms
 from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
-from qmix_trl.envs.compiled.trace.contents import Contents
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.guard import Guard
 from qmix_trl.envs.compiled.trace.state import StatePaths
@@ -37,27 +39,6 @@ from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused
 from qmix_trl.native import store
 from qmix_trl.native.build import BuildFailed, NoCompiler
-
-NO_LIMIT = 2**31 - 1
-AGAIN_ENVS = 5  # of the second check of a new step
-MOST_AGAIN_ENVS = 256  # of the check at every start
-
-
-class Checked(Protocol):
-    """An engine that can continue from any packed state."""
-
-    fresh: FreshStates
-    env_state: EnvState
-
-    def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
-        """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions in them.
-
-        Args:
-            buffers: hold the actions; the results are written to them.
-            t: the first step.
-            n_steps: the number of steps.
-            reset_when_done: reset environments that are done.
-        """
 
 
 def compiled_step(task: Task, backend: Backend) -> CompiledStep:
@@ -83,15 +64,15 @@ def checked_step(task: Task, backend: Backend, n_envs: int) -> CompiledStep:
         Refused: as ``compiled_step``; ``Mismatch`` if a new step differs, too.
     """
     key = _key(task, backend)
-    step, n_envs = _step_of_key(key, task, backend), min(n_envs, MOST_AGAIN_ENVS)
+    step = _step_of_key(key, task, backend)
     try:
-        check_again(step, task, backend, n_envs)
+        check_at_start(step, task, backend, n_envs)
     except Mismatch:
         if key is None:
             raise
         store.drop(key)
         step = _step_of_key(key, task, backend)
-        check_again(step, task, backend, n_envs)
+        check_at_start(step, task, backend, n_envs)
     return step
 
 
@@ -138,6 +119,7 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
         layout=SeenLayout(**notes["layout"]),
         choices=notes["choices"],
         guard=Guard.from_json(notes["guard"]),
+        constants=notes["constants"],
         carried=tuple(notes["carried"]),
         shared=notes["shared"],
         reads_in_resets=notes["reads_in_resets"],
@@ -185,6 +167,7 @@ def _built(
     of_team, graphs, paths = simulation.task.state == "observations", trace.graphs, trace.paths
     step = lower(graphs, state_is_observations=of_team, carried=trace.carried)
     check_whole_numbers(step)
+    step = with_alarms(step)
     numbers = packed_numbers(graphs[0], step)
     n = len(live(step.outputs))
     if n > backend.most_operations:
@@ -203,6 +186,7 @@ def _built(
         "layout": vars(_layout(step, of_team)),
         "choices": [[list(values) for values in graph.choices] for graph in graphs],
         "guard": trace.guard.as_json(),
+        "constants": constants_of_all_seeds(simulation.task, trace.guard),
         "carried": trace.carried,
         "shared": shares_draws(simulation),
         "reads_in_resets": trace.reads_in_resets,
@@ -211,7 +195,7 @@ def _built(
     compiled = _from_notes(path.parent, notes)
     extent = full_extent(simulation)
     report = check_kernel(compiled, simulation, paths, extent, backend)
-    check_again(compiled, simulation.task, backend, AGAIN_ENVS)
+    check_again(compiled, simulation.task, backend, FEW_ENVS, AGAIN)
     laps.end("gate")
     notes["gate"] = vars(report)
     return notes
@@ -220,90 +204,3 @@ def _built(
 def _layout(step: Step, of_team: bool) -> SeenLayout:
     observation_dim = len(step.observation) // step.n_agents
     return SeenLayout(step.n_agents, observation_dim, None if of_team else len(step.state))
-
-
-def check_again(compiled: CompiledStep, task: Task, backend: Backend, n_envs: int) -> None:
-    """Compare a step with VMAS as it is installed now.
-
-    The build used another number of environments, so a step that depends on that number fails here.
-
-    Args:
-        compiled: the step.
-        task: the task.
-        backend: runs the step.
-        n_envs: the number of environments.
-
-    Raises:
-        Mismatch: if they differ.
-    """
-    simulation = VmasSimulation(task, n_envs, 0, torch.device("cpu"))
-    check_kernel(compiled, simulation, compiled.paths, AGAIN, backend)
-
-
-def check_kernel(
-    compiled: CompiledStep,
-    simulation: VmasSimulation,
-    paths: StatePaths,
-    extent: Extent,
-    backend: Backend,
-) -> Report:
-    """Compare a compiled step, on its device, with VMAS on the CPU.
-
-    Args:
-        compiled: the step.
-        simulation: VMAS; left in another state.
-        paths: of VMAS's state.
-        extent: the lengths of the gate's runs.
-        backend: runs the step.
-
-    Raises:
-        Mismatch: if they differ.
-    """
-    fresh = FreshStates(
-        simulation.task, simulation.n_envs, 0, compiled, least_states=1, device=backend.device
-    )
-    engine = backend.engine(compiled.library, fresh, NO_LIMIT, 0)
-    return check_engine(engine, paths, simulation, extent)
-
-
-def check_engine(
-    engine: Checked, paths: StatePaths, simulation: VmasSimulation, extent: Extent
-) -> Report:
-    """Compare an engine's steps with VMAS's.
-
-    Args:
-        engine: of as many environments as the simulation; left in another state.
-        paths: of VMAS's state.
-        simulation: VMAS; left in another state.
-        extent: the lengths of the gate's runs.
-
-    Raises:
-        Mismatch: if they differ.
-    """
-    fresh = engine.fresh
-    numbers, layout = fresh.step.numbers, fresh.step.layout
-    buffers = Buffers.empty(simulation.n_envs, 1, layout, fresh.device)
-
-    def packed(of: VmasSimulation, contents: Contents) -> Tensor:
-        return pack(contents, of.simulator, numbers, fresh.choice(contents))
-
-    def values(of: Tensor) -> Tensor:
-        return as_numbers(of, numbers)
-
-    def step(state: Tensor, action: Tensor, key: Tensor) -> Outcome:
-        buffers.action[:, 0] = action
-        engine.env_state.jump(state, key)
-        engine.advance(buffers, 0, 1, reset_when_done=False)
-        return Outcome(
-            on_cpu(buffers.seen[:, 1]),
-            on_cpu(buffers.agent_reward[:, 0]),
-            on_cpu(buffers.reward),
-            on_cpu(buffers.terminated.float()),
-            values(on_cpu(engine.env_state.packed_state())),
-        )
-
-    def on_cpu(written: Tensor) -> Tensor:
-        return written.to("cpu", copy=True)
-
-    scratch = VmasSimulation(simulation.task, simulation.n_envs, 0, simulation.device)
-    return check(Reference(simulation, scratch, paths, layout, packed, values), step, extent)

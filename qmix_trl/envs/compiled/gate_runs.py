@@ -49,6 +49,7 @@ class Extent:
 
 
 AGAIN = Extent(8, 0, 0)  # at each start
+ONCE = Extent(1, 0, 0)  # of many environments
 
 
 def full_extent(simulation: VmasSimulation) -> Extent:

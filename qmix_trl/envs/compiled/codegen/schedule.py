@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from qmix_trl.envs.compiled.lower.expressions import Expression, Scalar
+from qmix_trl.envs.compiled.lower.expressions import Expression, Scalar, live
 from qmix_trl.envs.compiled.lower.ops import OPS
 
 LEAF_COSTS = {"uniform": 50, "normal": 100, "spawn": 500}  # of other leaves 1
@@ -54,18 +54,6 @@ class Guard:
 
 
 Statement = Expression | Guard
-
-
-def live(outputs: Iterable[Scalar]) -> set[Expression]:
-    """Return the expressions that outputs depend on."""
-    found: set[Expression] = set()
-    waiting = [x for x in outputs if isinstance(x, Expression)]
-    while waiting:
-        expression = waiting.pop()
-        if expression not in found:
-            found.add(expression)
-            waiting.extend(expression.inputs)
-    return found
 
 
 def cost(expressions: Iterable[Expression]) -> int:

@@ -122,7 +122,21 @@ def vlog1p(x):
 
 
 @triton.jit
+def turned(x):
+    """Return angles less whole turns; NaN from 2^31 on."""
+    wide = tl.where(tl.abs(x) < 2147483648.0, x, 0.0).to(tl.float64)
+    turns = wide * 0.15915494309189535 + tl.where(wide < 0.0, -0.5, 0.5)
+    turns = turns.to(tl.int32).to(tl.float64)
+    rest = wide - turns * 6.283185005187988 - turns * 3.0199157663446385e-07
+    rest = rest - turns * 2.1561211432632476e-14
+    return tl.where(tl.abs(x) < 2147483648.0, rest.to(tl.float32), float("nan"))
+
+
+@triton.jit
 def vsincos(x):
+    large = tl.abs(x) > 8192.0
+    if some(large):
+        x = tl.where(large, turned(x), x)
     a = tl.abs(x)
     j = ((a * 1.27323954473516).to(tl.int32) + 1) & -2
     y = j.to(tl.float32)

@@ -1,5 +1,6 @@
 """The engine by torch's inductor, for steps that the compiler cannot lower to one environment."""
 
+import math
 from collections.abc import Callable
 from copy import copy
 
@@ -12,12 +13,14 @@ from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.packed_state import all_numbers, as_bits, from_bits
 from qmix_trl.envs.compiled.engines.pool import FreshStates, shares_draws
 from qmix_trl.envs.compiled.trace.draws import draw
-from qmix_trl.envs.compiled.trace.graph import N_RESULTS, TRACE_ENVS, StepGraph
+from qmix_trl.envs.compiled.trace.graph import N_RESULTS, TRACE_ENVS, StepGraph, sizes_in_step
 from qmix_trl.envs.compiled.trace.pure import Untraceable
+from qmix_trl.envs.compiled.trace.state import StatePaths
 from qmix_trl.envs.compiled.trace.trace import Trace, traced
 from qmix_trl.envs.vmas_simulation import Seen, VmasSimulation
 from qmix_trl.errors import Refused
 
+MOST = 2**31 - 1
 MOST_NODES = 8000  # inductor takes minutes for more
 
 
@@ -45,7 +48,9 @@ class InductorEngine:
         self.layout = layout
         self.max_steps = max_steps
         numbers = all_numbers(self.graph)
-        shared = shares_draws(VmasSimulation(simulation.task, TRACE_ENVS, 0, simulation.device))
+        other = VmasSimulation(simulation.task, TRACE_ENVS, 0, simulation.device)
+        check_number(simulation.n_envs, other, self.graph.paths)
+        shared = shares_draws(other)
         choices = [[list(values) for values in self.graph.choices]]
         step = CompiledStep(
             library=None,
@@ -54,6 +59,7 @@ class InductorEngine:
             paths=self.graph.paths,
             choices=choices,
             guard=trace.guard,
+            constants={},  # it is traced at every start
             carried=trace.carried,
             shared=shared,
             reads_in_resets=trace.reads_in_resets,
@@ -126,6 +132,33 @@ def only_graph(simulation: VmasSimulation) -> Trace:
     return trace
 
 
+def beyond_32_bits(state: list[Tensor], n_envs: int) -> Tensor:
+    """Return which environments have whole numbers that the packed state cannot hold: bool [E]."""
+    beyond = torch.zeros(n_envs, dtype=torch.bool)
+    for value in state:
+        if value.dtype == torch.int64:
+            n = n_envs if value.shape[:1] == (n_envs,) else 1
+            beyond = beyond | (value.reshape(n, -1).abs() > MOST).any(1)
+    return beyond
+
+
+def check_number(n_envs: int, other: VmasSimulation, paths: StatePaths) -> None:
+    """Refuse a number of environments that is also another size in a step.
+
+    Masks and tensors of agents of that size would be taken for environments.
+
+    Args:
+        n_envs: E.
+        other: a simulation of ``TRACE_ENVS`` environments; its state is not changed.
+        paths: of the state.
+
+    Raises:
+        Refused: if it is.
+    """
+    if n_envs > 1 and n_envs in sizes_in_step(other, paths):
+        raise Refused(f"its step has another axis of size {n_envs}, the number of environments")
+
+
 def check_size(n_nodes: int) -> None:
     """Refuse a graph that inductor takes too long to compile.
 
@@ -159,7 +192,9 @@ def of_matrix(graph: StepGraph, layout: SeenLayout) -> Callable[..., list[Tensor
             )
         ]
         seen = layout.pack(Seen(observation, world))
-        flat = [agent_reward[..., 0], reward[:, 0], terminated[:, 0]]
-        return [seen, *flat, torch.cat(then, 1)]
+        is_beyond = beyond_32_bits(out[N_RESULTS:], n_envs)
+        agent_reward = agent_reward[..., 0].masked_fill(is_beyond[:, None], math.nan)
+        reward = reward[:, 0].masked_fill(is_beyond, math.nan)
+        return [seen, agent_reward, reward, terminated[:, 0], torch.cat(then, 1)]
 
     return step

@@ -20,6 +20,7 @@ from vmas.simulator.environment.environment import Environment, local_seed
 
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.packed_state import pack
+from qmix_trl.envs.compiled.trace.alike import check_any_number
 from qmix_trl.envs.compiled.trace.contents import Contents, differing
 from qmix_trl.envs.compiled.trace.draws import KINDS, OTHER_DRAWS
 from qmix_trl.envs.compiled.trace.guard import Watch
@@ -101,6 +102,18 @@ def _moves_as_one(before: Contents, after: Contents, n_envs: int) -> bool:
 def _python_generators() -> tuple:
     kind, words, *rest = np.random.get_state()  # noqa: NPY002 - VMAS draws from it
     return random.getstate(), kind, words.tobytes(), *rest
+
+
+def counts_environments(one: Tensor, other: Tensor) -> bool:
+    """Return whether two simulations begin with the same numbers, which differ by environment.
+
+    Args:
+        one: float32 [E, K], the numbers of a simulation.
+        other: the same of a simulation of another seed.
+    """
+    equal = (one.view(torch.int32) == other.view(torch.int32)).all(0)
+    differs = (other.view(torch.int32) != other[:1].view(torch.int32)).any(0)
+    return bool((equal & differs).any())
 
 
 class FreshStates:
@@ -207,6 +220,10 @@ class FreshStates:
         """Return packed states of environments before their first reset, float32 [E, K].
 
         Numbers that resets leave as they are come from new simulations, all others from the pool.
+
+        Raises:
+            Refused: if such a number depends on the number of its environment, and several
+                simulations are needed.
         """
         packed = self.pool[:1, : len(self.step.numbers)].repeat(self.n_envs, 1)
         columns = self.step.carried_columns
@@ -215,8 +232,23 @@ class FreshStates:
             simulation = VmasSimulation(self.simulation.task, n, first, CPU, idle_step=False)
             numbers = [self.step.numbers[k] for k in columns]
             begun = pack(walk(simulation.simulator), simulation.simulator, numbers, 0)
+            if first and counts_environments(packed[:n, columns].cpu(), begun):
+                raise Refused(
+                    f"it numbers its environments, and there are more than {MOST_TOGETHER:,}"
+                )
             packed[first : first + n, columns] = begun.to(self.device)
         return packed
+
+    def check_number(self) -> None:
+        """Refuse resets that are others in as many environments as the pool resets at once.
+
+        Raises:
+            Untraceable: if they are.
+        """
+        n_envs, of_pool = min(self.n_envs, MOST_TOGETHER), self.simulation
+        if n_envs < of_pool.n_envs or self.step.shared:
+            other = VmasSimulation(of_pool.task, n_envs, 0, of_pool.device)
+            check_any_number(of_pool, other, self.step.paths, self.step.carried)
 
     def states_for(self, resets: Tensor) -> Tensor:
         """Return the next state of each environment, float32 [E, K + R].

@@ -15,6 +15,8 @@ from qmix_trl.envs.compiled.lower.expressions import BOOL, FLOAT, INT
 from qmix_trl.errors import Refused
 
 Array = np.ndarray  # of expressions and constants
+LETTERS = {torch.float32: FLOAT, torch.int32: INT, torch.int64: INT, torch.bool: BOOL}
+LETTERS[torch.float64] = FLOAT  # of copies alone, which are exact
 
 
 class Unlowerable(Refused):
@@ -22,10 +24,14 @@ class Unlowerable(Refused):
 
 
 def dtype_letter(dtype: torch.dtype) -> str:
-    """Return the expression type of a torch dtype."""
-    if dtype == torch.bool:
-        return BOOL
-    return FLOAT if dtype.is_floating_point else INT
+    """Return the expression type of a torch dtype.
+
+    Raises:
+        Unlowerable: if it rounds or wraps in another way: half, double, and integers below 32 bits.
+    """
+    if dtype not in LETTERS:
+        raise Unlowerable(f"there is no {dtype} in a kernel")
+    return LETTERS[dtype]
 
 
 def holds_batch(size: int, batch: int) -> bool:

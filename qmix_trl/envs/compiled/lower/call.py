@@ -20,6 +20,7 @@ from qmix_trl.envs.compiled.lower.arrays import (
 )
 from qmix_trl.envs.compiled.lower.expressions import (
     BOOL,
+    FLOAT,
     INT,
     Expression,
     Program,
@@ -199,6 +200,10 @@ class Call:
         for i, part in enumerate(parts[1:], 1):
             pair = (part, best) if op == "minimum" else (best, part)
             better = self.each("lt", *pair, of=dtype, to=BOOL)
+            if dtype == FLOAT:  # the first NaN is the extreme
+                is_nan = [self.each("isnan", x, of=FLOAT, to=BOOL) for x in (part, best)]
+                first = self.each("lt", is_nan[1], is_nan[0], of=INT, to=BOOL)
+                better = self.each("or", better, first, of=BOOL)
             index = self.where(better, boxed(i), index, INT)
             best = self.each(op, best, part, of=dtype)
         if keepdim:

@@ -4,7 +4,7 @@ An expression has one value for each environment. Constants are plain Python num
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,15 +53,15 @@ CASTS = {FLOAT: single, INT: int, BOOL: bool}
 class Program:
     """Builds expressions and shares equal ones.
 
-    A product with the constant 0 is 0, also where the other side is infinite or NaN.
-
     Attributes:
         expressions: all, each after its arguments.
         known: the same by operation, type and arguments.
+        positive_zeros: the floats of which it is certain that they are not -0.0.
     """
 
     expressions: list[Expression] = field(default_factory=list)
     known: dict[tuple, Expression] = field(default_factory=dict)
+    positive_zeros: set[Expression] = field(default_factory=set)
 
     def leaf(self, op: str, *args: int | str, dtype: str) -> Expression:
         """Return an input of the step."""
@@ -92,20 +92,24 @@ class Program:
             parts.sort(key=repr)
         key = (op, dtype, *parts)
         if key not in self.known:
-            self.known[key] = Expression(len(self.expressions), op, args, dtype)
-            self.expressions.append(self.known[key])
+            new = self.known[key] = Expression(len(self.expressions), op, args, dtype)
+            self.expressions.append(new)
+            if dtype == FLOAT and self._zero_is_positive(new):
+                self.positive_zeros.add(new)
         return self.known[key]
 
     def _simplified(self, op: str, args: tuple, dtype: str) -> Scalar | None:
         """Return a simpler value that is equal, or None."""
         a, b = args[0], args[1] if len(args) > 1 else None
         match op:
+            case "add" if dtype == FLOAT:
+                return self._sum_with_zero(a, b)
             case "add" | "or":
                 return _if_constant(args, 0)
-            case "sub" if is_constant(b, 0):
+            case "sub" if is_constant(b, 0) and not _is_minus_zero(b):
                 return a
-            case "mul" if is_constant(a, 0) or is_constant(b, 0):
-                return CASTS[dtype](0)
+            case "mul" if dtype == INT and (is_constant(a, 0) or is_constant(b, 0)):
+                return 0  # a float may be infinite, or NaN
             case "mul":
                 return _if_constant(args, 1)
             case "and":
@@ -124,6 +128,32 @@ class Program:
                 return self._chosen(*args)
         return None
 
+    def _sum_with_zero(self, a: Scalar, b: Scalar) -> Scalar | None:
+        """Return the other term of a sum of floats if one is 0 and adding it changes no bit."""
+        for zero, other in ((a, b), (b, a)):
+            # -0.0 + 0.0 is 0.0, which 1 / x and atan2 tell from -0.0.
+            if is_constant(zero, 0) and (_is_minus_zero(zero) or self._has_no_minus_zero(other)):
+                return other
+        return None
+
+    def _has_no_minus_zero(self, x: Scalar) -> bool:
+        return x in self.positive_zeros if isinstance(x, Expression) else not _is_minus_zero(x)
+
+    def _zero_is_positive(self, x: Expression) -> bool:
+        """Return whether a float is certainly not -0.0."""
+        match x.op:
+            case "cast" | "abs" | "exp" | "uniform":
+                return True
+            case "mul":
+                return x.args[0] is x.args[1]
+            case "add":
+                return any(map(self._has_no_minus_zero, x.args))
+            case "sub" | "sqrt":
+                return self._has_no_minus_zero(x.args[0])
+            case "where":
+                return all(map(self._has_no_minus_zero, x.args[1:]))
+        return False
+
     def _conjunction(self, a: Scalar, b: Scalar) -> Scalar | None:
         for one, other in ((a, b), (b, a)):
             if not isinstance(one, Expression):
@@ -138,6 +168,18 @@ class Program:
         if condition.op == "not":
             return self.apply("where", condition.args[0], b, a, dtype=dtype_of(a, b))
         return None
+
+
+def live(outputs: Iterable[Scalar]) -> set[Expression]:
+    """Return the expressions that outputs depend on."""
+    found: set[Expression] = set()
+    waiting = [x for x in outputs if isinstance(x, Expression)]
+    while waiting:
+        expression = waiting.pop()
+        if expression not in found:
+            found.add(expression)
+            waiting.extend(expression.inputs)
+    return found
 
 
 def _has_exact_inverse(x: float) -> bool:
@@ -163,6 +205,10 @@ def _constant_dtype(x: float | int | bool) -> str:
 def is_constant(x: Scalar | None, value: float) -> bool:
     """Say whether x is this constant."""
     return x is not None and not isinstance(x, Expression) and x == value
+
+
+def _is_minus_zero(x: Scalar) -> bool:
+    return is_constant(x, 0) and math.copysign(1, x) < 0
 
 
 def _if_constant(args: Sequence[Scalar], value: float) -> Scalar | None:

@@ -32,7 +32,9 @@ from qmix_trl.envs.compiled.lower.expressions import (
     dtype_of,
 )
 from qmix_trl.envs.compiled.lower.rules import RULES
-from qmix_trl.envs.compiled.trace.graph import N_RESULTS, StepGraph, live_nodes, writes
+from qmix_trl.envs.compiled.lower.views import RULES as COPIES
+from qmix_trl.envs.compiled.trace.graph import N_RESULTS, StepGraph
+from qmix_trl.envs.compiled.trace.nodes import live_nodes, writes
 
 
 @dataclass(frozen=True)
@@ -257,10 +259,11 @@ class Run:
         if namespace == "qmix_trl":
             return self._spawn(*args)
         in_place = writes(node)
-        rule = RULES.get(name.removesuffix("_") if in_place else name)
+        name = name.removesuffix("_") if in_place else name
+        rule = RULES.get(name)
         if rule is None:
             raise Unlowerable(f"there is no rule for {node.target}")
-        self._check_one_batch(node)
+        self._check_result(node, name)
         call = Call(node, self.program, self.step.n_envs)
         try:
             result = rule(call, *args, **kwargs)
@@ -268,10 +271,13 @@ class Run:
             raise Unlowerable(f"{node.target}: {error}") from error
         return _written(call, args[0], result) if in_place else result
 
-    def _check_one_batch(self, node: Node) -> None:
-        """Refuse a result in which two axes hold the environments."""
+    def _check_result(self, node: Node, name: str) -> None:
+        """Refuse double arithmetic, unknown types, and two axes that hold the environments."""
         made = node.meta["val"]
         for tensor in made if isinstance(made, (list, tuple)) else [made]:
+            dtype_letter(tensor.dtype)
+            if tensor.dtype == torch.float64 and name not in COPIES:
+                raise Unlowerable(f"{node.target} in double precision")
             if sum(holds_batch(size, self.step.n_envs) for size in tensor.shape) > 1:
                 raise Unlowerable(f"{node.target} over pairs of environments")
 

@@ -1,13 +1,26 @@
-"""The bounds of whole numbers: a kernel has 32 bits where torch mostly has 64."""
+"""The bounds of whole numbers: a kernel has 32 bits where torch mostly has 64.
 
-from collections.abc import Callable
+What a bound cannot be proved for is taken to be below one, and raises an alarm in the step in which
+it is not: the rewards of that step are NaN.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from qmix_trl.envs.compiled.lower.arrays import Unlowerable
-from qmix_trl.envs.compiled.lower.expressions import BOOL, INT, Expression, Scalar
+from qmix_trl.envs.compiled.lower.expressions import (
+    BOOL,
+    FLOAT,
+    INT,
+    Expression,
+    Scalar,
+    live,
+)
 from qmix_trl.envs.compiled.lower.step import StateNumber, Step
 
 MOST = 2.0**31 - 1
-COUNT = 2.0**20  # a count, or an index of a float's cell, is taken to be below this
+COUNT = 2.0**20  # a factor, or a whole number made of a float, is taken to be below this
+LONG_COUNT = 2.0**30  # any other count of the state is taken to be below this
 MOST_GAIN = 1000.0  # of a count in a step: 32 bits last for two million steps
 
 Bound = Callable[[Scalar], float]
@@ -92,3 +105,32 @@ def depends(x: Scalar, leaf: Expression) -> bool:
             seen.add(each)
             waiting.extend(each.inputs)
     return False
+
+
+def with_alarms(step: Step) -> Step:
+    """Return a step whose rewards are NaN where a whole number is beyond the bound taken for it."""
+    program, alarm = step.program, False
+    for x, limit in doubtful(step):
+        size = program.apply("abs", x, dtype=x.dtype)
+        is_below = program.apply("lt", size, limit if x.dtype == FLOAT else int(limit), dtype=BOOL)
+        is_beyond = program.apply("not", is_below, dtype=BOOL)
+        alarm = program.apply("or", alarm, is_beyond, dtype=BOOL)
+
+    def alarmed(reward: Scalar) -> Scalar:
+        return program.apply("where", alarm, float("nan"), reward, dtype=FLOAT)
+
+    agent_reward = [alarmed(reward) for reward in step.agent_reward]
+    return replace(step, agent_reward=agent_reward, reward=alarmed(step.reward))
+
+
+def doubtful(step: Step) -> Iterator[tuple[Expression, float]]:
+    """Yield the numbers for which a bound is taken without a proof, each with the bound."""
+    needed = live(step.outputs)
+    products = [x for x in needed if x.op == "mul" and x.dtype == INT]
+    for x in needed:
+        if x.op == "cast" and x.dtype == INT and x.args[0].dtype == FLOAT:
+            yield x.args[0], COUNT
+    for number in step.numbers:
+        if number.now.dtype == INT and number.then is not number.now:
+            is_factor = any(depends(product, number.now) for product in products)
+            yield number.now, COUNT if is_factor else LONG_COUNT

@@ -101,6 +101,33 @@ def check_alike(simulation: VmasSimulation, paths: StatePaths, carried: Collecti
     simulation.set_random_state(start)
 
 
+def check_any_number(
+    some: VmasSimulation, others: VmasSimulation, paths: StatePaths, carried: Collection[str]
+) -> None:
+    """Refuse resets that depend on the number of environments.
+
+    Args:
+        some: a simulation, left in another state, its random numbers as before.
+        others: the same of another number of environments.
+        paths: of their state.
+        carried: the paths of tensors that resets leave as they are.
+
+    Raises:
+        Untraceable: if they do.
+    """
+    start = some.random_state()
+    written = [path for path in paths.tensors if path in paths.of_resets and path not in carried]
+    for each in (some, others):
+        each.set_random_state(start)
+        _reset(each, None, TRIALS)
+    of_some, of_others = _rows(some, written), _rows(others, written)
+    for path, value in of_some.items():
+        is_alike = path in of_others and is_close(value[:1], of_others[path][:1])
+        if not is_alike and not is_forgotten(others, paths, path):
+            raise Untraceable(f"its resets depend on the number of environments: {path}")
+    some.set_random_state(start)
+
+
 def _copies(values: Iterable[Tensor]) -> list[Tensor]:
     return [value.clone() for value in values]
 

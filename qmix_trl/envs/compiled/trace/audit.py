@@ -6,6 +6,7 @@ they were therefore takes the same way again, and one trace holds for all steps.
 """
 
 import io
+import operator
 import random
 import sys
 import types
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from qmix_trl.envs.compiled.trace.contents import Contents
 from qmix_trl.envs.compiled.trace.own_code import describe_line, is_own_module, names_in, texts_in
 
 # Modules that draw or read files; functions in C are known by the module or the object they belong
@@ -42,6 +44,7 @@ DYNAMIC = frozenset(
     {"getattr", "attrgetter", "vars", "__dict__", "globals", "locals", "eval", "exec"}
     | {"asdict", "astuple", "fields", "getmembers", "format", "format_map"}
 )
+GETTERS = (getattr, vars, object.__getattribute__)
 
 
 @dataclass
@@ -58,12 +61,17 @@ class Audit:
     codes: dict[types.CodeType, bool] = field(default_factory=dict)
     chances: list[str] = field(default_factory=list)
 
-    def names(self) -> frozenset[str] | None:
+    def names(self, contents: Contents) -> frozenset[str] | None:
         """Return the names of all attributes and globals that the code may have read.
+
+        Args:
+            contents: of the simulator, which may hold functions that read any attribute.
 
         Returns:
             None if the user's code may have read any, by ``getattr`` or the like.
         """
+        if any(is_getter(thing) for thing in contents.objects.values()):
+            return None
         own = [names_in(code) for code, is_own in self.codes.items() if is_own]
         if any(names & DYNAMIC for names in own):
             return None
@@ -82,6 +90,11 @@ class Audit:
 
     def _is_own(self, frame: FrameType) -> bool:
         return is_own_module(frame.f_globals.get("__name__", ""), self.packages)
+
+
+def is_getter(thing: Any) -> bool:
+    """Say whether an object reads attributes whose names no code holds."""
+    return isinstance(thing, operator.attrgetter) or any(thing is getter for getter in GETTERS)
 
 
 def of_chance(frame: FrameType) -> bool:

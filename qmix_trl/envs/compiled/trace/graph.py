@@ -1,20 +1,23 @@
 """One step of unmodified VMAS as a graph of aten operations over a state of tensors."""
 
-import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from qmix_trl.envs.compiled.trace.audit import audited, may_be_read
 from qmix_trl.envs.compiled.trace.carried import same
 from qmix_trl.envs.compiled.trace.contents import differing
 from qmix_trl.envs.compiled.trace.draws import DrawMode
+from qmix_trl.envs.compiled.trace.nodes import live_nodes
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import MaskMode, Untraceable, spawning, static_collisions
 from qmix_trl.envs.compiled.trace.state import StatePaths
@@ -75,23 +78,6 @@ def all_equal(graphs: list[StepGraph]) -> bool:
         and all(same(getattr(first.graph, n), getattr(other.graph, n)) for n in names)
         for other in others
     )
-
-
-def writes(node: Node) -> bool:
-    """Say whether a node writes to its first argument in place."""
-    if node.op != "call_function" or node.target is operator.getitem:
-        return False
-    name = str(node.target).split(".")[1]
-    return name.endswith("_") and not name.startswith("_")
-
-
-def live_nodes(nodes: list[Node]) -> set[Node]:
-    """Return the nodes that the output or a write in place depends on."""
-    alive: set[Node] = set()
-    for node in reversed(nodes):
-        if node.op == "output" or writes(node) or any(user in alive for user in node.users):
-            alive.add(node)
-    return alive
 
 
 def read_paths(step: StepGraph) -> set[str]:
@@ -188,6 +174,42 @@ def state_restored(simulation: VmasSimulation, paths: StatePaths) -> Iterator[No
         simulation.simulator.steps = steps
 
 
+class Sizes(TorchFunctionMode):
+    """Records the sizes of all axes of the results of torch's functions.
+
+    Attributes:
+        found: the sizes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[int] = set()
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor):
+                self.found |= {*made.shape}
+        return result
+
+
+def sizes_in_step(simulation: VmasSimulation, paths: StatePaths) -> set[int]:
+    """Return the sizes of all axes of the tensors that a step computes.
+
+    Args:
+        simulation: the simulation that steps; its state is not changed.
+        paths: the paths of its state.
+    """
+    state = [value.clone() for value in paths.read(simulation.simulator)]
+    action = torch.zeros(simulation.n_envs, len(simulation.team), dtype=torch.int64)  # [E, N]
+    key = torch.zeros(2, dtype=torch.int64)
+    with Sizes() as sizes:
+        count_draws(simulation, paths, state, action, key)
+    return sizes.found | {size for value in state for size in value.shape}
+
+
 def check_shapes(graph: GraphModule) -> None:
     """Refuse a graph with a result whose shape depends on numbers: Python may have read the shape.
 
@@ -227,7 +249,7 @@ def watched_step(
         draws = count_draws(simulation, paths, state, action, key)
     if audit.chances:
         raise Untraceable(f"its steps depend on chance in Python: {audit.chances[0]}")
-    names = audit.names()
+    names = audit.names(before)
     floats = {path + end for path in paths.floats for end in ("", "!")}  # tensors in a trace
     changed = differing(before, walk(simulation.simulator)) - floats
     changed = {path for path in changed if may_be_read(path, names)}

@@ -4,8 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from qmix_trl.envs.compiled.trace.audit import may_be_read
 from qmix_trl.envs.compiled.trace.contents import Contents, is_rendering, is_written
+from qmix_trl.envs.compiled.trace.leaves import digest
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,25 @@ def guard_of(
     decided = [p for p in first if any(other.get(p) != first[p] for other in same_size)]
     values = {p: text for p, text in first.items() if smaller.get(p) == text}
     return Guard(values, empty.free, names), min(decided, default=None)
+
+
+def constants_of(contents: Contents, guard: Guard) -> dict[str, str]:
+    """Return a hash of each tensor that a traced step may read and that is no state.
+
+    Args:
+        contents: of a simulator.
+        guard: of the step.
+    """
+    return {
+        path: digest(f"{tensor.shape} {tensor.dtype}".encode() + array_bytes(tensor))
+        for path, tensor in contents.tensors().items()
+        if guard.matters(path)
+    }
+
+
+def array_bytes(tensor: Tensor) -> bytes:
+    """Return the bytes of a tensor's numbers, in their order."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def text_of(value: Any) -> str:

@@ -34,6 +34,13 @@ from vmas.simulator.environment import Environment
 from vmas.simulator.utils import ScenarioUtils
 
 from qmix_trl.envs.compiled.trace.draws import spawn
+from qmix_trl.envs.compiled.trace.masks import (
+    MaskedReads,
+    are_one_mask,
+    split_mask,
+    unmasked,
+    write_masked,
+)
 from qmix_trl.envs.compiled.trace.own_code import describe_line, is_own_module, packages_of
 from qmix_trl.errors import Refused
 
@@ -42,43 +49,11 @@ class Untraceable(Refused):
     """A scenario's step is no pure function of tensors; the message names the reason and place."""
 
 
-def split_mask(index: Any, n_envs: int) -> tuple[Tensor | None, tuple]:
-    """Split an index into a boolean mask over environments and the indices after it.
-
-    Args:
-        index: the index of a tensor's first axes.
-        n_envs: E.
-
-    Returns:
-        the mask, bool [E, ..], and the other indices; (None, ()) for any other index.
-    """
-    parts = index if isinstance(index, tuple) else (index,)
-    if not parts or not (isinstance(parts[0], Tensor) and parts[0].dtype == torch.bool):
-        return None, ()
-    if parts[0].shape[:1] != (n_envs,):
-        return None, ()
-    if any(isinstance(part, Tensor) for part in parts[1:]):
-        return None, ()
-    return parts[0], parts[1:]
-
-
-def _unmasked(x: Tensor, mask: Tensor, rest: tuple) -> Tensor:
-    """Return ``x`` at the indices after a mask, for all environments: a view."""
-    return x[(slice(None),) * mask.dim() + rest] if rest else x
-
-
-def _write_masked(x: Tensor, mask: Tensor, rest: tuple, value: Any) -> None:
-    """Write ``x[mask, *rest] = value`` by ``torch.where``."""
-    view = _unmasked(x, mask, rest)
-    if isinstance(value, Tensor):
-        value = value.to(view.dtype)
-    while mask.dim() < view.dim():
-        mask = mask.unsqueeze(-1)
-    view.copy_(torch.where(mask, value, view))
-
-
 class MaskMode(TorchFunctionMode):
     """Turns masked reads and writes into ``torch.where``, and reads constants for Python.
+
+    A masked read has a row for each environment of the mask; here it has one for every environment,
+    with the same meaning as long as it is written by the same mask.
 
     Args:
         n_envs: E, the length of a mask over environments.
@@ -91,7 +66,7 @@ class MaskMode(TorchFunctionMode):
         super().__init__()
         self.n_envs = n_envs
         self.calls = 0
-        self._masked: dict[int, Tensor] = {}  # results of masked reads, by id
+        self._masked = MaskedReads()
 
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -101,13 +76,14 @@ class MaskMode(TorchFunctionMode):
             mask, rest = split_mask(args[1], self.n_envs)
             if mask is not None:
                 # The entries outside the mask are computed too; a masked write drops them.
-                read = _unmasked(args[0], mask, rest).clone()
-                self._masked[id(read)] = read
+                read = unmasked(args[0], mask, rest).clone()
+                self._masked.add(read, mask)
                 return read
         elif function is Tensor.__setitem__:
             mask, rest = split_mask(args[1], self.n_envs)
             if mask is not None:
-                _write_masked(args[0], mask, rest, args[2])
+                self._check_masks([*self._masked.masks_of(args[2]), mask])
+                write_masked(args[0], mask, rest, args[2])
                 return None
         elif function in READS:
             return read_constant(args[0], partial(function, *args, **(kwargs or {})), function)
@@ -118,12 +94,26 @@ class MaskMode(TorchFunctionMode):
         elif function in SIZES and self._is_masked(args[0]):
             line = describe_line(calling_frame())
             raise Untraceable(f"it asks how many entries a mask has at {line}")
-        return function(*args, **(kwargs or {}))
+        result = function(*args, **(kwargs or {}))
+        masks = self._masked.masks_of((args, kwargs))
+        if masks:
+            self._check_masks(masks)
+            for made in tree_leaves(result):
+                if isinstance(made, Tensor) and made.shape[:1] == (self.n_envs,):
+                    self._masked.add(made, masks[0])
+        return result
+
+    def _check_masks(self, masks: list[Tensor]) -> None:
+        """Refuse numbers that were read by different masks, or are written by another one."""
+        first, *others = masks
+        if not all(are_one_mask(first, other) for other in others):
+            line = describe_line(calling_frame())
+            raise Untraceable(f"it puts numbers of one mask in the places of another at {line}")
 
     def _is_masked(self, tensor: Tensor) -> bool:
         """Return whether the user's code asks for the size of a masked read."""
         name = calling_frame().f_globals.get("__name__", "")
-        return id(tensor) in self._masked and is_own_module(name, frozenset())
+        return tensor in self._masked and is_own_module(name, frozenset())
 
 
 # Functions by which Python or NumPy read the numbers of a tensor.

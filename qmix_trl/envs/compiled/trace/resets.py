@@ -44,7 +44,7 @@ def chances(simulation: VmasSimulation) -> Chances:
     with simulation.own_randomness(), randomness, audited(packages) as audit, reads:
         simulation.pure_reset()
     draws = any(chance != TORCHS for chance in audit.chances)
-    return Chances(draws, bool(reads.found), audit.names())
+    return Chances(draws, bool(reads.found), audit.names(walk(simulation.simulator)))
 
 
 def values_chosen(simulation: VmasSimulation) -> set[str]:

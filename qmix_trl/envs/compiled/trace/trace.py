@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
-from torch.fx import Node
 
 from qmix_trl.envs.compiled.trace.alike import check_alike
 from qmix_trl.envs.compiled.trace.audit import either, may_be_read
@@ -18,6 +17,7 @@ from qmix_trl.envs.compiled.trace.graph import (
     trace_step,
 )
 from qmix_trl.envs.compiled.trace.guard import Guard, guard_of
+from qmix_trl.envs.compiled.trace.nodes import without_copies
 from qmix_trl.envs.compiled.trace.parts import plain
 from qmix_trl.envs.compiled.trace.pure import Untraceable
 from qmix_trl.envs.compiled.trace.resets import (
@@ -34,7 +34,6 @@ MOST_CHOICES = 24
 FEW_ENVS = 5  # of a simulation that shows which values depend on the number of environments
 OTHER_STEPS = 3  # before the second trace
 DTYPES = (torch.float32, torch.int32, torch.int64, torch.bool)  # of tensors of the state
-COPYING = (torch.ops.aten.clone.default, torch.ops.aten.detach.default)
 
 
 @dataclass(frozen=True)
@@ -150,13 +149,6 @@ def check_each(graphs: list[StepGraph], read: list[str]) -> None:
             is_common = path in graph.paths.tensors and like.shape[:1] != (graph.n_envs,)
             if is_common and path in read and without_copies(next_value) is not now:
                 raise Untraceable(f"its steps write a number of all environments: {path}")
-
-
-def without_copies(node: Node) -> Node:
-    """Return the node whose value a node copies; the node itself if it is no copy."""
-    while node.target in COPYING:
-        node = node.all_input_nodes[0]
-    return node
 
 
 def by_choices(simulation: VmasSimulation, paths: StatePaths) -> dict[tuple, StepGraph]:

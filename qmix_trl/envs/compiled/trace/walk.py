@@ -281,33 +281,42 @@ class _Walker:
         found += [(f":default[{i}]", value, None, None) for i, value in enumerate(defaults)]
         attributes = function.__dict__
         found += [(f".{k}", value, attributes, k) for k, value in sorted(attributes.items())]
-        module = function.__globals__.get("__name__", "")
-        if self._is_own(module):
+        home = function.__globals__.get("__name__", "")
+        if self._is_own(home):
             holder = Outside(function.__globals__.__setitem__)
             # Under the module's path: all functions see the same global.
             met = referenced_globals(function)
             self._visit_shared(
-                [(value, f"module {module}.{name}") for name, value in met.items()],
+                [(value, f"module {home}.{name}") for name, value in met.items()],
                 lambda value, path: self.visit(value, path, holder, path.rpartition(".")[2]),
             )
-            self._visit_named(function, met)
-            for imported in loaded_modules(function):
-                self.visit(imported, f"module {imported.__name__}", None, None)
+            imported = loaded_modules(function)
+            self._visit_named(function, [*met.values(), *imported])
+            for module in imported:
+                self.visit(module, f"module {module.__name__}", None, None)
         return found
 
-    def _visit_named(self, function: types.FunctionType, met: Mapping[str, Any]) -> None:
+    def _visit_named(self, function: types.FunctionType, met: Iterable[Any]) -> None:
         """Visit the data of libraries' modules that a function names, such as ``torch.limit``.
 
         Args:
             function: of the user's code.
-            met: the globals that it names.
+            met: the globals and modules that it names.
         """
-        names = names_in(function.__code__)
-        for module in met.values():
-            if isinstance(module, types.ModuleType) and not self._is_own(module.__name__):
-                for name in names & vars(module).keys():
-                    if type(value := vars(module)[name]) in DATA:
-                        self.visit(value, f"module {module.__name__}.{name}", None, None)
+        names, seen = names_in(function.__code__), set()
+        waiting = [thing for thing in met if self._is_library(thing)]
+        while waiting:
+            module = waiting.pop()
+            seen.add(module)
+            for name in names & vars(module).keys():
+                value = vars(module)[name]
+                if self._is_library(value) and value not in seen:
+                    waiting.append(value)
+                elif type(value) in DATA:
+                    self.visit(value, f"module {module.__name__}.{name}", None, None)
+
+    def _is_library(self, thing: Any) -> bool:
+        return isinstance(thing, types.ModuleType) and not self._is_own(thing.__name__)
 
 
 def _outside(holder: Any) -> Any:

@@ -1,0 +1,94 @@
+"""A kernel from disk is compared with the scenario as it is now."""
+
+import json
+
+import pytest
+import torch
+from compiled_tools import Plain, simulation_of, task_of
+from vmas.simulator.core import Agent, World
+
+from qmix_trl import make_env
+from qmix_trl.envs.compiled.checks import constants_of_all_seeds
+from qmix_trl.envs.compiled.engines.inductor import beyond_32_bits, check_number
+from qmix_trl.envs.compiled.engines.pool import counts_environments
+from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
+from qmix_trl.envs.compiled.trace.guard import Guard
+from qmix_trl.envs.compiled.trace.trace import find_settable_state
+from qmix_trl.errors import Refused
+from qmix_trl.keys import REWARD, next_key
+
+
+class OfFile(Plain):
+    """Reads a bonus from a file when it is made; it is paid after 100 steps."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.steps = torch.zeros(batch_dim)
+        self.noise = torch.rand(3)
+        self.bonus = torch.tensor(json.loads(self.path.read_text())["bonus"])
+        world = World(batch_dim, device)
+        world.add_agent(Agent(name="agent_0", collide=False))
+        return world
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.steps[slice(None) if env_index is None else env_index] = 0
+
+    def post_step(self):
+        self.steps += 1
+
+    def reward(self, agent):
+        return torch.where(self.steps > 100, self.bonus, 0.0)
+
+
+def test_constants_are_known_by_their_numbers_but_for_those_of_a_seed(tmp_path):
+    path = tmp_path / "settings.json"
+    guard = Guard({}, frozenset(), frozenset({"bonus", "noise"}))
+
+    def constants(bonus):
+        path.write_text(json.dumps({"bonus": bonus}))
+        return constants_of_all_seeds(task_of(OfFile(path)), guard)
+
+    one, same, other = constants(1.0), constants(1.0), constants(2.0)
+    assert set(one) == {"env.scenario.bonus"}
+    assert one == same != other
+
+
+@pytest.mark.slow
+def test_a_file_that_was_edited_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path / "steps"))
+    path = tmp_path / "settings.json"
+    for bonus in (1.0, 2.0):
+        path.write_text(json.dumps({"bonus": bonus}))
+        settings = {"n_envs": 2, "max_steps": 200, "state": "world", "team_reward": "mean"}
+        env = make_env("vmas", scenario=OfFile(path), seed=0, engine="kernel", **settings)
+        found = env.rollout(102)[next_key(REWARD)][..., 0]
+        assert found[:, -3:].tolist() == [[0.0, bonus, bonus]] * 2
+
+
+def test_numbers_that_count_environments_begin_again_in_a_second_simulation():
+    numbered = torch.arange(4.0)[:, None]
+    assert counts_environments(numbered, numbered.clone())
+    equal = torch.ones(4, 1)
+    assert not counts_environments(equal, equal)
+    assert not counts_environments(torch.rand(4, 1), torch.rand(4, 1))
+
+
+def test_inductor_refuses_a_number_of_environments_that_is_another_size():
+    other = simulation_of(Plain(), TRACE_ENVS)
+    paths = find_settable_state(other)
+    with pytest.raises(Refused, match="another axis of size 2, the number of environments"):
+        check_number(2, other, paths)  # positions have two numbers
+    check_number(1, other, paths)
+    check_number(64, other, paths)
+
+
+def test_whole_numbers_beyond_32_bits_are_found_by_environment():
+    limit = 2**31
+    each, common = torch.tensor([[1, limit], [-limit, 0], [0, limit - 1]]), torch.tensor([limit])
+    assert beyond_32_bits([each, torch.ones(3)], 3).tolist() == [True, True, False]
+    assert beyond_32_bits([common], 3).tolist() == [True, True, True]
+    assert beyond_32_bits([torch.zeros((), dtype=torch.int64)], 3).tolist() == [False] * 3
