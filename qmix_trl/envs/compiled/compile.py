@@ -33,7 +33,7 @@ from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.guard import Guard
 from qmix_trl.envs.compiled.trace.state import StatePaths
-from qmix_trl.envs.compiled.trace.trace import Trace, traced
+from qmix_trl.envs.compiled.trace.trace import Recording, checked, recorded
 from qmix_trl.envs.time_limit import NoEnd
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused
@@ -133,10 +133,10 @@ def _make(task: Task, place: Path, backend: Backend) -> dict[str, Any]:
     begin = time.perf_counter()
     try:
         simulation = VmasSimulation(task, TRACE_ENVS, 0, torch.device("cpu"))
-        trace = traced(simulation)
-        n_nodes = len(trace.graphs[0].graph.graph.nodes)
+        found = recorded(simulation)
+        n_nodes = len(found.graphs[0].graph.graph.nodes)
         laps = Laps({"trace": round(time.perf_counter() - begin, 2)})
-        return _built(simulation, trace, place / backend.file, laps, backend)
+        return _built(simulation, found, place / backend.file, laps, backend)
     except (NoCompiler, BuildFailed):
         raise  # not kept: another build may succeed
     except (Refused, NoEnd) as error:
@@ -161,18 +161,21 @@ class Laps:
 
 
 def _built(
-    simulation: VmasSimulation, trace: Trace, path: Path, laps: Laps, backend: Backend
+    simulation: VmasSimulation, found: Recording, path: Path, laps: Laps, backend: Backend
 ) -> dict[str, Any]:
     """Lower, print, build and check a traced step; return its notes."""
-    of_team, graphs, paths = simulation.task.state == "observations", trace.graphs, trace.paths
-    step = lower(graphs, state_is_observations=of_team, carried=trace.carried)
+    graphs, paths = found.graphs, found.paths
+    of_team = simulation.task.state == "observations"
+    step = lower(graphs, state_is_observations=of_team)
     check_whole_numbers(step)
-    step = with_alarms(step)
-    numbers = packed_numbers(graphs[0], step)
     n = len(live(step.outputs))
     if n > backend.most_operations:
         raise Unlowerable(f"its step has {n:,} operations, more than {backend.most_operations:,}")
     laps.end("lower")
+    trace = checked(simulation, found, step.paths_of(graphs[0]))
+    step = with_alarms(step).carrying(graphs[0], trace.carried)
+    numbers = packed_numbers(graphs[0], step)
+    laps.end("resets")
     text = backend.source(step)
     # A process that has loaded a library gets it again by its path, even if the file is another.
     path = path.with_stem(f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -86,17 +86,32 @@ class Step:
         seen = [*self.observation, *self.state, *self.agent_reward, self.reward, self.terminated]
         return [*seen, *(number.then for number in self.numbers)]
 
+    def paths_of(self, graph: StepGraph) -> list[str]:
+        """Return the paths of the numbers of the state; a choice has none."""
+        tensors = sorted({number.tensor for number in self.numbers})
+        return [graph.paths.all[i] for i in tensors if i < len(graph.state)]
 
-def lower(
-    graphs: Sequence[StepGraph], *, state_is_observations: bool, carried: Collection[str] = ()
-) -> Step:
+    def carrying(self, graph: StepGraph, carried: Collection[str]) -> "Step":
+        """Return the step with some numbers last, which resets leave as they are.
+
+        Args:
+            graph: of the traced step.
+            carried: the paths of these numbers.
+        """
+        kept = {i for i, path in enumerate(graph.paths.all) if path in carried}
+        numbers = sorted(self.numbers, key=lambda number: number.tensor in kept)
+        return replace(
+            self, numbers=numbers, n_carried=sum(number.tensor in kept for number in numbers)
+        )
+
+
+def lower(graphs: Sequence[StepGraph], *, state_is_observations: bool) -> Step:
     """Return a traced step as expressions of one environment.
 
     Args:
         graphs: one, or one for each choice that resets make in Python; the number of the choice
             is then a number of the state.
         state_is_observations: the state consists of all observations and is left empty here.
-        carried: the paths of tensors that resets leave as they are.
 
     Raises:
         Unlowerable: if an operation crosses environments or has no rule.
@@ -115,9 +130,6 @@ def lower(
     if state_is_observations:
         results[1] = results[1][:, :0]
     observation, state, agent_reward, reward, terminated = (list(x.flat) for x in results)
-    paths = graphs[0].paths.all
-    kept = {i for i, path in enumerate(paths) if path in carried}
-    numbers = live_numbers(results, leaves, next_state)
     return Step(
         program,
         observation,
@@ -125,9 +137,8 @@ def lower(
         agent_reward,
         reward[0],
         terminated[0],
-        sorted(numbers, key=lambda number: number.tensor in kept),
+        live_numbers(results, leaves, next_state),
         n_agents=len(agent_reward),
-        n_carried=sum(number.tensor in kept for number in numbers),
     )
 
 

@@ -55,12 +55,15 @@ class EqualDraws(DrawMode):
         return result
 
 
-def check_alike(simulation: VmasSimulation, paths: StatePaths, carried: Collection[str]) -> None:
+def check_alike(
+    simulation: VmasSimulation, paths: StatePaths, read: Collection[str], carried: Collection[str]
+) -> None:
     """Refuse resets that tell environments apart, or differ between one and all of them.
 
     Args:
         simulation: left in another state, its random numbers as before.
-        paths: of its state.
+        paths: of its state; resets do not depend on it.
+        read: the paths that steps read.
         carried: the paths of tensors that resets leave as they are.
 
     Raises:
@@ -68,8 +71,8 @@ def check_alike(simulation: VmasSimulation, paths: StatePaths, carried: Collecti
     """
     start, n_envs = simulation.random_state(), simulation.n_envs
     other = VmasSimulation(simulation.task, n_envs, 0, simulation.device)
-    written = [path for path in paths.tensors if path in paths.of_resets and path not in carried]
-    kept = [path for path in paths.tensors if not path.startswith(JOINTS)]
+    written = [path for path in read if path in paths.of_resets and path not in carried]
+    kept = [path for path in read if not path.startswith(JOINTS)]
     for trial in range(TRIALS):
         e = (17 * trial + 5) % n_envs
         for each in (simulation, other):

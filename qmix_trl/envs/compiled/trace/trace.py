@@ -1,6 +1,7 @@
 """A traced step with all that it holds for: its graphs, choices of resets and Python values."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,6 +59,24 @@ class Trace:
         return self.graphs[0].paths
 
 
+@dataclass(frozen=True)
+class Recording:
+    """The graphs of a step, before it is known whether its resets let them hold.
+
+    Attributes:
+        graphs: a graph for each kind of choices that resets make in Python.
+        reads_in_resets: the scenario's code reads numbers of tensors in resets.
+    """
+
+    graphs: list[StepGraph]
+    reads_in_resets: bool
+
+    @property
+    def paths(self) -> StatePaths:
+        """The paths of the state and of choices."""
+        return self.graphs[0].paths
+
+
 def traced(simulation: VmasSimulation) -> Trace:
     """Return the trace of a step, with a graph for each choice of resets that changes the step.
 
@@ -67,6 +86,20 @@ def traced(simulation: VmasSimulation) -> Trace:
     Raises:
         Untraceable: if the step is no pure function of tensors, its resets remember, or it
             depends on too many choices.
+    """
+    found = recorded(simulation)
+    read = set[str]().union(*map(read_paths, found.graphs))
+    return checked(simulation, found, read)
+
+
+def recorded(simulation: VmasSimulation) -> Recording:
+    """Return the graphs of a step, one for each choice of resets that changes the step.
+
+    Args:
+        simulation: the simulation to trace; its state is another one afterwards.
+
+    Raises:
+        Untraceable: if the step is no pure function of tensors or depends on too many choices.
     """
     paths = find_settable_state(simulation)
     first = trace_step(simulation, paths)
@@ -85,14 +118,28 @@ def traced(simulation: VmasSimulation) -> Trace:
         graphs = by_choices(simulation, paths)
     else:
         graphs = {(): replace(first, paths=paths)}
-    distinct = merged_equal(graphs)
-    read = [path for path in paths.all if any(path in read_paths(graph) for graph in distinct)]
+    return Recording(merged_equal(graphs), by_chance.reads)
+
+
+def checked(simulation: VmasSimulation, found: Recording, needed: Collection[str]) -> Trace:
+    """Return the trace of a step for which its resets let the graphs hold.
+
+    Args:
+        simulation: that was traced; its state is another one afterwards.
+        found: the graphs.
+        needed: the paths of the state that results of steps depend on.
+
+    Raises:
+        Untraceable: if resets remember, or tell environments apart.
+    """
+    graphs, paths = found.graphs, found.paths
+    read = [path for path in paths.all if path in needed]
     check_apart(simulation, read)
-    check_each(distinct, read)
+    check_each(graphs, read)
     carried = carried_over(simulation, paths, read)
-    check_alike(simulation, paths, carried)
-    guard = check_repeatable(simulation, paths, distinct, carried)
-    return Trace(distinct, guard, carried, by_chance.reads)
+    check_alike(simulation, paths, read, carried)
+    guard = check_repeatable(simulation, paths, graphs, carried)
+    return Trace(graphs, guard, carried, found.reads_in_resets)
 
 
 def find_settable_state(simulation: VmasSimulation) -> StatePaths:
