@@ -34,7 +34,8 @@ AMPLIFIED = 16.0
 COMMON = 1e-2
 # The share of all steps that may differ: at a threshold, a rounding changes a reward or an end.
 TOLERATED = 1e-3
-# The share of all steps that may differ because VMAS skips pairs that are far apart everywhere.
+# The share of all steps that may differ because VMAS skips pairs that are far apart everywhere, if
+# the scenario asks VMAS for these pairs.
 BROAD_PHASE = 1e-2
 FEW_SKIPPED = 10
 FEW = 1  # steps of one rule or one kind of edge state that may differ
@@ -114,6 +115,13 @@ class Reference:
             self.values(self.pack(simulation, contents)),
             contents,
         )
+
+    def lines_that_ask(self) -> set[str]:
+        """Return the lines of the scenario's code that ask ``World.collides`` in a step."""
+        team = len(self.scratch.team)
+        with static_collisions(self.scratch.simulator) as lines:
+            self.scratch.step(torch.zeros(self.scratch.n_envs, team, dtype=torch.int64))
+        return lines
 
     def step_from(self, state: list[Tensor], action: Tensor, key: Tensor) -> Outcome:
         """Take one step from a state; every pair of entities that may collide is computed.
@@ -314,10 +322,12 @@ def check(reference: Reference, step: Step, extent: Extent) -> Report:
             compared.step(action, edge_names(simulation.n_envs), f"step {i} after edge states")
     report = compared.report
     if report.by_broad_phase > max(FEW_SKIPPED, BROAD_PHASE * report.compared):
-        raise Mismatch(
-            f"{report.by_broad_phase:,} of {report.compared:,} steps differ from VMAS's, which "
-            "skips pairs that are far apart in all environments: it asks World.collides"
-        )
+        lines = reference.lines_that_ask()
+        if lines:
+            raise Mismatch(
+                f"{report.by_broad_phase:,} of {report.compared:,} steps differ from VMAS's, which "
+                f"skips pairs that are far apart in all environments, at {min(lines)}"
+            )
     return report
 
 

@@ -37,7 +37,14 @@ def unmasked(x: Tensor, mask: Tensor, rest: tuple) -> Tensor:
 
 
 def write_masked(x: Tensor, mask: Tensor, rest: tuple, value: Any) -> None:
-    """Write ``x[mask, *rest] = value`` by ``torch.where``."""
+    """Write ``x[mask, *rest] = value`` by ``torch.where``.
+
+    Args:
+        x: the tensor, [E, ..].
+        mask: bool [E, ..], over environments.
+        rest: the indices after the mask.
+        value: numbers of all environments; those outside the mask are left out.
+    """
     view = unmasked(x, mask, rest)
     if isinstance(value, Tensor):
         value = value.to(view.dtype)

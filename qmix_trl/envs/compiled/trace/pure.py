@@ -281,25 +281,35 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def static_collisions(simulator: Environment) -> Iterator[None]:
+def static_collisions(simulator: Environment) -> Iterator[set[str]]:
     """Decide which pairs collide once, at any distance, within a ``with`` block.
+
+    Yields:
+        the lines of the scenario's own code that ask ``World.collides``.
 
     Raises:
         Untraceable: if a scenario's collision filter reads tensors.
     """
     world = simulator.world
-    with ReadsOfPython(packages_of(simulator.scenario)) as reads:
+    packages = packages_of(simulator.scenario)
+    with ReadsOfPython(packages) as reads:
         pairs = {
             (id(a), id(b)): may_collide(world, a, b) for a in world.entities for b in world.entities
         }
     if reads.found:
         raise Untraceable(f"its collision filter reads tensors: {reads.found[0]}")
 
+    lines = set[str]()
+
     def collides(self: World, a: Entity, b: Entity) -> bool:
+        caller = sys._getframe(1)
+        module = caller.f_globals.get("__name__", "")
+        if module != World.__module__ and is_own_module(module, packages):
+            lines.add(describe_line(caller))
         return pairs[id(a), id(b)]
 
     with patched(World, "collides", collides):
-        yield
+        yield lines
 
 
 @contextmanager
