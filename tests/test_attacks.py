@@ -227,6 +227,37 @@ class SwappingTwoReads(Counting):
         return found
 
 
+class SwappingStacked(Counting):
+    """Numbers of one mask go through a stack to the places of another."""
+
+    def value(self):
+        rows = torch.arange(self.world.batch_dim)
+        to, of = (self.steps > LATE) & (rows == 0), (self.steps > LATE) & (rows == 1)
+        found = torch.zeros(self.world.batch_dim)
+        found[to] = torch.stack([rows.float()[of]] * 2).sum(0)
+        return found
+
+
+class SwappingInPlace(Counting):
+    """A mask is another one when the numbers that it read are written."""
+
+    def value(self):
+        rows = torch.arange(self.world.batch_dim)
+        to, of = (self.steps > LATE) & (rows == 0), (self.steps > LATE) & (rows == 1)
+        found, mask = torch.zeros(self.world.batch_dim), of.clone()
+        read = rows.float()[mask]
+        mask.copy_(to)
+        found[mask] = read
+        return found
+
+
+class SumOfMasked(Counting):
+    """A sum over the environments of a mask."""
+
+    def value(self):
+        return self.same(0) + self.steps[self.steps > LATE].sum()
+
+
 class ByComputedName(Counting):
     """A count that is read by a name that no code holds."""
 
@@ -700,6 +731,9 @@ REFUSED = {
     OnLibrary: r"module torch\.backends\.age",
     Swapping: r"numbers of one mask in the places of another",
     SwappingTwoReads: r"numbers of one mask in the places of another",
+    SwappingStacked: r"several places of a mask together",
+    SwappingInPlace: r"numbers of one mask in the places of another",
+    SumOfMasked: r"several places of a mask together",
     ByComputedName: r"env\.scenario\.count_of_steps",
     BySetter: r"env\.scenario\.hidden",
     ByDescriptor: r"ByDescriptor\.age\.held",
@@ -746,14 +780,57 @@ def test_a_step_or_reset_that_no_kernel_can_repeat_is_refused(scenario):
 class OneMaskTwice(Counting):
     """A mask that is computed twice is one mask, and numbers that it reads can be computed with."""
 
+    limit = torch.tensor(5.0)
+
     def value(self):
         found = torch.zeros(self.world.batch_dim)
-        found[self.steps > 5] = 3 * self.steps[self.steps > 5] + 1
+        found[self.steps > self.limit] = 3 * self.steps[self.steps > self.limit] + 1
         return found
 
 
-def test_one_mask_may_be_computed_twice():
-    assert traced(simulation_of(OneMaskTwice(), TRACE_ENVS)).graphs
+class LongMaskTwice(Counting):
+    """A mask of a long computation, in which each number is used twice."""
+
+    def mask(self):
+        x = self.steps / 100
+        for _ in range(40):
+            x = x * x
+        return x > 5
+
+    def value(self):
+        found = torch.zeros(self.world.batch_dim)
+        found[self.mask()] = 3 * self.steps[self.mask()] + 1
+        return found
+
+
+@pytest.mark.parametrize("scenario", [OneMaskTwice(), LongMaskTwice()])
+def test_one_mask_may_be_computed_twice(scenario):
+    assert traced(simulation_of(scenario, TRACE_ENVS)).graphs
+
+
+class OfPairs(Counting):
+    """A mask over environments and two agents; its numbers are a list of points."""
+
+    def value(self):
+        points = self.steps[:, None, None] + torch.arange(4.0).view(2, 2)  # [E, 2, 2]
+        near = points[..., 0] > 1  # [E, 2]
+        found = torch.zeros_like(points)
+        found[near] = points[near][:, :1] * torch.tensor([1.0, 10.0])
+        return found.sum((1, 2))
+
+
+def test_a_mask_over_environments_and_agents_reads_a_list_of_places():
+    simulation = simulation_of(OfPairs(), TRACE_ENVS)
+    (graph,) = traced(simulation).graphs
+    steps = graph.paths.all.index("env.scenario.steps")
+    state = [value.clone() for value in graph.state]
+    state[steps] = torch.arange(TRACE_ENVS) * 1.0 - 3
+    action, key = torch.zeros(TRACE_ENVS, 1, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    reward = graph.graph(*state, action, key)[3][:, 0]
+    after = state[steps] + 1
+    # 11 times the first number of each point (x, x + 1) or (x + 2, x + 3), if it is above 1.
+    expected = sum(11 * x * (x > 1) for x in (after, after + 2))
+    torch.testing.assert_close(reward, expected)
 
 
 class ReadByFunction(Counting):

@@ -9,7 +9,7 @@ from vmas.simulator.core import Agent, World
 
 from qmix_trl import make_env
 from qmix_trl.envs.compiled.checks import constants_of_all_seeds
-from qmix_trl.envs.compiled.engines.inductor import beyond_32_bits, check_number
+from qmix_trl.envs.compiled.engines.inductor import beyond_32_bits, check_axes
 from qmix_trl.envs.compiled.engines.pool import counts_environments
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.guard import Guard
@@ -72,18 +72,18 @@ def test_a_file_that_was_edited_is_read_again(tmp_path, monkeypatch):
 def test_numbers_that_count_environments_begin_again_in_a_second_simulation():
     numbered = torch.arange(4.0)[:, None]
     assert counts_environments(numbered, numbered.clone())
+    assert counts_environments(torch.cat([numbered, numbered], 1), torch.rand(4, 2)) is False
     equal = torch.ones(4, 1)
     assert not counts_environments(equal, equal)
     assert not counts_environments(torch.rand(4, 1), torch.rand(4, 1))
 
 
 def test_inductor_refuses_a_number_of_environments_that_is_another_size():
-    other = simulation_of(Plain(), TRACE_ENVS)
-    paths = find_settable_state(other)
+    paths = find_settable_state(simulation_of(Plain(), TRACE_ENVS))
     with pytest.raises(Refused, match="another axis of size 2, the number of environments"):
-        check_number(2, other, paths)  # positions have two numbers
-    check_number(1, other, paths)
-    check_number(64, other, paths)
+        check_axes(simulation_of(Plain(), 2), paths)  # positions have two numbers
+    for n_envs in (1, 37, 64):
+        check_axes(simulation_of(Plain(), n_envs), paths)
 
 
 def test_whole_numbers_beyond_32_bits_are_found_by_environment():

@@ -472,6 +472,7 @@ def test_what_crosses_environments_is_refused(case):
         (lambda s: s.i.to(torch.uint8), "no torch.uint8 in a kernel"),
         (lambda s: s.x.half() + 1, "no torch.float16 in a kernel"),
         (lambda s: s.x.double() + 1, "add.Tensor in double precision"),
+        (lambda s: s.x < torch.tensor(0.1, dtype=torch.float64).view(1), "lt.* in double"),
         (lambda s: s.x.erf(), "no rule for aten.erf.default"),
         (
             lambda s: torch.linalg.solve_triangular(s.l.transpose(1, 2), s.p, upper=True),

@@ -48,6 +48,7 @@ WRONG = {
     ),
     "a doubled count": lambda p, n: p.apply("add", n, n, dtype=INT),
     "a debt from a count": lambda p, n: p.apply("sub", 5, n, dtype=INT),
+    "a constant beyond them": lambda p, n: p.apply("minimum", n, 10**10, dtype=INT),
     # A count is taken to be below 2^20: its square fits neither way.
     "a square": lambda p, n: p.apply("mul", n, n, dtype=INT),
     "a count times 4,096": lambda p, n: p.apply("mul", n, 4096, dtype=INT),
@@ -61,7 +62,7 @@ def test_counts_and_indices_fit(then):
 
 @pytest.mark.parametrize("then", WRONG.values(), ids=WRONG)
 def test_numbers_that_may_grow_beyond_32_bits_are_refused(then):
-    with pytest.raises(Unlowerable, match="may leave 32 bits"):
+    with pytest.raises(Unlowerable, match=r"may leave 32 bits|is beyond 32 bits"):
         check_whole_numbers(step_with(then))
 
 
@@ -79,8 +80,11 @@ def seen_by(observation):
         (step_with(RIGHT["an index"]), -(2.0**20) + 1, math.nan),
         (step_with(added(1)), 2**30 - 1, 2**30),
         (seen_by(lambda p, n: p.apply("mul", n, 2000, dtype=INT)), 2**20 - 1, 2**20),
+        (seen_by(lambda p, n: p.apply("remainder", n, 7, dtype=INT)), 2**20 - 1, 2**20),
+        (seen_by(lambda p, n: p.apply("add", n, n, dtype=INT)), 2**20 - 1, 2**20),
+        (seen_by(lambda p, n: p.apply("minimum", n, 7, dtype=INT)), 2**30 - 1, 2**30),
     ],
-    ids=["an index", "an index of NaN", "a count", "a factor"],
+    ids=["an index", "an index of NaN", "a count", "a factor", "a rest", "a sum", "a minimum"],
 )
 def test_a_number_beyond_its_bound_makes_the_rewards_nan(step, below, beyond):
     reward = with_alarms(step).reward

@@ -17,13 +17,13 @@ from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.envs.compiled.gate import Mismatch, Outcome, Reference, Report, check
 from qmix_trl.envs.compiled.gate_runs import AGAIN, ONCE, Extent
 from qmix_trl.envs.compiled.trace.contents import Contents
-from qmix_trl.envs.compiled.trace.guard import Guard, constants_of
+from qmix_trl.envs.compiled.trace.guard import Guard, constants_of, text_of
 from qmix_trl.envs.compiled.trace.state import StatePaths
+from qmix_trl.envs.compiled.trace.trace import FEW_ENVS
 from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
 NO_LIMIT = 2**31 - 1
-FEW_ENVS = 5  # of the second check of a new step
 MANY_ENVS = 256  # of the check at every start
 MOST_ENVS = 1024  # of one more step
 
@@ -70,10 +70,13 @@ def check_at_start(compiled: CompiledStep, task: Task, backend: Backend, n_envs:
         Mismatch: if they differ.
     """
     simulation = VmasSimulation(task, FEW_ENVS, 0, torch.device("cpu"))
-    now = constants_of(walk(simulation.simulator), compiled.guard)
-    for path, text in compiled.constants.items():
-        if now.get(path) != text:  # a file that it comes from was edited
-            raise Mismatch(f"a constant of the scenario is not as when it was built: {path}")
+    contents, guard = walk(simulation.simulator), compiled.guard
+    built = {p: text for p, text in guard.values.items() if guard.matters(p)} | compiled.constants
+    now = {p: text_of(value) for p, value in contents.values.items()}
+    now |= constants_of(contents, guard)
+    differing = [path for path, text in built.items() if now.get(path) != text]
+    if differing:  # a file was edited that they come from
+        raise Mismatch(f"a constant of the scenario differs from the build's: {min(differing)}")
     check_again(compiled, task, backend, min(n_envs, MANY_ENVS), AGAIN)
     if n_envs > MANY_ENVS:
         check_again(compiled, task, backend, min(n_envs, MOST_ENVS), ONCE)

@@ -85,7 +85,7 @@ def kernel(s: Settings) -> Engine:
     backend = BACKENDS[s.device.type](s.device)
     step = checked_step(s.task, backend, s.n_envs)
     fresh = FreshStates(s.task, s.n_envs, s.seed, step, device=s.device)
-    fresh.check_number()
+    fresh.check_resets()
     return backend.engine(step.library, fresh, s.max_steps, s.seed)
 
 
@@ -103,7 +103,7 @@ def inductor(s: Settings) -> Engine:
     try:
         engine = InductorEngine(simulation, s.layout, s.max_steps, s.seed)
         check_engine(engine, engine.graph.paths, simulation, full_extent(simulation))
-        engine.fresh.check_number()
+        engine.fresh.check_resets()
     except TorchDynamoException as error:
         raise Refused(one_line(error)) from error
     engine.env_state.seed(s.seed)

@@ -9,7 +9,6 @@ import torch
 
 from qmix_trl.envs.compiled.backends import Backend
 from qmix_trl.envs.compiled.checks import (
-    FEW_ENVS,
     check_again,
     check_at_start,
     check_kernel,
@@ -33,7 +32,7 @@ from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.guard import Guard
 from qmix_trl.envs.compiled.trace.state import StatePaths
-from qmix_trl.envs.compiled.trace.trace import Recording, checked, recorded
+from qmix_trl.envs.compiled.trace.trace import FEW_ENVS, Recording, checked, recorded
 from qmix_trl.envs.time_limit import NoEnd
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused

@@ -21,6 +21,7 @@ from qmix_trl.envs.vmas_simulation import Seen, VmasSimulation
 from qmix_trl.errors import Refused
 
 MOST = 2**31 - 1
+PRIMES = (37, 41)  # numbers of environments by which other sizes of axes are found
 MOST_NODES = 8000  # inductor takes minutes for more
 
 
@@ -49,7 +50,7 @@ class InductorEngine:
         self.max_steps = max_steps
         numbers = all_numbers(self.graph)
         other = VmasSimulation(simulation.task, TRACE_ENVS, 0, simulation.device)
-        check_number(simulation.n_envs, other, self.graph.paths)
+        check_axes(simulation, self.graph.paths)
         shared = shares_draws(other)
         choices = [[list(values) for values in self.graph.choices]]
         step = CompiledStep(
@@ -142,20 +143,23 @@ def beyond_32_bits(state: list[Tensor], n_envs: int) -> Tensor:
     return beyond
 
 
-def check_number(n_envs: int, other: VmasSimulation, paths: StatePaths) -> None:
+def check_axes(simulation: VmasSimulation, paths: StatePaths) -> None:
     """Refuse a number of environments that is also another size in a step.
 
     Masks and tensors of agents of that size would be taken for environments.
 
     Args:
-        n_envs: E.
-        other: a simulation of ``TRACE_ENVS`` environments; its state is not changed.
+        simulation: of E environments.
         paths: of the state.
 
     Raises:
         Refused: if it is.
     """
-    if n_envs > 1 and n_envs in sizes_in_step(other, paths):
+    n_envs = simulation.n_envs
+    n_others = next(n for n in PRIMES if n_envs % n)
+    other = VmasSimulation(simulation.task, n_others, 0, simulation.device)
+    sizes = {size for size in sizes_in_step(other, paths) if size % n_others}
+    if n_envs > 1 and n_envs in sizes:
         raise Refused(f"its step has another axis of size {n_envs}, the number of environments")
 
 

@@ -18,9 +18,9 @@ from vmas.simulator.utils import ScenarioUtils
 from qmix_trl.envs.compiled.engines.pool import shares_draws
 from qmix_trl.envs.compiled.trace.alike import EqualDraws, batched
 from qmix_trl.envs.compiled.trace.audit import audited
-from qmix_trl.envs.compiled.trace.carried import same
 from qmix_trl.envs.compiled.trace.contents import Contents, differing, is_written
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
+from qmix_trl.envs.compiled.trace.nodes import same
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import READS, calling_frame
 from qmix_trl.envs.compiled.trace.snapshot import (

@@ -105,15 +105,14 @@ def _python_generators() -> tuple:
 
 
 def counts_environments(one: Tensor, other: Tensor) -> bool:
-    """Return whether two simulations begin with the same numbers, which differ by environment.
+    """Return whether numbers differ between environments and are the same for two seeds.
 
     Args:
         one: float32 [E, K], the numbers of a simulation.
         other: the same of a simulation of another seed.
     """
-    equal = (one.view(torch.int32) == other.view(torch.int32)).all(0)
-    differs = (other.view(torch.int32) != other[:1].view(torch.int32)).any(0)
-    return bool((equal & differs).any())
+    bits, others = one.view(torch.int32), other.view(torch.int32)
+    return bool(((bits == others).all(0) & (bits != bits[:1]).any(0)).any())
 
 
 class FreshStates:
@@ -227,20 +226,27 @@ class FreshStates:
         """
         packed = self.pool[:1, : len(self.step.numbers)].repeat(self.n_envs, 1)
         columns = self.step.carried_columns
-        for first in range(0, self.n_envs if columns else 0, MOST_TOGETHER):
-            n = min(MOST_TOGETHER, self.n_envs - first)
-            simulation = VmasSimulation(self.simulation.task, n, first, CPU, idle_step=False)
-            numbers = [self.step.numbers[k] for k in columns]
-            begun = pack(walk(simulation.simulator), simulation.simulator, numbers, 0)
-            if first and counts_environments(packed[:n, columns].cpu(), begun):
+        if not columns:
+            return packed
+        if self.n_envs > MOST_TOGETHER:
+            one, other = (self._begun(MOST_TOGETHER, seed) for seed in (0, 1))
+            if counts_environments(one, other):
                 raise Refused(
                     f"it numbers its environments, and there are more than {MOST_TOGETHER:,}"
                 )
-            packed[first : first + n, columns] = begun.to(self.device)
+        for first in range(0, self.n_envs, MOST_TOGETHER):
+            n = min(MOST_TOGETHER, self.n_envs - first)
+            packed[first : first + n, columns] = self._begun(n, first).to(self.device)
         return packed
 
-    def check_number(self) -> None:
-        """Refuse resets that are others in as many environments as the pool resets at once.
+    def _begun(self, n_envs: int, seed: int) -> Tensor:
+        """Return the numbers that resets leave as they are, of a new simulation: float32 [E, K]."""
+        simulation = VmasSimulation(self.simulation.task, n_envs, seed, CPU, idle_step=False)
+        numbers = [self.step.numbers[k] for k in self.step.carried_columns]
+        return pack(walk(simulation.simulator), simulation.simulator, numbers, 0)
+
+    def check_resets(self) -> None:
+        """Refuse resets that differ between E environments and as many as the pool resets at once.
 
         Raises:
             Untraceable: if they are.

@@ -285,10 +285,17 @@ class Run:
     def _check_result(self, node: Node, name: str) -> None:
         """Refuse double arithmetic, unknown types, and two axes that hold the environments."""
         made = node.meta["val"]
-        for tensor in made if isinstance(made, (list, tuple)) else [made]:
-            dtype_letter(tensor.dtype)
-            if tensor.dtype == torch.float64 and name not in COPIES:
-                raise Unlowerable(f"{node.target} in double precision")
+        made = [*made] if isinstance(made, (list, tuple)) else [made]
+        taken = [
+            getattr(self.step.graph, given.target) if given.op == "get_attr" else given.meta["val"]
+            for given in node.all_input_nodes
+        ]
+        for tensor in (*made, *taken):
+            if isinstance(tensor, Tensor):
+                dtype_letter(tensor.dtype)
+                if tensor.dtype == torch.float64 and name not in COPIES:
+                    raise Unlowerable(f"{node.target} in double precision")
+        for tensor in made:
             if sum(holds_batch(size, self.step.n_envs) for size in tensor.shape) > 1:
                 raise Unlowerable(f"{node.target} over pairs of environments")
 

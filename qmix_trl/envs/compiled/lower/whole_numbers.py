@@ -16,10 +16,12 @@ from qmix_trl.envs.compiled.lower.expressions import (
     Scalar,
     live,
 )
+from qmix_trl.envs.compiled.lower.ops import OPS
 from qmix_trl.envs.compiled.lower.step import StateNumber, Step
 
 MOST = 2.0**31 - 1
 COUNT = 2.0**20  # a factor, or a whole number made of a float, is taken to be below this
+SUMS, PRODUCTS = ("add", "sub"), ("mul", "remainder", "floor_divide")
 LONG_COUNT = 2.0**30  # any other count of the state is taken to be below this
 MOST_GAIN = 1000.0  # of a count in a step: 32 bits last for two million steps
 
@@ -30,8 +32,8 @@ def check_whole_numbers(step: Step) -> None:
     """Refuse a step whose whole numbers may leave 32 bits.
 
     Raises:
-        Unlowerable: if a product may, or a number of the state grows by more than ``MOST_GAIN`` in
-            a step.
+        Unlowerable: if a product may, a constant is beyond them, or a number of the state grows
+            by more than ``MOST_GAIN`` in a step.
     """
     bounds: dict[Scalar, float] = {}
 
@@ -40,6 +42,10 @@ def check_whole_numbers(step: Step) -> None:
             return abs(float(x))
         return bounds[x]
 
+    for x in live(step.outputs):
+        constants = [arg for arg in x.args if isinstance(arg, int)] if x.op in OPS else []
+        if any(abs(constant) > MOST for constant in constants):
+            raise Unlowerable("a whole number of its step is beyond 32 bits")
     for x in step.program.expressions:
         bounds[x] = bound_of(x, bound) if x.dtype in (INT, BOOL) else 0.0
     for number in step.numbers:
@@ -125,12 +131,27 @@ def with_alarms(step: Step) -> Step:
 
 def doubtful(step: Step) -> Iterator[tuple[Expression, float]]:
     """Yield the numbers for which a bound is taken without a proof, each with the bound."""
-    needed = live(step.outputs)
-    products = [x for x in needed if x.op == "mul" and x.dtype == INT]
+    needed = sorted(live(step.outputs), key=lambda x: x.index)
     for x in needed:
         if x.op == "cast" and x.dtype == INT and x.args[0].dtype == FLOAT:
             yield x.args[0], COUNT
     for number in step.numbers:
         if number.now.dtype == INT and number.then is not number.now:
-            is_factor = any(depends(product, number.now) for product in products)
-            yield number.now, COUNT if is_factor else LONG_COUNT
+            yield number.now, COUNT if is_computed_with(number, needed) else LONG_COUNT
+
+
+def is_computed_with(number: StateNumber, needed: list[Expression]) -> bool:
+    """Return whether whole numbers are computed from a number of the state, but for its own next.
+
+    Args:
+        number: the number.
+        needed: the expressions of the step, each after its arguments.
+    """
+    then, reached = live([number.then]), {number.now}
+    for x in needed:
+        if reached.isdisjoint(x.inputs):
+            continue
+        reached.add(x)
+        if x.dtype == INT and (x.op in PRODUCTS or (x.op in SUMS and x not in then)):
+            return True
+    return False

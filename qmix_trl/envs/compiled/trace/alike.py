@@ -6,15 +6,16 @@ random numbers, all environments get the same state, a reset of one gives it tha
 leaves the others alone.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from vmas.simulator.environment.environment import Environment, local_seed
 
-from qmix_trl.envs.compiled.trace.carried import is_forgotten, same
+from qmix_trl.envs.compiled.trace.carried import is_forgotten
 from qmix_trl.envs.compiled.trace.draws import OTHER_DRAWS, DrawMode
+from qmix_trl.envs.compiled.trace.nodes import same
 from qmix_trl.envs.compiled.trace.pure import Untraceable
 from qmix_trl.envs.compiled.trace.state import StatePaths, random_step
 from qmix_trl.envs.compiled.trace.walk import walk
@@ -28,19 +29,33 @@ class EqualDraws(DrawMode):
     """Lets all environments draw the same numbers, however many are drawn for.
 
     Args:
-        n_envs: E; a tensor whose first axis has this size, or 1, holds environments.
+        n_envs: E; a tensor whose first axis has this size holds environments.
         seed: of the numbers.
+        common: the draws that are for all environments together, by their number in order,
+            whatever their first axis.
+
+    Attributes:
+        shapes: of the draws, in order.
     """
 
-    def __init__(self, n_envs: int, seed: int) -> None:
+    def __init__(self, n_envs: int, seed: int, common: Container[int] = ()) -> None:
         super().__init__(self._equal)
+        self.shapes: list[tuple[int, ...]] = []
         self._n_envs = n_envs
         self._seed = seed
+        self._common = common
         self._generator = torch.Generator().manual_seed(seed)
 
     def _equal(self, kind: str, shape: tuple[int, ...]) -> Tensor:
         draw = torch.rand if kind == "uniform" else torch.randn
+        if self._is_common(shape):
+            return draw(shape, generator=self._generator)
         return draw(shape[1:], generator=self._generator).expand(shape).clone()
+
+    def _is_common(self, shape: tuple[int, ...]) -> bool:
+        """Record the shape of a draw; return whether it is known to be for all environments."""
+        self.shapes.append(shape)
+        return len(self.shapes) - 1 in self._common
 
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -50,9 +65,18 @@ class EqualDraws(DrawMode):
         self._seed += 1
         torch.manual_seed(self._seed)  # the first row is the same, however many follow
         result = function(*args, **(kwargs or {}))
-        if result.shape[:1] == (self._n_envs,):
+        if function is torch.normal:  # its first row is another one in large tensors
+            mean, std = _given(args, kwargs or {}, "mean", 0), _given(args, kwargs or {}, "std", 1)
+            return mean + std * self._equal("normal", tuple(result.shape))
+        is_common = self._is_common(tuple(result.shape))
+        if not is_common and result.shape[:1] == (self._n_envs,):
             result.copy_(result[:1].expand_as(result).clone())
         return result
+
+
+def _given(args: tuple, kwargs: dict, name: str, place: int) -> Any:
+    """Return an argument of ``torch.normal``; without one the mean is 0 and the deviation 1."""
+    return kwargs.get(name, args[place] if len(args) > place else float(place))
 
 
 def check_alike(
@@ -62,7 +86,7 @@ def check_alike(
 
     Args:
         simulation: left in another state, its random numbers as before.
-        paths: of its state; resets do not depend on it.
+        paths: of its state. What resets of all write must not depend on it.
         read: the paths that steps read.
         carried: the paths of tensors that resets leave as they are.
 
@@ -118,11 +142,14 @@ def check_any_number(
     Raises:
         Untraceable: if they do.
     """
-    start = some.random_state()
+    start, common = some.random_state(), set[int]()
     written = [path for path in paths.tensors if path in paths.of_resets and path not in carried]
-    for each in (some, others):
-        each.set_random_state(start)
-        _reset(each, None, TRIALS)
+    for _ in range(2):  # at first to see which draws have a size that depends on the number
+        shapes = []
+        for each in (some, others):
+            each.set_random_state(start)
+            shapes.append(_reset(each, None, TRIALS, common))
+        common = {i for i, (a, b) in enumerate(zip(*shapes, strict=False)) if a == b}
     of_some, of_others = _rows(some, written), _rows(others, written)
     for path, value in of_some.items():
         is_alike = path in of_others and is_close(value[:1], of_others[path][:1])
@@ -142,11 +169,25 @@ def is_close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
-def _reset(simulation: VmasSimulation, e: int | None, seed: int) -> None:
-    """Reset environment ``e``, or all, by equal random numbers of all environments."""
+def _reset(
+    simulation: VmasSimulation, e: int | None, seed: int, common: Container[int] = ()
+) -> list[tuple[int, ...]]:
+    """Reset environment ``e``, or all, by equal random numbers of all environments.
+
+    Args:
+        simulation: the simulation.
+        e: the environment; None for all.
+        seed: of the random numbers.
+        common: as of ``EqualDraws``.
+
+    Returns:
+        the shapes of the draws.
+    """
     stream = local_seed(Environment.vmas_random_state)
-    with simulation.own_randomness(), stream, EqualDraws(simulation.n_envs, seed):
+    draws = EqualDraws(simulation.n_envs, seed, common)
+    with simulation.own_randomness(), stream, draws:
         simulation.pure_reset(e)
+    return draws.shapes
 
 
 def batched(simulation: VmasSimulation) -> dict[str, Tensor]:

@@ -41,7 +41,19 @@ OWNERS_OF_CHANCE = (
 CLOCKS = frozenset({"now", "today", "utcnow"})
 # Names by which code may read attributes that it does not name.
 DYNAMIC = frozenset(
-    {"getattr", "attrgetter", "vars", "__dict__", "globals", "locals", "eval", "exec"}
+    {
+        "getattr",
+        "attrgetter",
+        "methodcaller",
+        "__getattribute__",
+        "getattr_static",
+        "vars",
+        "__dict__",
+        "globals",
+        "locals",
+        "eval",
+        "exec",
+    }
     | {"asdict", "astuple", "fields", "getmembers", "format", "format_map"}
 )
 GETTERS = (getattr, vars, object.__getattribute__)

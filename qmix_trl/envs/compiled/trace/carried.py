@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from qmix_trl.envs.compiled.trace.nodes import same
 from qmix_trl.envs.compiled.trace.pure import Untraceable
 from qmix_trl.envs.compiled.trace.state import StatePaths, random_step
 from qmix_trl.envs.compiled.trace.walk import walk
@@ -115,13 +116,6 @@ def outcomes(
         found.append({name: value.clone() for name, value in run().items()})
     paths.copy_into(simulator, state)  # without the numbers
     return found
-
-
-def same(a: Tensor, b: Tensor | None) -> bool:
-    """Return whether two tensors have the same bits, but for the bits of NaN."""
-    if b is None or a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _differing(found: list[Outcome]) -> list[str]:

@@ -14,10 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from qmix_trl.envs.compiled.trace.audit import audited, may_be_read
-from qmix_trl.envs.compiled.trace.carried import same
 from qmix_trl.envs.compiled.trace.contents import differing
 from qmix_trl.envs.compiled.trace.draws import DrawMode
-from qmix_trl.envs.compiled.trace.nodes import live_nodes
+from qmix_trl.envs.compiled.trace.nodes import live_nodes, same
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import MaskMode, Untraceable, spawning, static_collisions
 from qmix_trl.envs.compiled.trace.state import StatePaths
@@ -101,9 +100,7 @@ def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:
     Raises:
         Untraceable: if the step is no pure function of tensors.
     """
-    state = [value.clone() for value in paths.read(simulation.simulator)]
-    action = torch.zeros(simulation.n_envs, len(simulation.team), dtype=torch.int64)  # [E, N]
-    key = torch.zeros(2, dtype=torch.int64)
+    state, action, key = inputs_of(simulation, paths)
 
     def step(state: list[Tensor], action: Tensor, numbers: list[Tensor], key: Tensor) -> list:
         waiting = iter(numbers)
@@ -130,6 +127,13 @@ def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:
         n_envs=simulation.n_envs,
         names=names,
     )
+
+
+def inputs_of(simulation: VmasSimulation, paths: StatePaths) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return copies of the present state, the action 0 of all agents [E, N], and a key [2]."""
+    state = [value.clone() for value in paths.read(simulation.simulator)]
+    action = torch.zeros(simulation.n_envs, len(simulation.team), dtype=torch.int64)
+    return state, action, torch.zeros(2, dtype=torch.int64)
 
 
 def run_step(
@@ -202,9 +206,7 @@ def sizes_in_step(simulation: VmasSimulation, paths: StatePaths) -> set[int]:
         simulation: the simulation that steps; its state is not changed.
         paths: the paths of its state.
     """
-    state = [value.clone() for value in paths.read(simulation.simulator)]
-    action = torch.zeros(simulation.n_envs, len(simulation.team), dtype=torch.int64)  # [E, N]
-    key = torch.zeros(2, dtype=torch.int64)
+    state, action, key = inputs_of(simulation, paths)
     with Sizes() as sizes:
         count_draws(simulation, paths, state, action, key)
     return sizes.found | {size for value in state for size in value.shape}

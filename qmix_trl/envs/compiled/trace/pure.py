@@ -35,10 +35,11 @@ from vmas.simulator.utils import ScenarioUtils
 
 from qmix_trl.envs.compiled.trace.draws import spawn
 from qmix_trl.envs.compiled.trace.masks import (
+    Mask,
     MaskedReads,
     are_one_mask,
+    read_masked,
     split_mask,
-    unmasked,
     write_masked,
 )
 from qmix_trl.envs.compiled.trace.own_code import describe_line, is_own_module, packages_of
@@ -52,8 +53,8 @@ class Untraceable(Refused):
 class MaskMode(TorchFunctionMode):
     """Turns masked reads and writes into ``torch.where``, and reads constants for Python.
 
-    A masked read has a row for each environment of the mask; here it has one for every environment,
-    with the same meaning as long as it is written by the same mask.
+    A masked read has numbers of the mask's places alone; here it has numbers of all places. The
+    meaning is the same as long as these are not put together, and are written by the same mask.
 
     Args:
         n_envs: E, the length of a mask over environments.
@@ -76,13 +77,17 @@ class MaskMode(TorchFunctionMode):
             mask, rest = split_mask(args[1], self.n_envs)
             if mask is not None:
                 # The entries outside the mask are computed too; a masked write drops them.
-                read = unmasked(args[0], mask, rest).clone()
-                self._masked.add(read, mask)
+                read = read_masked(args[0], mask, rest)
+                self._masked.add(read, Mask.of(mask))
                 return read
         elif function is Tensor.__setitem__:
             mask, rest = split_mask(args[1], self.n_envs)
             if mask is not None:
-                self._check_masks([*self._masked.masks_of(args[2]), mask])
+                masks = self._masked.masks_of(args[2])
+                self._check_masks([*masks, Mask.of(mask)])
+                is_batch = isinstance(args[2], Tensor) and args[2].shape[:1] == (self.n_envs,)
+                if is_batch and not masks:
+                    self._refuse("puts numbers of all environments in the places of a mask")
                 write_masked(args[0], mask, rest, args[2])
                 return None
         elif function in READS:
@@ -99,16 +104,21 @@ class MaskMode(TorchFunctionMode):
         if masks:
             self._check_masks(masks)
             for made in tree_leaves(result):
-                if isinstance(made, Tensor) and made.shape[:1] == (self.n_envs,):
+                if isinstance(made, Tensor):
+                    n = masks[0].tensor.numel()
+                    if made.shape[:1] != (n,) or function in ORDERED:
+                        self._refuse("puts numbers of several places of a mask together")
                     self._masked.add(made, masks[0])
         return result
 
-    def _check_masks(self, masks: list[Tensor]) -> None:
+    def _check_masks(self, masks: list[Mask]) -> None:
         """Refuse numbers that were read by different masks, or are written by another one."""
         first, *others = masks
         if not all(are_one_mask(first, other) for other in others):
-            line = describe_line(calling_frame())
-            raise Untraceable(f"it puts numbers of one mask in the places of another at {line}")
+            self._refuse("puts numbers of one mask in the places of another")
+
+    def _refuse(self, reason: str) -> None:
+        raise Untraceable(f"it {reason} at {describe_line(calling_frame())}")
 
     def _is_masked(self, tensor: Tensor) -> bool:
         """Return whether the user's code asks for the size of a masked read."""
@@ -136,6 +146,11 @@ READS = (
     Tensor.map_,
 )
 UNSEEN = (Tensor.data.__get__, Tensor.data.__set__)  # no version counts writes to data
+# Functions whose results depend on the order of a tensor's rows.
+ORDERED = (
+    *(torch.flip, torch.roll, torch.sort, torch.argsort, torch.cumsum, torch.cumprod),
+    *(Tensor.flip, Tensor.roll, Tensor.sort, Tensor.argsort, Tensor.cumsum, Tensor.cumprod),
+)
 SIZES = (Tensor.shape.__get__, Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__)
 # Functions that make a tensor of data; a trace would hold numbers of tensors in lists as constants.
 COPIES = (torch.tensor, torch.as_tensor, torch.asarray)
@@ -285,14 +300,13 @@ def static_collisions(simulator: Environment) -> Iterator[set[str]]:
     """Decide which pairs collide once, at any distance, within a ``with`` block.
 
     Yields:
-        the lines of the scenario's own code that ask ``World.collides``.
+        the lines outside of VMAS's world that ask ``World.collides``.
 
     Raises:
         Untraceable: if a scenario's collision filter reads tensors.
     """
     world = simulator.world
-    packages = packages_of(simulator.scenario)
-    with ReadsOfPython(packages) as reads:
+    with ReadsOfPython(packages_of(simulator.scenario)) as reads:
         pairs = {
             (id(a), id(b)): may_collide(world, a, b) for a in world.entities for b in world.entities
         }
@@ -303,8 +317,7 @@ def static_collisions(simulator: Environment) -> Iterator[set[str]]:
 
     def collides(self: World, a: Entity, b: Entity) -> bool:
         caller = sys._getframe(1)
-        module = caller.f_globals.get("__name__", "")
-        if module != World.__module__ and is_own_module(module, packages):
+        if caller.f_globals.get("__name__") != World.__module__:
             lines.add(describe_line(caller))
         return pairs[id(a), id(b)]
 

@@ -6,8 +6,9 @@ from torch import Tensor
 from vmas.simulator.environment.environment import Environment, local_seed
 
 from qmix_trl.envs.compiled.trace.audit import TORCHS, audited, may_be_read
-from qmix_trl.envs.compiled.trace.carried import is_forgotten, same
+from qmix_trl.envs.compiled.trace.carried import is_forgotten
 from qmix_trl.envs.compiled.trace.contents import Contents, differing
+from qmix_trl.envs.compiled.trace.nodes import same
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.pure import ReadsOfPython, Untraceable
 from qmix_trl.envs.compiled.trace.state import StatePaths, random_step

@@ -303,17 +303,20 @@ class _Walker:
             function: of the user's code.
             met: the globals and modules that it names.
         """
-        names, seen = names_in(function.__code__), set()
-        waiting = [thing for thing in met if self._is_library(thing)]
+        names, waiting, seen = names_in(function.__code__), list(met), set()
         while waiting:
-            module = waiting.pop()
-            seen.add(module)
-            for name in names & vars(module).keys():
-                value = vars(module)[name]
-                if self._is_library(value) and value not in seen:
+            thing = waiting.pop()
+            if isinstance(thing, type):
+                self._visit_libraries(thing)
+            if not self._is_library(thing) or thing in seen:
+                continue
+            seen.add(thing)
+            for name in sorted(names & vars(thing).keys()):
+                value = vars(thing)[name]
+                if isinstance(value, types.ModuleType | type):
                     waiting.append(value)
                 elif type(value) in DATA:
-                    self.visit(value, f"module {module.__name__}.{name}", None, None)
+                    self.visit(value, f"module {thing.__name__}.{name}", None, None)
 
     def _is_library(self, thing: Any) -> bool:
         return isinstance(thing, types.ModuleType) and not self._is_own(thing.__name__)
