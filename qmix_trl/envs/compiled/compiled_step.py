@@ -21,8 +21,8 @@ class CompiledStep:
         paths: of the state, and of the choices that resets make in Python and the step may read.
         choices: for each kind of choice, the values of ``paths.choices`` that are of this kind.
         guard: of all other Python values that the step may read.
-        constants: a hash of each tensor that is no state but may be read, in ``FEW_ENVS``
-            environments, by path.
+        constants: a hash of each tensor that is no state but may be read, by path; of a
+            simulation of ``trace.FEW_ENVS`` environments.
         carried: the paths of tensors that resets leave as they are.
         shared: resets of all environments draw something once for all of them.
         reads_in_resets: the scenario's code reads numbers of tensors in resets.
