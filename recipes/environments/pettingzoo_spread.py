@@ -3,7 +3,7 @@
 It needs the extra ``envs``: pip install -e ".[envs]"
 """
 
-from mpe2 import simple_spread_v3
+from mpe2 import simple_spread_v3  # pyright: ignore[reportMissingImports]
 from torchrl.envs.libs.pettingzoo import PettingZooWrapper
 
 
