@@ -21,7 +21,7 @@ from qmix_trl.envs.contract import (
     set_flags,
     set_specs,
 )
-from qmix_trl.envs.team_layout import LayoutFinder, Path, TeamLayout, as_path
+from qmix_trl.envs.team_layout import LayoutFinder, Path, TeamLayout
 from qmix_trl.errors import ConfigError
 
 TEAM_REWARDS = ("auto", "mean", "sum")
@@ -131,9 +131,9 @@ class TeamEnv(EnvBase):
             self._current = self.env.reset()
         elif reset.any():
             current = self._current.copy()
-            for key in self.env.reset_keys:
-                done = self.env.full_done_spec[(*as_path(key)[:-1], "done")]
-                current.set(key, self._spread(reset, done.shape))
+            groups = zip(self.env.reset_keys, self.env.done_keys_groups, strict=True)
+            for key, (done, *_) in groups:
+                current.set(key, self._spread(reset, self.env.full_done_spec[done].shape))
             self._current = self.env.reset(current, select_reset_only=True)
         self._steps = torch.where(reset, 0, self._steps)
         packed = self._observed(self._current).set(keys.IS_INIT, reset)
@@ -147,7 +147,7 @@ class TeamEnv(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if self._current is None:
             raise RuntimeError("TeamEnv: expected a call of reset before the first step")
-        current = self._with_actions(self._current.copy(), tensordict.get(keys.ACTION))
+        current = self._with_actions(self._current.exclude("_step"), tensordict.get(keys.ACTION))
         stepping = tensordict.get("_step", None)  # [*B], TorchRL's entry for steps of some
         if stepping is not None:
             current.set("_step", stepping)
