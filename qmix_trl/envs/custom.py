@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -116,8 +116,9 @@ class EnvMaker:
             ConfigError: if one is unknown, missing, or one of ``OURS``.
         """
         parameters = self._parameters()
-        known = [name for name in parameters if name not in OURS]
-        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        known = [name for name, p in parameters.items() if p.kind in by_name and name not in OURS]
         for keyword in self.kwargs:
             if keyword in OURS:
                 raise ConfigError(f"env.make_kwargs.{keyword}: expected in {OURS[keyword]} alone")
@@ -126,29 +127,9 @@ class EnvMaker:
                     f"env.make_kwargs.{keyword}: unknown to the function"
                     f"{nearest(keyword, known)}; it takes: {', '.join(known) or 'none'}"
                 )
-        empty = inspect.Parameter.empty
         for name in known:
-            p = parameters[name]
-            is_one = p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-            if is_one and p.default is empty and name not in self.kwargs:
+            if parameters[name].default is inspect.Parameter.empty and name not in self.kwargs:
                 raise ConfigError(f"env.make_kwargs.{name}: missing; the function needs it")
-
-
-@dataclass(frozen=True)
-class Several:
-    """Makes a batch of environments in one process; it can be sent to another one.
-
-    Args:
-        maker: makes one of them.
-        n_envs: their number.
-    """
-
-    maker: EnvMaker
-    n_envs: int
-
-    def __call__(self) -> EnvBase:
-        """Return the batch."""
-        return SerialEnv(self.n_envs, self.maker)
 
 
 def several(maker: EnvMaker, n_envs: int, processes: int) -> EnvBase:
@@ -158,13 +139,13 @@ def several(maker: EnvMaker, n_envs: int, processes: int) -> EnvBase:
         ConfigError: if they cannot be spread evenly.
     """
     if processes == 1:
-        return Several(maker, n_envs)()
+        return SerialEnv(n_envs, maker)
     if n_envs % processes:
         raise ConfigError(
             f"env.processes: expected a divisor of the number of environments, {n_envs}, got "
             f"{processes}"
         )
-    return ParallelEnv(processes, Several(maker, n_envs // processes))
+    return ParallelEnv(processes, partial(SerialEnv, n_envs // processes, maker))
 
 
 def check_batch(env: EnvBase, n_envs: int | None, processes: int) -> None:
