@@ -36,7 +36,7 @@ class TeamEnv(EnvBase):
     - actions, one-hot or categorical, become categorical [*B, N];
     - observations become float32 [*B, N, O]; further dimensions are flattened;
     - the state is the environment's entry ``state``, or all observations, side by side;
-    - an action mask is any bool entry [*B, N, A] of the group;
+    - the action mask is the group's entry ``action_mask``, or its only bool one [*B, N, A];
     - an agent that does not act, as PettingZoo's entry ``mask`` tells of dead ones, has one
       available action, the first one. Rewards are those that the environment gives;
     - the team is done when the environment is, or if it has no ``done``, when all its agents are.
