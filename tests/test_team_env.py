@@ -264,6 +264,7 @@ def test_steps_of_some_environments_are_passed_on():
     batch = TeamEnv(env).rollout(9, break_when_all_done=True)
     # Environment 0 is truncated in step 5; 1 is terminated in step 3 and stays there.
     assert batch[STATE][..., 0].tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 2, 2]]
+    assert [int(each.step_of) for each in env._envs] == [5, 3]
     for key in (STATE, DONE, next_key(DONE), next_key(AGENT_REWARD)):
         assert torch.equal(batch[key], raw[key])
 
