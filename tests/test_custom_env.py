@@ -90,7 +90,8 @@ def test_several_environments_of_one_function(folder):
     assert (env_dims(env).n_agents, env.layout.observation) == (2, ("walkers", "x"))
     batch = env.rollout(LIMIT, break_when_any_done=False)
     assert batch[STATE][:, 0, 2].tolist() == [1] * 3  # all are made alike
-    assert batch[STATE][:, 0, 1].tolist() == [0] * 3  # seeded after the first steps
+    env = made(folder / "envs" / "mine.py:at_once")
+    assert env.reset()[STATE][:, 1].tolist() == [0, 0]  # episode 0: seeded after the steps tried
 
 
 def test_a_module_and_the_files_beside_a_file(folder, monkeypatch):
