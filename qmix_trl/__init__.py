@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from qmix_trl.collect import make_collector
     from qmix_trl.config import RunConfig, load_config, save_config
     from qmix_trl.envs import ENVS, EnvDims, env_dims, make_env
+    from qmix_trl.envs.team import TeamEnv
     from qmix_trl.errors import ConfigError, DivergedError, MachineError
     from qmix_trl.evaluate import episode_returns
     from qmix_trl.learner import Learner
@@ -51,6 +52,7 @@ __all__ = [
     "RecurrentAgent",
     "RunConfig",
     "SequenceRows",
+    "TeamEnv",
     "Update",
     "VDNMixer",
     "env_dims",
@@ -87,6 +89,7 @@ _MODULES = {
     "RecurrentAgent": "qmix_trl.agents",
     "RunConfig": "qmix_trl.config",
     "SequenceRows": "qmix_trl.replay",
+    "TeamEnv": "qmix_trl.envs.team",
     "Update": "qmix_trl.update",
     "VDNMixer": "qmix_trl.mixers",
     "env_dims": "qmix_trl.envs",

@@ -7,7 +7,7 @@ told at once.
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +47,29 @@ class GamesConfig:
     n_envs: int = number(least=1)
     max_steps: int = number(least=1)
     state: Literal["world", "observations"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomConfig:
+    """``envs.custom``; the fields are the arguments of ``make_env``.
+
+    A file in ``make`` is relative to the folder of the configuration.
+    """
+
+    family: Literal["custom"]
+    make: str
+    make_kwargs: dict[str, Any]
+    group: str | None
+    n_envs: int = number(least=1)
+    max_steps: int = number(least=1)
+    state: Literal["world", "observations"]
+    team_reward: Literal["auto", "mean", "sum"]
+    processes: int = number(least=1)
+
+    @property
+    def scenario(self) -> str:
+        """The function, without the folders of its file."""
+        return Path(self.make).name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +225,9 @@ class RuntimeConfig:
     cuda_graph: Literal["auto", True, False]
 
 
+EnvConfig = VmasConfig | GamesConfig | CustomConfig
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run."""
@@ -209,7 +235,7 @@ class RunConfig:
     name: str
     seed: int = number(least=0, most=MAX_SEED)
     runtime: RuntimeConfig
-    env: VmasConfig | GamesConfig
+    env: EnvConfig
     agent: RecurrentConfig | FeedforwardConfig
     mixer: QMixerConfig | VDNConfig | NoMixerConfig
     exploration: ExplorationConfig
@@ -235,6 +261,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         root = overridden(root, override)
     config = build(RunConfig, root)
     try:
+        config = replace(config, env=_resolved(config.env, Path(path).parent))
         _check_name(config.name)
         _check_scenario(config.env)
         _check_sizes(config)
@@ -269,7 +296,36 @@ def _check_name(name: str) -> None:
         )
 
 
-def _check_scenario(env: VmasConfig | GamesConfig) -> None:
+def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
+    """Return a section with the whole path of the file that makes its environments.
+
+    A run's folder keeps it, so that the run is evaluated from any folder.
+
+    Raises:
+        ConfigError: if ``make`` has another form than those of ``envs.custom``, or there is no
+            such file.
+    """
+    if not isinstance(env, CustomConfig):
+        return env
+    where, _, function = env.make.rpartition(":")
+    if not where or not function.isidentifier():
+        raise ConfigError(
+            f"env.make: expected path/to/file.py:function or module:function, got {env.make!r}"
+        )
+    if not where.endswith(".py"):
+        return env
+    file = (folder / where).resolve()
+    if not file.is_file():
+        raise ConfigError(
+            f"env.make: expected a file, relative to the configuration's folder, got {where!r}; "
+            f"there is no {file}"
+        )
+    return replace(env, make=f"{file}:{function}")
+
+
+def _check_scenario(env: EnvConfig) -> None:
+    if isinstance(env, CustomConfig):  # its function is imported when it is called
+        return
     if env.family == "games":
         kind, known, hint = "game", GAMES, f"known: {', '.join(GAMES)}"
     else:
@@ -293,6 +349,15 @@ def _check_sizes(config: RunConfig) -> None:
             f"env.n_envs ({e.n_envs}) is larger than replay.capacity_rows ({r.capacity_rows}): "
             "each environment fills one row a batch"
         )
+    for key, number_of in (
+        ("env.n_envs", e.n_envs),
+        ("evaluation.episodes", config.evaluation.episodes),
+    ):
+        if isinstance(e, CustomConfig) and number_of % e.processes:
+            raise ConfigError(
+                f"env.processes ({e.processes}) does not divide {key} ({number_of}): each process "
+                "steps as many environments"
+            )
     if c.rows == "episodes" and (c.steps != e.max_steps or r.burn_in):
         raise ConfigError(
             f"collection.rows: episodes wants collection.steps ({c.steps}) equal to env.max_steps "

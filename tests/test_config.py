@@ -82,6 +82,10 @@ GAME = (
     "env={family: games, scenario: memory, scenario_kwargs: {delay: 99}, n_envs: 30, "
     "max_steps: 100, state: observations}"
 )
+CUSTOM = (
+    "env={family: custom, make: 'package.module:function', make_kwargs: {}, group: null, "
+    "n_envs: 30, max_steps: 100, state: world, team_reward: auto, processes: 2}"
+)
 
 
 @pytest.fixture
@@ -149,8 +153,15 @@ def test_a_loaded_file_has_the_values_it_holds(whole):
 
 @pytest.mark.parametrize(
     "overrides",
-    [[RECURRENT], [RMSPROP, SOFT], [SLICES, "replay.burn_in=7"], ["mixer={name: none}"], [GAME]],
-    ids=["recurrent", "rmsprop-soft", "slices", "no-mixer", "game"],
+    [
+        [RECURRENT],
+        [RMSPROP, SOFT],
+        [SLICES, "replay.burn_in=7"],
+        ["mixer={name: none}"],
+        [GAME],
+        [CUSTOM],
+    ],
+    ids=["recurrent", "rmsprop-soft", "slices", "no-mixer", "game", "custom"],
 )
 def test_other_sections_survive_saving(overrides, whole, tmp_path):
     config = load_config(whole, overrides)
@@ -279,8 +290,8 @@ def test_a_wrong_entry_gets_its_line_and_path(old, new, dotted, parts, tmp_path)
         ("env.n_envs=many", "env.n_envs: expected an integer, got 'many'"),
         ("loss.gamma=2", "loss.gamma: expected a number of at least 0 and at most 1, got 2"),
         ("mixer.name=vdm", "mixer.name: expected one of qmix, vdn, none, got 'vdm'"),
-        ("env.family=game", "env.family: expected one of vmas, games, got 'game'"),
-        ("env={scenario: balance}", "env: expected a mapping with a family of vmas, games"),
+        ("env.family=game", "env.family: expected one of vmas, games, custom, got 'game'"),
+        ("env={scenario: balance}", "env: expected a mapping with a family of vmas, games, custom"),
     ],
 )
 def test_a_whole_message(override, message, whole):
@@ -322,6 +333,7 @@ BOUNDS = {
     "env.n_envs": ([], 1, None),
     "env.max_steps": ([SLICES], 1, None),
     "env.verify": ([], 0, 1),
+    "env.processes": ([CUSTOM], 1, None),
     "agent.hidden_dim": ([RECURRENT], 1, None),
     "agent.hidden_dims": ([], 1, None),
     "mixer.mixing_embed_dim": ([], 1, None),

@@ -53,6 +53,8 @@ TOO_LONG = {
     '.venv/bin/pip install -q -e ".[recipes]"': "2026-11-26",
     '.venv/bin/pip install -q -e ".[recipes,dev]"': "2026-11-26",
     ".venv/bin/pytest -q -n 2": "2026-11-26",
+    '.venv/bin/pip install -q -e ".[recipes,envs]"': "2026-11-27",
+    ".venv/bin/python recipes/train.py recipes/configs/pettingzoo_spread_qmix.yaml": "2026-11-27",
     ".venv/bin/python recipes/names.py engines": "2026-11-23",
     ".venv/bin/python recipes/games.py": "2026-11-26",
     ".venv/bin/python recipes/benchmark.py": "2026-11-25",
@@ -179,7 +181,10 @@ def test_the_librarys_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "balance_qmix_recurrent-1").mkdir(parents=True)
     save_weights("runs/balance_qmix_recurrent-1", RecurrentAgent(4, 16, 9), None)
-    load, mixer = blocks(TEXTS["qmix_trl/README.md"], "python")
+    team, load, mixer = blocks(TEXTS["qmix_trl/README.md"], "python")
+    exec(team, names := {})
+    # TorchRL's balance: three agents of 16 numbers, and 3 x 3 forces.
+    assert (names["dims"].n_agents, names["dims"].observation_dim) == (3, 16)
     exec(load, {})
     names = {}
     exec(mixer, names)

@@ -11,7 +11,11 @@ from qmix_trl.envs.contract import EnvDims, env_dims
 from qmix_trl.errors import ConfigError, nearest
 
 # family: module with its make_env
-ENVS = {"vmas": "qmix_trl.envs.vmas", "games": "qmix_trl.envs.games"}
+ENVS = {
+    "vmas": "qmix_trl.envs.vmas",
+    "games": "qmix_trl.envs.games",
+    "custom": "qmix_trl.envs.custom",
+}
 
 
 def make_env(family: str, **settings) -> EnvBase:

@@ -91,8 +91,9 @@ def env_dims(env: EnvBase) -> EnvDims:
     action = offered[keys.ACTION][keys.ACTION]
     if not isinstance(action, Categorical) or isinstance(action, MultiCategorical):
         raise ConfigError(
-            f"{_name(env)}: expected a categorical {keys.ACTION!r}, got {type(action).__name__}; "
-            "in TorchRL's environments categorical_actions=True makes them so"
+            f"{env_name(env)}: expected a categorical {keys.ACTION!r}, got "
+            f"{type(action).__name__}; in TorchRL's environments categorical_actions=True makes "
+            "them so"
         )
     dims = EnvDims(
         n_agents=n_agents,
@@ -106,13 +107,13 @@ def env_dims(env: EnvBase) -> EnvDims:
     for key, shape in _expected_shapes(batch, dims).items():
         if key in offered and offered[key][key].shape != shape:
             got = tuple(offered[key][key].shape)
-            raise ConfigError(f"{_name(env)}: expected {key!r} of {shape}, got {got}")
+            raise ConfigError(f"{env_name(env)}: expected {key!r} of {shape}, got {got}")
     return dims
 
 
-def _name(env: EnvBase) -> str:
+def env_name(env: EnvBase) -> str:
     """Return an environment's class, or its classes where a transform wraps another one."""
-    inner = f" of {_name(env.base_env)}" if isinstance(env, TransformedEnv) else ""
+    inner = f" of {env_name(env.base_env)}" if isinstance(env, TransformedEnv) else ""
     return f"{type(env).__name__}{inner}"
 
 
@@ -127,7 +128,7 @@ def _offered_entries(env: EnvBase) -> dict[NestedKey, Composite]:
     for key, spec in entries.items():
         if key not in spec.keys(True, True):
             raise ConfigError(
-                f"{_name(env)}: expected an entry {key!r}, got {list(spec.keys(True, True))}"
+                f"{env_name(env)}: expected an entry {key!r}, got {list(spec.keys(True, True))}"
             )
     return entries
 
@@ -151,51 +152,51 @@ def set_specs(env: EnvBase, dims: EnvDims, *, masked: bool = False) -> None:
     The group map, as in TorchRL's environments, lists the names of the agents of each group.
 
     Args:
-        env: of E environments.
+        env: its batch may have any shape.
         dims: its sizes.
         masked: whether it has an action mask.
     """
-    (n_envs,), n_agents = env.batch_size, dims.n_agents
+    batch, n_agents = env.batch_size, dims.n_agents
     env.n_agents = n_agents
     env.group_map = {keys.OBSERVATION[0]: [f"agent_{i}" for i in range(n_agents)]}
     to = {"device": env.device}
-    flag = Binary(1, (n_envs, 1), dtype=torch.bool, **to)
+    flag = Binary(1, (*batch, 1), dtype=torch.bool, **to)
 
     def team(**specs) -> Composite:
-        return Composite(specs, shape=(n_envs, n_agents))
+        return Composite(specs, shape=(*batch, n_agents))
 
-    agents = team(observation=Unbounded((n_envs, n_agents, dims.observation_dim), **to))
+    agents = team(observation=Unbounded((*batch, n_agents, dims.observation_dim), **to))
     if masked:
-        shape = (n_envs, n_agents, dims.n_actions)
+        shape = (*batch, n_agents, dims.n_actions)
         agents[keys.ACTION_MASK[-1]] = Binary(dims.n_actions, shape, dtype=torch.bool, **to)
     env.observation_spec = Composite(
         agents=agents,
-        state=Unbounded((n_envs, *dims.state_shape), **to),
+        state=Unbounded((*batch, *dims.state_shape), **to),
         is_init=flag.clone(),
-        shape=(n_envs,),
+        shape=batch,
     )
-    action = Categorical(dims.n_actions, shape=(n_envs, n_agents), **to)
-    env.action_spec = Composite(agents=team(action=action), shape=(n_envs,))
+    action = Categorical(dims.n_actions, shape=(*batch, n_agents), **to)
+    env.action_spec = Composite(agents=team(action=action), shape=batch)
     env.reward_spec = Composite(
-        reward=Unbounded((n_envs, 1), **to),
-        agents=team(reward=Unbounded((n_envs, n_agents, 1), **to)),
-        shape=(n_envs,),
+        reward=Unbounded((*batch, 1), **to),
+        agents=team(reward=Unbounded((*batch, n_agents, 1), **to)),
+        shape=batch,
     )
     env.done_spec = Composite(
-        done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=(n_envs,)
+        done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=batch
     )
 
 
 def resets(env: EnvBase, tensordict: TensorDictBase | None, *, reset_when_done: bool) -> Tensor:
-    """Return which environments a call of ``reset`` resets: bool [E, 1].
+    """Return which environments a call of ``reset`` resets: bool [*B, 1].
 
     Args:
-        env: of E environments.
+        env: its batch may have any shape B.
         tensordict: the argument of ``reset``; its entry ``"_reset"`` selects environments.
         reset_when_done: whether single environments are reset; if not, only calls for all of them
             reset any, and an environment that is done runs on until then.
     """
-    asked = None if tensordict is None else tensordict.get("_reset", None)  # [E, 1]
+    asked = None if tensordict is None else tensordict.get("_reset", None)  # [*B, 1]
     if asked is None:
         return torch.ones(*env.batch_size, 1, dtype=torch.bool, device=env.device)
     return asked if reset_when_done else torch.zeros_like(asked)

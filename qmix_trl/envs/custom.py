@@ -1,0 +1,257 @@
+"""Environments that a function of the user's makes, as teams under the canonical contract."""
+
+import importlib
+import importlib.util
+import inspect
+import linecache
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torchrl.envs import EnvBase, ParallelEnv, SerialEnv
+
+from qmix_trl import keys
+from qmix_trl.envs.contract import check_sizes
+from qmix_trl.envs.team import TeamEnv
+from qmix_trl.errors import ConfigError, nearest, one_line
+from qmix_trl.functional import greedy_action
+
+OURS = {"n_envs": "env.n_envs", "device": "runtime.device"}  # a function gets those that it names
+TRIED_STEPS = 2
+
+
+def make_env(
+    *,
+    make: str,
+    n_envs: int,
+    max_steps: int,
+    state: str,
+    team_reward: str,
+    seed: int,
+    device: torch.device | str = "cpu",
+    group: str | None = None,
+    make_kwargs: Mapping[str, Any] | None = None,
+    processes: int = 1,
+    reset_when_done: bool = True,
+) -> TeamEnv:
+    """Return environments that a function makes, as a team (``TeamEnv``).
+
+    A function with a parameter ``n_envs`` makes all environments at once, in a batch of [E]. Any
+    other makes one, without a batch, and is called E times.
+
+    Args:
+        make: "path/to/file.py:function" or "module:function".
+        n_envs: E.
+        max_steps: the time limit in steps; reaching it truncates.
+        state: "world", the environment's entry ``state``; or "observations".
+        team_reward: as in ``TeamEnv``.
+        seed: of the environments.
+        device: of the team; the function gets it if it has a parameter ``device``.
+        group: the team's group, if agents act in several.
+        make_kwargs: keywords of the function.
+        processes: over how many processes the environments are spread; with 1 they stay in this.
+        reset_when_done: each environment is reset when it is done, with False too: it need not be
+            able to go on. Rows of whole episodes leave out the steps that follow.
+
+    Raises:
+        ConfigError: if the function is not found or fails, it returns no environments with a
+            team, their first steps fail, or a size does not fit them.
+    """
+    check_sizes(n_envs=n_envs, max_steps=max_steps, processes=processes)
+    maker = EnvMaker(make, dict(make_kwargs or {}), torch.device(device))
+    of_team = {"group": group, "state": state, "team_reward": team_reward, "max_steps": max_steps}
+    with errors_told(make):
+        maker.check()
+        at_once = maker.takes("n_envs")
+        tried = TeamEnv(maker(n_envs=n_envs) if at_once else maker(), **of_team)
+        check_batch(tried, n_envs if at_once else None, processes)
+        try_out(tried)
+        if at_once:
+            env = tried
+        else:
+            tried.close()
+            env = TeamEnv(several(maker, n_envs, processes), **of_team)
+    env = env.to(device)
+    env.set_seed(seed)
+    return env
+
+
+@dataclass(frozen=True)
+class EnvMaker:
+    """Makes environments by a function; it can be sent to another process.
+
+    Args:
+        make: as in ``make_env``.
+        kwargs: keywords of the function.
+        device: which it gets if it has a parameter of that name.
+    """
+
+    make: str
+    kwargs: dict[str, Any]
+    device: torch.device
+
+    def __call__(self, **sizes: int) -> EnvBase:
+        """Return an environment, or several in a batch if their number is given."""
+        ours = {"device": self.device} if self.takes("device") else {}
+        return load_function(self.make)(**ours, **sizes, **self.kwargs)
+
+    def takes(self, name: str) -> bool:
+        """Return whether the function has a parameter of a name."""
+        return name in self._parameters()
+
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(load_function(self.make)).parameters
+
+    def check(self) -> None:
+        """Refuse keywords that do not fit the function.
+
+        Raises:
+            ConfigError: if one is unknown, missing, or one of ``OURS``.
+        """
+        parameters = self._parameters()
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        known = [name for name, p in parameters.items() if p.kind in by_name and name not in OURS]
+        for keyword in self.kwargs:
+            if keyword in OURS:
+                raise ConfigError(f"env.make_kwargs.{keyword}: expected in {OURS[keyword]} alone")
+            if keyword not in known and not takes_all:
+                raise ConfigError(
+                    f"env.make_kwargs.{keyword}: unknown to the function"
+                    f"{nearest(keyword, known)}; it takes: {', '.join(known) or 'none'}"
+                )
+        for name in known:
+            if parameters[name].default is inspect.Parameter.empty and name not in self.kwargs:
+                raise ConfigError(f"env.make_kwargs.{name}: missing; the function needs it")
+
+
+def several(maker: EnvMaker, n_envs: int, processes: int) -> EnvBase:
+    """Return environments in this process [E], or in P processes [P, E / P].
+
+    Raises:
+        ConfigError: if they cannot be spread evenly.
+    """
+    if processes == 1:
+        return SerialEnv(n_envs, maker)
+    if n_envs % processes:
+        raise ConfigError(
+            f"env.processes: expected a divisor of the number of environments, {n_envs}, got "
+            f"{processes}"
+        )
+    return ParallelEnv(processes, partial(SerialEnv, n_envs // processes, maker))
+
+
+def check_batch(env: EnvBase, n_envs: int | None, processes: int) -> None:
+    """Refuse environments in another number than a function was called for.
+
+    Args:
+        env: the function's.
+        n_envs: their number; None for one without a batch.
+        processes: over which they are to be spread.
+
+    Raises:
+        ConfigError: if the numbers differ, or a batch is to be spread.
+    """
+    if n_envs is None and env.batch_size:
+        raise ConfigError(
+            f"expected one environment without a batch, got a batch of {list(env.batch_size)}; "
+            "give the function a parameter n_envs to make all environments at once"
+        )
+    if n_envs is not None and env.batch_size != (n_envs,):
+        raise ConfigError(
+            f"expected a batch of [{n_envs}] environments, as n_envs says, got "
+            f"{list(env.batch_size)}"
+        )
+    if n_envs is not None and processes > 1:
+        raise ConfigError(
+            "env.processes: expected 1, as the function makes all environments at once, got "
+            f"{processes}"
+        )
+
+
+def try_out(env: TeamEnv) -> None:
+    """Take a few steps by the first available actions, so that mistakes are told at once."""
+    shown = env.reset()
+    for _ in range(TRIED_STEPS):
+        scores = torch.zeros(*shown[keys.OBSERVATION].shape[:-1], env.layout.n_actions)
+        action = greedy_action(scores.to(shown.device), shown.get(keys.ACTION_MASK, None))
+        _, shown = env.step_and_maybe_reset(shown.set(keys.ACTION, action))
+
+
+def load_function(make: str) -> Any:
+    """Return a function of a file or a module.
+
+    Args:
+        make: "path/to/file.py:function" or "module:function".
+
+    Raises:
+        ConfigError: if there is no such function.
+    """
+    where, _, name = make.rpartition(":")
+    module = load_file(where) if where.endswith(".py") else importlib.import_module(where)
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise ConfigError(f"expected a function {name!r}, got none{nearest(name, known)}")
+    return function
+
+
+@cache
+def load_file(path: str) -> ModuleType:
+    """Return the module of a file; files beside it can be imported by it."""
+    file = Path(path).resolve()
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    # A name of its own: a file may be called as a package, such as pettingzoo.py.
+    name = f"qmix_trl_custom_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def errors_told(make: str) -> Iterator[None]:
+    """Turn any error of the user's code within a ``with`` block into one line.
+
+    Args:
+        make: as in ``make_env``.
+
+    Raises:
+        ConfigError: if the block raises anything.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"env.make: {make}: {error}") from error
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(
+            f"env.make: {make}: {one_line(error)} at {failing_line(error, make)}"
+        ) from error
+
+
+def failing_line(error: Exception, make: str) -> str:
+    """Return file, number and text of the line that raised an error, in the user's folder if any.
+
+    Args:
+        error: as raised.
+        make: as in ``make_env``.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    where = make.rpartition(":")[0]
+    folder = Path(where).resolve().parent
+    own = [f for f in frames if folder in Path(f[0].f_code.co_filename).parents]
+    if not where.endswith(".py"):
+        package = where.split(".")[0]
+        own = [f for f in frames if f[0].f_globals.get("__name__", "").split(".")[0] == package]
+    frame, number = (own or frames)[-1]
+    file = frame.f_code.co_filename
+    return f"{Path(file).name}:{number} ({linecache.getline(file, number).strip()})"

@@ -1,0 +1,208 @@
+"""Environments of a user's function: in a configuration, in a run's folder, and their mistakes."""
+
+import sys
+
+import evaluate
+import pytest
+import torch
+from recipe_tools import check_told, run, summary, tiny
+from team_tools import LIMIT
+from torchrl.envs import ParallelEnv
+
+from qmix_trl import ConfigError, env_dims, load_config, make_env
+from qmix_trl.envs.custom import EnvMaker, several
+from qmix_trl.errors import exit_on_mistake
+from qmix_trl.keys import OBSERVATION, STATE
+
+ONE = """\
+from team_tools import AnyEnv, Layout
+
+def make(*, name="seen", first=0):
+    return AnyEnv(Layout(group="walkers", observation=name, action="move", n_envs=None), first)
+
+def at_once(n_envs, device):
+    assert device.type == "cpu"
+    return AnyEnv(Layout(n_envs=n_envs))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a file of environments."""
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "mine.py").write_text(ONE)
+    return tmp_path
+
+
+def section(make, **changes):
+    """Return the override that puts a function's environments in place."""
+    settings = {
+        "make": make,
+        "make_kwargs": "{}",
+        "group": "null",
+        "n_envs": 2,
+        "max_steps": 4,
+        "state": "world",
+        "team_reward": "mean",
+        "processes": 1,
+        **changes,
+    }
+    return f"env={{family: custom, {', '.join(f'{k}: {v}' for k, v in settings.items())}}}"
+
+
+def made(make, **changes):
+    """Return a function's environments."""
+    settings = {
+        "n_envs": 2,
+        "max_steps": LIMIT,
+        "state": "world",
+        "team_reward": "mean",
+        "seed": 0,
+        **changes,
+    }
+    return make_env("custom", make=str(make), **settings)
+
+
+def refusal(make, **changes):
+    """Return the message of refused environments, asserted to be one line."""
+    with pytest.raises(ConfigError) as caught:
+        made(make, **changes)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1, message
+    return message
+
+
+@pytest.mark.parametrize("function", ["make", "at_once"])
+def test_a_run_is_trained_and_evaluated_from_another_folder(function, folder, monkeypatch, capsys):
+    left = run(folder, section(f"envs/mine.py:{function}"))
+    assert capsys.readouterr().out.startswith(f"{left}: qmix on mine.py:{function}, cpu, seed 0")
+    assert summary(left)["engine"] == ("SerialEnv" if function == "make" else "AnyEnv")
+    monkeypatch.chdir("/")
+    again = evaluate.evaluate(left, episodes=2, seed=None, device="cpu")
+    assert again == summary(left)["return"]
+    saved = load_config(left / "config.yaml").env
+    assert saved.make == f"{folder / 'envs' / 'mine.py'}:{function}"
+
+
+def test_several_environments_of_one_function(folder):
+    env = made(folder / "envs" / "mine.py:make", make_kwargs={"first": 1, "name": "x"}, n_envs=3)
+    assert env.batch_size == (3,)
+    assert (env_dims(env).n_agents, env.layout.observation) == (2, ("walkers", "x"))
+    batch = env.rollout(LIMIT, break_when_any_done=False)
+    assert batch[STATE][:, 0, 2].tolist() == [1] * 3  # all are made alike
+    env = made(folder / "envs" / "mine.py:at_once")
+    assert env.reset()[STATE][:, 1].tolist() == [0, 0]  # episode 0: seeded after the steps tried
+
+
+def test_a_module_and_the_files_beside_a_file(folder, monkeypatch):
+    (folder / "beside_mine.py").write_text("NAME = 'from_beside'\n")
+    text = ONE + "\nimport beside_mine\ndef other():\n    return make(name=beside_mine.NAME)\n"
+    (folder / "pettingzoo.py").write_text(text)  # called as a package
+    assert made(folder / "pettingzoo.py:other").layout.observation[-1] == "from_beside"
+    (folder / "module_of_mine.py").write_text(ONE)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(folder)])
+    assert made("module_of_mine:make").layout.observation[-1] == "seen"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_environments_are_spread_evenly_over_processes(folder):
+    maker = EnvMaker(str(folder / "envs" / "mine.py:make"), {}, torch.device("cpu"))
+    env = several(maker, 6, 3)
+    assert isinstance(env, ParallelEnv)
+    assert (env.num_workers, env.batch_size) == (3, (3, 2))
+    with pytest.raises(ConfigError, match="expected a divisor of the number of environments, 7"):
+        several(maker, 7, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_processes_step_as_one_does(folder):
+    make = folder / "envs" / "mine.py:make"
+    one, two = made(make), made(make, processes=2)
+    try:
+        seen = [env.rollout(LIMIT)[OBSERVATION][..., 0, :3] for env in (one, two)]
+        assert torch.equal(seen[0][..., 1:], seen[1][:, 0, :, 1:])
+    finally:
+        two.close()
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        (section("mine.py"), "expected path/to/file.py:function or module:function, got 'mine.py'"),
+        (section("'mine.py:'"), "expected path/to/file.py:function or module:function"),
+        (section("envs/yours.py:make"), "relative to the configuration's folder, got 'envs/yours"),
+        (section("envs/mine.py:make", processes=2, n_envs=3), "does not divide env.n_envs (3)"),
+    ],
+)
+def test_mistakes_in_a_configuration(override, part, folder):
+    path = tiny(folder)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override])
+    assert part in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: env.")
+
+
+@pytest.mark.parametrize(
+    ("code", "parts"),
+    [
+        ("def mak(): pass", ["expected a function 'make', got none; did you mean 'mak'?"]),
+        ("make = 3", ["expected a function 'make', got none"]),
+        ("import no_such_package", ["No module named 'no_such_package' at wrong.py:1 (import no"]),
+        ("def make(:", ["SyntaxError", "wrong.py, line 1"]),
+        ("def make():\n    return 1 / 0", ["ZeroDivisionError", "at wrong.py:2 (return 1 / 0)"]),
+        ("def make(): pass", ["expected an EnvBase of TorchRL, got NoneType"]),
+        ("def make(size): pass", ["env.make_kwargs.size: missing; the function needs it"]),
+        (
+            "from team_tools import *\ndef make(): return AnyEnv()",
+            ["expected one environment without a batch, got a batch of [2]", "n_envs"],
+        ),
+        (
+            "from team_tools import *\ndef make(n_envs): return AnyEnv(Layout(n_envs=7))",
+            ["expected a batch of [2] environments, as n_envs says, got [7]"],
+        ),
+        (
+            "from team_tools import *\nclass Mine(AnyEnv):\n    def _step(self, tensordict):\n"
+            "        return self.missing\ndef make(): return Mine(Layout(n_envs=None))",
+            ["AttributeError", "'missing'", "at wrong.py:4 (return self.missing)"],
+        ),
+        (
+            "from team_tools import *\nclass Mine(AnyEnv):\n    def _reset(self, *a, **k):\n"
+            "        return super()._reset(*a, **k).exclude(('agents', 'observation'))\n"
+            "def make(): return Mine(Layout(n_envs=None))",
+            ["expected an entry ('agents', 'observation') of [2, 5]", "got none"],
+        ),
+    ],
+)
+def test_mistakes_in_a_file_are_told_with_their_line(code, parts, tmp_path):
+    file = tmp_path / "wrong.py"
+    file.write_text(code + "\n")
+    said = refusal(f"{file}:make")
+    assert said.startswith(f"env.make: {file}:make: ")
+    for part in parts:
+        assert part in said
+
+
+def test_mistakes_in_keywords(folder):
+    make = folder / "envs" / "mine.py:make"
+    assert "env.make_kwargs.nam: unknown to the function; did you mean 'name'?" in refusal(
+        make, make_kwargs={"nam": 1}
+    )
+    assert "env.make_kwargs.n_envs: expected in env.n_envs alone" in refusal(
+        folder / "envs" / "mine.py:at_once", make_kwargs={"n_envs": 1}
+    )
+    assert "env.processes: expected 1, as the function makes all" in refusal(
+        folder / "envs" / "mine.py:at_once", processes=2
+    )
+    assert "No module named 'no_such_module'" in refusal("no_such_module:make")
+
+
+def test_a_mistake_in_a_file_ends_a_run_with_one_line_and_exit_code_2(folder, capsys):
+    (folder / "envs" / "mine.py").write_text("def make():\n    raise RuntimeError('no display')\n")
+    with pytest.raises(SystemExit) as ended, exit_on_mistake():
+        run(folder, section("envs/mine.py:make"))
+    expected = ["no display", "mine.py:2 (raise RuntimeError('no display'))"]
+    check_told(ended.value.code, capsys.readouterr().err, 2, expected)
