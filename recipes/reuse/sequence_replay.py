@@ -142,7 +142,7 @@ def learn(replay_name: str, n_batches: int, seed: int) -> tuple[float, float]:
             optimizer.step()
             targets.step()
     collector.shutdown()
-    return mean_return(network), replay.storage._storage.bytes() / 1e6
+    return mean_return(network), replay.storage.get(slice(None)).bytes() / 1e6
 
 
 def main(n_batches: int, *, seed: int = 0) -> dict[str, float]:
