@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
 from qmix_trl import keys
+from qmix_trl.agents.layers import check_agent
 from qmix_trl.functional import (
     batch_index,
     greedy_action,
@@ -26,7 +27,7 @@ CHOICES = {  # attribute: its values
     "write_priority": ("steps", "rows", None),
     "use_prioritized_weights": ("auto", True, False),
 }
-OF_AGENTS = ("n_actions", "step", "unroll")  # the attributes of an agent that the loss uses
+OF_AGENTS = ("in_keys", "n_actions", "step", "unroll")  # the attributes that the loss uses
 PRIORITY_ETA = 0.9  # the weight of the largest error against the mean error: R2D2, section 2.3
 
 
@@ -89,7 +90,7 @@ class QMixLoss(LossModule):
 
     Raises:
         ValueError: if an argument is out of its range.
-        TypeError: if the agent has no ``unroll``, or the mixer no ``in_keys``.
+        TypeError: if ``agent`` is no agent, or the mixer has no ``in_keys``.
     """
 
     @dataclass
@@ -125,7 +126,7 @@ class QMixLoss(LossModule):
         write_priority: str | None = None,
     ) -> None:
         super().__init__()
-        check_agent(agent)
+        check_agent(agent, "QMixLoss", *OF_AGENTS)
         for name, value in (("gamma", gamma), ("td_lambda", td_lambda)):
             if not 0 <= value <= 1:
                 raise ValueError(f"QMixLoss: expected {name} in [0, 1], got {value}")
@@ -455,21 +456,6 @@ class QMixLoss(LossModule):
 def _range_of(sequence: tuple[Tensor | None, ...], steps: slice) -> list[Tensor | None]:
     """Return a range of steps of tensors [B, T, ..]."""
     return [None if x is None else x[:, steps] for x in sequence]
-
-
-def check_agent(agent: nn.Module) -> None:
-    """Refuse a module that is no agent.
-
-    Raises:
-        TypeError: if it lacks an attribute that the loss uses.
-    """
-    lacks = [name for name in OF_AGENTS if not hasattr(agent, name)]
-    if lacks:
-        raise TypeError(
-            f"QMixLoss: expected an agent with {', '.join(OF_AGENTS)} and in_keys as its first "
-            f'argument, got {type(agent).__name__} without {", ".join(lacks)}; see "Add an agent" '
-            "in the library's README"
-        )
 
 
 def as_module(mixer: nn.Module) -> TensorDictModuleBase:

@@ -8,7 +8,7 @@ from loss_tools import make_loss, random_batch, some_ends
 from torch import nn
 
 from qmix_trl import FeedforwardAgent, QMixer, RecurrentAgent, VDNMixer
-from qmix_trl.agents import gru, gru_triton
+from qmix_trl.agents import gru, gru_op, gru_triton
 from qmix_trl.agents.layers import per_agent
 from qmix_trl.dense import dense, dense_by_layers
 from qmix_trl.fused import policy_kernel
@@ -154,6 +154,38 @@ def test_the_gru_reads_tensors_that_are_not_contiguous():
     apart = gates.transpose(0, 1).contiguous().transpose(0, 1)
     found = gru._unroll(apart, is_init.expand(-1, -1, 2)[..., :1], first, weight.t().t(), bias)
     assert torch.equal(found, expected)
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("own", [None, 3])
+@pytest.mark.parametrize("hidden", [True, False])
+def test_the_operation_for_torch_compile_equals_the_kernel(hidden, own, dtype):
+    """By torch's own checks of an operation; its gradients are those of eager, bit for bit."""
+    arguments = (*inputs(dtype=dtype, hidden=hidden), *weights(10, dtype, own=own))
+    for keep in (True, False):
+        given = [x if keep or x is None else x.detach() for x in arguments]
+        torch.library.opcheck(gru_op._forward, (*given, keep))
+    found = results(gru_op.unroll, *arguments)
+    assert all(map(torch.equal, found, results(gru._unroll, *arguments)))
+
+
+@needs_library
+def test_a_compiled_gru_is_one_graph():
+    arguments = (*inputs(), *weights(10, torch.float64))
+    expected = results(gru._unroll, *arguments)
+    sizes = []
+
+    def counting(graph, _):
+        sizes.append(len(graph.graph.nodes))
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(gru._unroll, backend=counting, fullgraph=True)
+    assert all(map(torch.equal, results(compiled, *arguments), expected))
+    assert sizes[0] < 15, "the steps are unrolled"
+    with torch.no_grad():
+        assert torch.equal(compiled(*arguments), expected[0])
 
 
 @pytest.mark.parametrize("hidden", [True, False])

@@ -17,6 +17,7 @@ PAGES = (
     "README.md",
     "CHANGELOG.md",
     "qmix_trl/README.md",
+    "qmix_trl/UPSTREAM.md",
     "qmix_trl/envs/compiled/README.md",
     "qmix_trl/native/README.md",
     "recipes/README.md",
@@ -43,10 +44,19 @@ TINY_RUN = (
 SHORTER = {
     "recipes/train.py": TINY_RUN,
     "recipes/evaluate.py": "--episodes 2",
-    "recipes/reuse_qmixer.py": "--updates 1",
+    "recipes/reuse/mixers.py": "--updates 1",
+    "recipes/reuse/factored_critic.py": "--batches 1",
+    "recipes/reuse/mixed_value.py": "--batches 1",
+    "recipes/reuse/sequence_replay.py": "--batches 1",
+    "recipes/reuse/exploration.py": "--batches 1",
     "recipes/throughput.py": "--what env --envs 2 --engines eager --rounds 1",
 }
-SLOW = ("recipes/reuse_qmixer.py", "recipes/throughput.py")  # even then
+SLOW = (  # even then
+    "recipes/reuse/factored_critic.py",
+    "recipes/reuse/mixed_value.py",
+    "recipes/reuse/sequence_replay.py",
+    "recipes/throughput.py",
+)
 # Commands that no test runs as they stand, and when each was last run.
 TOO_LONG = {
     "python3 -m venv .venv": "2026-11-26",
@@ -204,7 +214,8 @@ def batch(*, n_agents: int, observation_dim: int, n_actions: int) -> TensorDict:
 
 
 def test_no_other_page_has_code_in_python():
-    assert [p for p in PAGES if blocks(TEXTS[p], "python")] == ["README.md", "qmix_trl/README.md"]
+    tested = ["README.md", "qmix_trl/README.md", "qmix_trl/UPSTREAM.md"]  # the last: test_upstream
+    assert [p for p in PAGES if blocks(TEXTS[p], "python")] == tested
 
 
 # Commands

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from qmix_trl.agents import gru_triton
+from qmix_trl.agents import gru_op, gru_triton
 from qmix_trl.dense import dense, gradients_again, linear
 from qmix_trl.native.networks import gru as kernel
 from qmix_trl.native.networks import library as networks
@@ -53,18 +53,26 @@ def unroll(
     return _unroll(gates, is_init, hidden, rnn.weight_hh, rnn.bias_hh)
 
 
-@torch.compiler.disable  # it would unroll T steps, which takes minutes, and cannot trace C++
 def _unroll(
     gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor, bias: Tensor
 ) -> Tensor:
     """Return the hidden states of ``unroll_by_steps``, in C++ where the kernel serves."""
     inputs = (gates, is_init, hidden, weight, bias)
     floats = [x for x in (gates, weight, bias, hidden) if x is not None]
-    if not (_fit(*inputs[:4]) and networks.serves(kernel.library, *floats)):
-        return unroll_by_steps(*inputs)
+    fit = _fit(*inputs[:4])
+    if fit and gru_op.serves(*floats):
+        return gru_op.unroll(*inputs)
+    if not (fit and networks.serves(kernel.library, *floats)):
+        return _untraced_steps(*inputs)
     if torch.is_grad_enabled() and any(x.requires_grad for x in floats):
         return Unroll.apply(*inputs)
     return kernel.forward(*inputs, keep=False)[0]
+
+
+@torch.compiler.disable  # it would unroll T steps, which takes minutes to compile
+def _untraced_steps(*inputs: Tensor | None) -> Tensor:
+    """Return the hidden states of ``unroll_by_steps``."""
+    return unroll_by_steps(*inputs)
 
 
 def _fit(gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor) -> bool:

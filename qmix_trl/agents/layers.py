@@ -178,5 +178,5 @@ def check_agent(agent: nn.Module, where: str, *names: str) -> None:
         raise TypeError(
             f"{where}: expected an agent with {', '.join(names)}, got a {type(agent).__name__} "
             f"without {', '.join(missing)}; write an agent around it ('Add an agent' in "
-            "qmix_trl/README.md), or act by TensorDictSequential(module, head)"
+            "qmix_trl/README.md); to act, TensorDictSequential(module, head) serves, too"
         )

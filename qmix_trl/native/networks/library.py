@@ -43,13 +43,21 @@ def serves(library: Library, *tensors: Tensor) -> bool:
     torch's operations compute on other devices and dtypes, under ``torch.compile``, ``vmap`` and
     ``autocast``, and where the library cannot be built.
     """
+    return (
+        not torch.compiler.is_compiling()
+        and suit(*tensors)
+        and all(map(_is_plain, tensors))
+        and missing(library, tensors[0].dtype) is None
+    )
+
+
+def suit(*tensors: Tensor) -> bool:
+    """Return whether a library has these tensors' device and dtype, and no autocast changes it."""
     dtype = tensors[0].dtype
     return (
         dtype in REALS
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and all(x.dtype == dtype and x.device.type == "cpu" and _is_plain(x) for x in tensors)
-        and missing(library, dtype) is None
+        and all(x.dtype == dtype and x.device.type == "cpu" for x in tensors)
     )
 
 
