@@ -75,6 +75,8 @@ def operations_step():
     costly = program.apply("tan", program.apply("add", leaves["n"], 3.5, dtype=FLOAT), dtype=FLOAT)
     values.append(program.apply("where", leaves["q"], costly, 0.0, dtype=FLOAT))
     values.append(program.apply("where", leaves["p"], 1.5, costly, dtype=FLOAT))
+    large = program.apply("mul", leaves["a"], 1e7, dtype=FLOAT)  # whole turns are taken off
+    values += [program.apply(op, large, dtype=FLOAT) for op in ("sin", "cos")]
     values += [program.cast(leaves[x], to) for x in "aip" for to in (FLOAT, INT, BOOL)]
     observation = [program.cast(value, FLOAT) for value in values]
     numbers = [StateNumber(path, 0, leaf, leaf) for path, leaf in enumerate(leaves.values())]

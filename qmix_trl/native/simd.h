@@ -147,13 +147,18 @@ INLINE vf vlog1p(vf x) {
   return vlog(u) + (x - (u - 1.0f)) / u;
 }
 
-// An angle less whole turns; 2 pi is the sum of three numbers, the first two of 24 bits each, so that
-// products with up to 2^29 turns are exact. NaN from 2^31 on.
+// A large angle less whole turns; NaN from 2^31 on. It is the fraction of m 2^e / (2 pi), whose
+// digits before the point are those that 64 bits lose.
 static float turned(float x) {
   if (!(fabsf(x) < 2147483648.0f)) return NAN;
-  double turns = (int32_t)(x * 0.15915494309189535 + (x < 0 ? -0.5 : 0.5));
-  double rest = x - turns * 6.283185005187988 - turns * 3.0199157663446385e-07;
-  return rest - turns * 2.1561211432632476e-14;
+  int32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  int64_t m = (bits & 0x7fffff) | 0x800000;
+  int e = ((bits >> 23) & 0xff) - 150;
+  uint64_t turn = 0x28be60db9391054a;  // 2^64 / (2 pi)
+  uint64_t fraction = m * (e < 0 ? turn >> -e : turn << e);
+  float angle = (int32_t)(fraction >> 32) * 1.4629180792671596e-09f;
+  return x < 0 ? -angle : angle;
 }
 INLINE vf of_one_turn(vf x) {
   vi large = vabs(x) > 8192.0f;

@@ -123,13 +123,16 @@ def vlog1p(x):
 
 @triton.jit
 def turned(x):
-    """Return angles less whole turns; NaN from 2^31 on."""
-    wide = tl.where(tl.abs(x) < 2147483648.0, x, 0.0).to(tl.float64)
-    turns = wide * 0.15915494309189535 + tl.where(wide < 0.0, -0.5, 0.5)
-    turns = turns.to(tl.int32).to(tl.float64)
-    rest = wide - turns * 6.283185005187988 - turns * 3.0199157663446385e-07
-    rest = rest - turns * 2.1561211432632476e-14
-    return tl.where(tl.abs(x) < 2147483648.0, rest.to(tl.float32), float("nan"))
+    """Return large angles less whole turns; NaN from 2^31 on."""
+    bits = as_bits(x)
+    m = ((bits & 0x7FFFFF) | 0x800000).to(tl.int64)
+    e = ((bits >> 23) & 0xFF) - 150
+    turn = tl.full(x.shape, 2935890503282001226, tl.int64)  # 2^64 / (2 pi)
+    left, right = tl.maximum(e, 0).to(tl.int64), tl.maximum(-e, 0).to(tl.int64)
+    fraction = m * ((turn << tl.minimum(left, 63)) >> tl.minimum(right, 63))
+    angle = (fraction >> 32).to(tl.int32).to(tl.float32) * 1.4629180792671596e-09
+    angle = tl.where(x < 0.0, -angle, angle)
+    return tl.where(tl.abs(x) < 2147483648.0, angle, float("nan"))
 
 
 @triton.jit
