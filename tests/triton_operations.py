@@ -103,5 +103,7 @@ def by_definition():
     made += [draws.draw(kind, KEY, E, 3, (1,))[:, 0] for kind in ("uniform", "normal")]
     costly = torch.tan(x["n"] + 3.5)
     made += [torch.arange(E), torch.where(x["q"], costly, 0.0), torch.where(x["p"], 1.5, costly)]
+    large = (x["a"] * 1e7).double()
+    made += [torch.sin(large), torch.cos(large)]
     made += [x[name].to(to) for name in "aip" for to in (torch.float32, torch.int32, torch.bool)]
     return torch.stack([value.to(torch.float32) for value in made], 1)
