@@ -104,8 +104,11 @@ def slow(*values):
 
 
 DRAWS_IN_STEPS = ("discovery", "line_trajectory")  # other tests compare the distributions
+LIKE_OTHERS = ("goal", "drone", "het_mass", "wind_flocking", "simple_adversary")  # in their physics
 QUICK = ("balance", "simple_spread")
-COMPARED = [s if s in QUICK else slow(s) for s in SCENARIOS if s not in DRAWS_IN_STEPS]
+COMPARED = [
+    s if s in QUICK else slow(s) for s in SCENARIOS if s not in (*DRAWS_IN_STEPS, *LIKE_OTHERS)
+]
 
 
 @pytest.mark.parametrize("scenario", COMPARED)

@@ -22,7 +22,7 @@ from compiled_tools import bare_step
 
 from qmix_trl import AGENTS, GreedyAction, make_collector, make_env, make_policy, with_memory
 from qmix_trl.chosen import CUDA_GRAPH, Chosen
-from qmix_trl.envs.compiled import backends, compile
+from qmix_trl.envs.compiled import backends, checks, gate_runs
 from qmix_trl.envs.compiled.codegen import triton as triton_print
 from qmix_trl.envs.compiled.engines import triton as triton_kernel
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
@@ -347,7 +347,10 @@ CHECKS = {
 
 def main(outcome, folder, *names):
     """Run checks and write their error messages."""
-    compile.STEPS = compile.AGAIN_STEPS = 4  # the interpreter is slow
+    # The interpreter is slow.
+    gate_runs.RESET_STEPS = gate_runs.FREE_STEPS = 4
+    gate_runs.MOST_FREE_STEPS, gate_runs.AFTER_LIMIT, gate_runs.EDGE_ROUNDS = 0, 0, 1
+    checks.AGAIN = gate_runs.Extent(4, 0, 0)
     raised = dict.fromkeys(names, "")
     for name in names:
         try:
