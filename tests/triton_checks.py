@@ -22,7 +22,7 @@ from compiled_tools import bare_step
 
 from qmix_trl import AGENTS, GreedyAction, make_collector, make_env, make_policy, with_memory
 from qmix_trl.chosen import CUDA_GRAPH, Chosen
-from qmix_trl.envs.compiled import backends, checks, gate_runs
+from qmix_trl.envs.compiled import backends, checks, compile, gate_runs
 from qmix_trl.envs.compiled.codegen import triton as triton_print
 from qmix_trl.envs.compiled.engines import triton as triton_kernel
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
