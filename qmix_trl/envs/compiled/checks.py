@@ -1,14 +1,11 @@
 """A compiled step compared with VMAS and with the scenario: when it is built, and at each start."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from qmix_trl.envs.compiled.backends import Backend
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.buffers import Buffers
-from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.packed_state import (
     as_numbers,
     pack,
@@ -16,6 +13,7 @@ from qmix_trl.envs.compiled.engines.packed_state import (
 from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.envs.compiled.gate import Mismatch, Outcome, Reference, Report, check
 from qmix_trl.envs.compiled.gate_runs import AGAIN, ONCE, Extent
+from qmix_trl.envs.compiled.shadow import Verifiable
 from qmix_trl.envs.compiled.trace.contents import Contents
 from qmix_trl.envs.compiled.trace.guard import Guard, constants_of, text_of
 from qmix_trl.envs.compiled.trace.state import StatePaths
@@ -26,23 +24,6 @@ from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 NO_LIMIT = 2**31 - 1
 MANY_ENVS = 256  # of the check at every start
 MOST_ENVS = 1024  # of one more step
-
-
-class Checked(Protocol):
-    """An engine that can continue from any packed state."""
-
-    fresh: FreshStates
-    env_state: EnvState
-
-    def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
-        """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions in them.
-
-        Args:
-            buffers: hold the actions; the results are written to them.
-            t: the first step.
-            n_steps: the number of steps.
-            reset_when_done: reset environments that are done.
-        """
 
 
 def constants_of_all_seeds(task: Task, guard: Guard) -> dict[str, str]:
@@ -130,7 +111,7 @@ def check_kernel(
 
 
 def check_engine(
-    engine: Checked, paths: StatePaths, simulation: VmasSimulation, extent: Extent
+    engine: Verifiable, paths: StatePaths, simulation: VmasSimulation, extent: Extent
 ) -> Report:
     """Compare an engine's steps with VMAS's.
 
