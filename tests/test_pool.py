@@ -197,6 +197,11 @@ def assert_alike(ours, theirs):
         assert (apart <= b.std(0) + rounding).all()
 
 
+def test_a_pool_of_another_device_than_the_traces_is_served():
+    fresh = engine_of("simple_spread", torch.device("cpu", 0), n_envs=4).fresh
+    assert str(fresh.simulation.simulator.world.agents[0]._device) == "cpu:0"  # another name
+
+
 # Uniform positions; a package on a line, by trigonometry; positions that keep a distance, lidars.
 DRAWN = ["simple_spread", "balance", "navigation"]
 

@@ -253,7 +253,9 @@ class FreshStates:
         """
         n_envs, of_pool = min(self.n_envs, MOST_TOGETHER), self.simulation
         if n_envs < of_pool.n_envs or self.step.shared:
-            other = VmasSimulation(of_pool.task, n_envs, 0, of_pool.device)
+            if of_pool.device != CPU:  # the equal numbers are drawn there
+                of_pool = VmasSimulation(of_pool.task, of_pool.n_envs, 0, CPU)
+            other = VmasSimulation(of_pool.task, n_envs, 0, CPU)
             check_any_number(of_pool, other, self.step.paths, self.step.carried)
 
     def states_for(self, resets: Tensor) -> Tensor:

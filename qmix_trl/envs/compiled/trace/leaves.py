@@ -21,7 +21,6 @@ HARMLESS, UNKNOWN = object(), object()
 # Packages whose objects draw pictures, lock, log or hold files.
 SILENT = frozenset({"pyglet", "_thread", "logging", "ctypes", "tempfile"})
 DESCRIBED = (
-    torch.device,
     torch.dtype,
     torch.Size,
     np.dtype,
@@ -65,6 +64,8 @@ def leaf_text(thing: Any) -> Any:
         own = vars(thing).keys() - vars(logging.Logger("")).keys()
         return f"logger {thing.level} {[(name, vars(thing)[name]) for name in sorted(own)]}"
     if type(thing).__module__.split(".")[0] in SILENT:
+        return HARMLESS
+    if isinstance(thing, torch.device):  # where numbers are; a step is traced on the CPU for all
         return HARMLESS
     if isinstance(thing, DESCRIBED):
         return f"{type(thing).__qualname__} {thing!r}"
