@@ -1,14 +1,11 @@
 """Agents: one step against a sequence, names, sharing, and equality with torch's GRU."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
 
 from qmix_trl import FeedforwardAgent, RecurrentAgent
-from qmix_trl.agents import gru_triton
 from qmix_trl.keys import (
     ACTION_VALUE,
     HIDDEN,
@@ -170,42 +167,3 @@ def test_network_layers_are_all_layers_in_their_order(make, share_parameters):
     found = [id(p) for layer in layers for p in layer.parameters()]
     assert found == [id(p) for p in agent.parameters()]
     assert (rnn is None) == (make is FeedforwardAgent)
-
-
-# (sequences of a program, width of a tile, warps) by hidden size, out of TorchRL's lists, whose own
-# rule drops tiles wider than the hidden size and, from 256 on, programs of more than 8 sequences.
-PINNED = {16: (16, 16, 2), 32: (16, 32, 2), 64: (16, 64, 4), 128: (16, 64, 4)}
-
-
-@pytest.mark.skipif(not gru_triton._rnn_triton._has_triton, reason="needs Triton")
-@pytest.mark.parametrize("name", gru_triton.KERNELS)
-def test_a_kernel_of_torchrl_has_one_configuration_for_a_hidden_size(name, monkeypatch):
-    kernel = getattr(gru_triton._rnn_triton, name)
-    monkeypatch.setattr(kernel, "early_config_prune", kernel.early_config_prune)  # put back after
-    for _ in range(2):  # pinned twice, it is pinned once
-        gru_triton.pin_configurations()
-        assert not isinstance(kernel.early_config_prune.fitting, gru_triton.OneConfiguration)
-    kernel.nargs = {}  # as a launch sets it
-
-    def chosen(hidden_dim):
-        configs = kernel.prune_configs({"H": hidden_dim})
-        return [(c.kwargs["BLOCK_B"], c.kwargs["BLOCK_K"], c.num_warps) for c in configs]
-
-    assert {hidden_dim: chosen(hidden_dim) for hidden_dim in PINNED} == {
-        hidden_dim: [config] for hidden_dim, config in PINNED.items()
-    }
-    assert {n_sequences for n_sequences, *_ in chosen(256)} == {4, 8}
-
-
-def test_kernels_without_such_a_configuration_are_left_to_autotuning(monkeypatch):
-    """TorchRL's module is a stand-in of another version: one kernel less, no rule, other blocks."""
-    small = SimpleNamespace(kwargs={"BLOCK_B": 8, "BLOCK_K": 16})
-    kernel = SimpleNamespace(early_config_prune=None)
-    monkeypatch.setattr(
-        gru_triton, "_rnn_triton", SimpleNamespace(**{gru_triton.KERNELS[0]: kernel})
-    )
-    gru_triton.pin_configurations()
-    assert kernel.early_config_prune is None
-    kernel.early_config_prune = lambda configs, named_args, **kwargs: configs
-    gru_triton.pin_configurations()
-    assert kernel.early_config_prune([small, small], {}, H=64) == [small, small]

@@ -85,8 +85,8 @@ def run_checks(folder, names, *, interpreted):
 
 # A check takes 2 to 16 seconds.
 INTERPRETED = [
-    name if name == "operations" else pytest.param(name, marks=pytest.mark.slow)
-    for name in (*SCENARIOS, "operations", "task_to_batch")
+    name if name in ("operations", "gru") else pytest.param(name, marks=pytest.mark.slow)
+    for name in (*SCENARIOS, "operations", "gru", "task_to_batch")
 ]
 
 
@@ -102,9 +102,10 @@ def test_in_the_interpreter(name, tmp_path):
 
 
 @needs_triton
-def test_operations_compile_for_a_gpu(tmp_path):
-    raised = run_checks(tmp_path, ["code_for_a_gpu"], interpreted=False)
-    assert not raised["code_for_a_gpu"], raised["code_for_a_gpu"]
+@pytest.mark.parametrize("name", ["code_for_a_gpu", "gru_for_a_gpu"])
+def test_kernels_compile_for_a_gpu(name, tmp_path):
+    raised = run_checks(tmp_path, [name], interpreted=False)
+    assert not raised[name], raised[name]
 
 
 @needs_triton

@@ -8,7 +8,7 @@ from loss_tools import make_loss, random_batch, some_ends
 from torch import nn
 
 from qmix_trl import FeedforwardAgent, QMixer, RecurrentAgent, VDNMixer
-from qmix_trl.agents import gru, gru_op, gru_triton
+from qmix_trl.agents import gru, gru_op
 from qmix_trl.agents.layers import per_agent
 from qmix_trl.dense import dense, dense_by_layers
 from qmix_trl.fused import policy_kernel
@@ -186,30 +186,6 @@ def test_a_compiled_gru_is_one_graph():
     assert sizes[0] < 15, "the steps are unrolled"
     with torch.no_grad():
         assert torch.equal(compiled(*arguments), expected[0])
-
-
-@pytest.mark.parametrize("hidden", [True, False])
-def test_torchrls_kernel_gets_one_sequence_for_each_agent(hidden, monkeypatch):
-    """A GRU by cells, called as TorchRL's kernel with [B N, T, H], equals the steps."""
-
-    def by_cells(x, states, w_ih, w_hh, b_ih, b_hh, is_init, *, input_precision):
-        assert input_precision == "ieee"
-        state, out = states[:, 0], []
-        for t in range(x.shape[1]):
-            state = torch.where(is_init[:, t, None], states[:, t], state)
-            state = torch.gru_cell(x[:, t], state, w_ih, w_hh, b_ih, b_hh)
-            out.append(state)
-        return torch.stack(out, 1), state
-
-    monkeypatch.setattr(gru_triton._rnn_triton, "gru_triton", by_cells)
-    rnn = nn.GRUCell(10, 10, dtype=torch.float64)
-    x = torch.randn(5, 7, 3, 10, dtype=torch.float64)
-    _, is_init, first = inputs(hidden=hidden)
-    is_init[0, 0] = True
-    is_init[1, 0] = False
-    gates = nn.functional.linear(x, rnn.weight_ih, rnn.bias_ih)
-    expected = gru.unroll_by_steps(gates, is_init, first, rnn.weight_hh, rnn.bias_hh)
-    torch.testing.assert_close(gru_triton.unroll(x, is_init, first, rnn), expected)
 
 
 # ------------------------------------------------------------------------ linear layers

@@ -21,6 +21,7 @@ import triton_operations as ops
 from compiled_tools import bare_step
 
 from qmix_trl import AGENTS, GreedyAction, make_collector, make_env, make_policy, with_memory
+from qmix_trl.agents import gru, gru_triton
 from qmix_trl.chosen import CUDA_GRAPH, Chosen
 from qmix_trl.envs.compiled import backends, checks, compile, gate_runs
 from qmix_trl.envs.compiled.codegen import triton as triton_print
@@ -337,11 +338,72 @@ def check_code_for_a_gpu(folder):
         assert word not in compiled[0].asm["ptx"], word
 
 
+# ------------------------------------------------------------------------------------- the GRU
+
+
+def check_gru(folder):
+    """Compare the GRU's kernels with the steps in float64 by torch, shared and own weights."""
+    generator = torch.Generator().manual_seed(0)
+    is_init = torch.tensor([[[0], [0], [1]], [[1], [0], [0]]], dtype=torch.bool)
+    for own, with_hidden in (((), True), ((2,), False)):
+        shapes = [(2, 3, 2, 15), (2, 2, 5), (*own, 15, 5), (*own, 15)]
+        floats = [torch.randn(s, generator=generator).requires_grad_() for s in shapes]
+        gates, hidden, weight, bias = floats
+        wide = [None if x is hidden and not with_hidden else x.double() for x in floats]
+        expected = gru.unroll_by_steps(wide[0], is_init, *wide[1:])
+        grad = torch.randn(expected.shape, generator=generator)
+        given = [x.detach() for x in floats]
+        if not with_hidden:
+            given[1] = None
+        found, kept = gru_triton.forward(given[0], is_init, *given[1:], keep=True)
+        torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
+        again, nothing = gru_triton.forward(given[0], is_init, *given[1:], keep=False)
+        assert torch.equal(again, found)
+        assert nothing is None
+        gradients = gru_triton.backward(kept, is_init, *given[2:], grad)
+        wanted = floats if with_hidden else [gates, weight, bias]
+        exact = torch.autograd.grad(expected, wanted, grad.double())
+        of_wanted = gradients if with_hidden else (gradients[0], *gradients[2:])
+        for one, other in zip(of_wanted, exact, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=2e-6)
+
+
+def check_gru_for_a_gpu(folder):
+    """Compile the GRU's kernels for an H100: only sums over H move values between threads."""
+    from triton.runtime import driver
+
+    from qmix_trl.agents import gru_kernels
+
+    driver.set_active(H100())
+    compiled = []
+
+    def compiles(kernel):
+        def launch(*args, **options):
+            compiled.append(kernel.warmup(*args, grid=(1,), **options))
+
+        return {(6,): launch}  # by the grid: a program for each agent's sequence
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("forward", "backward"):
+            patch.setattr(gru_kernels, name, compiles(getattr(gru_kernels, name)))
+        is_init = torch.zeros(2, 4, 1, dtype=torch.bool)
+        weight, bias = torch.zeros(192, 64), torch.zeros(192)
+        gates = torch.zeros(2, 4, 3, 192)
+        hiddens, kept = gru_triton.forward(gates, is_init, None, weight, bias, keep=True)
+        gru_triton.backward(kept, is_init, weight, bias, hiddens)
+    for made, n_moved in zip(compiled, (1, 3), strict=True):
+        assert made.asm["ttgir"].count("= ttg.convert_layout") == n_moved
+        assert made.metadata.shared <= 2048
+        assert ".f64" not in made.asm["ptx"]
+
+
 CHECKS = {
     **{name: lambda folder, name=name: check_rollouts(folder, name) for name in SCENARIOS},
     "operations": check_operations,
     "task_to_batch": check_task_to_batch,
     "code_for_a_gpu": check_code_for_a_gpu,
+    "gru": check_gru,
+    "gru_for_a_gpu": check_gru_for_a_gpu,
 }
 
 

@@ -36,8 +36,9 @@ def unroll(
 ) -> Tensor:
     """Return the hidden states, float [B, T, N, H], of a GRU after a linear layer with ReLUs.
 
-    All steps are one call of C++ on the CPU, and one Triton kernel on CUDA devices. Where neither
-    serves, torch computes step by step. The results are equal to float rounding.
+    All steps are one call of C++ on the CPU, and one Triton kernel on CUDA devices, for float32 and
+    hidden states of up to 128. Where neither serves, torch computes step by step. The results are
+    equal to float rounding.
 
     Args:
         x: float [B, T, N, D], the inputs of the linear layer.
@@ -46,27 +47,33 @@ def unroll(
         below: the linear layer, shared or stacked for each agent.
         rnn: the GRU's weights and biases, shared or stacked for each agent.
     """
-    if gru_triton.serves(x, rnn):
-        y = linear(x, below.weight, below.bias, relu=True).to(x.dtype)  # narrower under autocast
-        return gru_triton.unroll(y, is_init, hidden, rnn)
     gates = dense(x, [(below.weight, below.bias), (rnn.weight_ih, rnn.bias_ih)])  # [B, T, N, 3H]
+    if gates.is_cuda:  # autocast computes narrower ones, which would be unrolled step by step
+        gates = gates.to(x.dtype)
     return _unroll(gates, is_init, hidden, rnn.weight_hh, rnn.bias_hh)
 
 
 def _unroll(
     gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """Return the hidden states of ``unroll_by_steps``, in C++ where the kernel serves."""
+    """Return the hidden states of ``unroll_by_steps``, by a kernel where one serves."""
     inputs = (gates, is_init, hidden, weight, bias)
     floats = [x for x in (gates, weight, bias, hidden) if x is not None]
     fit = _fit(*inputs[:4])
     if fit and gru_op.serves(*floats):
         return gru_op.unroll(*inputs)
-    if not (fit and networks.serves(kernel.library, *floats)):
+    if not (fit and _kernel_serves(*floats)):
         return _untraced_steps(*inputs)
     if torch.is_grad_enabled() and any(x.requires_grad for x in floats):
         return Unroll.apply(*inputs)
-    return kernel.forward(*inputs, keep=False)[0]
+    return gru_op.kernel_on(gates.device).forward(*inputs, keep=False)[0]
+
+
+def _kernel_serves(*floats: Tensor) -> bool:
+    """Return whether a kernel computes with gates, weight, bias and hidden state."""
+    if floats[0].is_cuda:
+        return networks.eager(*floats) and gru_triton.suits(*floats)
+    return networks.serves(kernel.library, *floats)
 
 
 @torch.compiler.disable  # it would unroll T steps, which takes minutes to compile
@@ -88,12 +95,12 @@ def _fit(gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor) 
 
 
 class Unroll(torch.autograd.Function):
-    """``unroll_by_steps`` computed by the C++ kernel."""
+    """``unroll_by_steps`` computed by the device's kernel."""
 
     @staticmethod
     def forward(ctx, *inputs):
         """Return the hidden states; keep each step's gates for backward."""
-        hiddens, kept = kernel.forward(*inputs, keep=True)
+        hiddens, kept = gru_op.kernel_on(inputs[0].device).forward(*inputs, keep=True)
         ctx.save_for_backward(*inputs, kept)
         return hiddens
 
@@ -105,7 +112,8 @@ class Unroll(torch.autograd.Function):
             return gradients_again(unroll_by_steps(*inputs), inputs, grad_hiddens)
         _, is_init, hidden, weight, bias = inputs
         arguments = kept, is_init, weight, bias, grad_hiddens
-        grad_gates, grad_first, *grad_parameters = kernel.backward(*arguments)
+        backward = gru_op.kernel_on(kept.device).backward
+        grad_gates, grad_first, *grad_parameters = backward(*arguments)
         return grad_gates, None, None if hidden is None else grad_first, *grad_parameters
 
 

@@ -1,22 +1,30 @@
-"""The C++ GRU over sequences as one operation of torch, which ``torch.compile`` calls as it is.
+"""The kernels of the GRU as one operation of torch, which ``torch.compile`` calls as it is.
 
 Traced instead, T steps would be unrolled into the graph, which takes minutes to compile.
 """
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
+from qmix_trl.agents import gru_triton
 from qmix_trl.native.networks import gru as kernel
 from qmix_trl.native.networks import library as networks
 
 
+def kernel_on(device: torch.device) -> ModuleType:
+    """Return the module that computes on a device: ``forward`` and ``backward``, KEPT tensors."""
+    return gru_triton if device.type == "cuda" else kernel
+
+
 def serves(*tensors: Tensor) -> bool:
     """Return whether the operation computes with these floats while ``torch.compile`` traces."""
-    return (
-        torch.compiler.is_dynamo_compiling()
-        and networks.suit(*tensors)
-        and _is_built(tensors[0].dtype)
-    )
+    if not torch.compiler.is_dynamo_compiling():
+        return False
+    if tensors[0].is_cuda:
+        return gru_triton.suits(*tensors)
+    return networks.suit(*tensors) and _is_built(tensors[0].dtype)
 
 
 @torch.compiler.assume_constant_result  # torch.compile calls it, instead of tracing into it
@@ -27,7 +35,7 @@ def _is_built(dtype: torch.dtype) -> bool:
 def unroll(
     gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """Return the hidden states of ``gru.unroll_by_steps``; the gradient is computed in C++, too.
+    """Return the hidden states of ``gru.unroll_by_steps``; the gradient is a kernel's, too.
 
     Args:
         gates: as in ``gru.unroll_by_steps``.
@@ -50,7 +58,7 @@ def _forward(
     bias: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
-    hiddens, kept = kernel.forward(gates, is_init, hidden, weight, bias, keep=keep)
+    hiddens, kept = kernel_on(gates.device).forward(gates, is_init, hidden, weight, bias, keep=keep)
     return hiddens, gates.new_empty(0) if kept is None else kept
 
 
@@ -65,7 +73,7 @@ def _(gates, is_init, hidden, weight, bias, keep):
 def _backward(
     kept: Tensor, is_init: Tensor, weight: Tensor, bias: Tensor, grad_hiddens: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return kernel.backward(kept, is_init, weight, bias, grad_hiddens)
+    return kernel_on(kept.device).backward(kept, is_init, weight, bias, grad_hiddens)
 
 
 @_backward.register_fake

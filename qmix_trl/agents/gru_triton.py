@@ -1,93 +1,153 @@
-"""A GRU over sequences on CUDA devices, by TorchRL's Triton kernel: one launch for all steps."""
+"""A GRU over sequences on CUDA devices: one Triton kernel forward, one backward."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-# The kernel of GRUModule(recurrent_backend="triton"), which itself has no dimension for agents.
-from torchrl.modules.tensordict_module import _rnn_triton
-
-KERNELS = ("_gru_fwd_kernel", "_gru_bwd_kernel")
-# With 16 sequences a program and, from a hidden size of 64 on, tiles of 64 and 4 warps, each thread
-# reads back the values that it wrote itself: the kernels have no barrier between the two.
-BLOCK_B = 16
+KEPT = 5  # tensors: hidden state before the step, both gates, candidate, its recurrent share
+MOST_WIDTH = 128  # of a hidden state whose weights fit the registers of a multiprocessor
+NARROW, NARROW_WARPS, WIDE_WARPS = 64, 4, 8
 
 
-def serves(x: Tensor, rnn: nn.GRUCell) -> bool:
-    """Return whether the kernel serves: in float32 on CUDA, with weights that agents share."""
-    return (
-        _rnn_triton._has_triton
-        and x.is_cuda
-        and x.dtype == torch.float32
-        and rnn.weight_hh.dim() == 2
-    )
-
-
-def unroll(x: Tensor, is_init: Tensor, hidden: Tensor | None, rnn: nn.GRUCell) -> Tensor:
-    """Return the hidden states [B, T, N, H] of a GRU.
-
-    Products are in float32, or in TF32 where ``torch.set_float32_matmul_precision`` allows it.
+def suits(*tensors: Tensor) -> bool:
+    """Return whether the kernels compute with these tensors: float32 on CUDA, H up to 128.
 
     Args:
-        x: float32 [B, T, N, D], the GRU's inputs.
-        is_init: bool [B, T, 1], the steps that begin with a hidden state of zeros.
-        hidden: float32 [B, N, H], before the first step; None for zeros.
-        rnn: weights and biases, shared by the agents.
+        *tensors: gates, recurrent weight [.., 3H, H], and others.
     """
-    pin_configurations()
-    n_sequences, n_steps, n_agents, width = x.shape
-    samples = x.transpose(1, 2).reshape(-1, n_steps, width)  # [B N, T, D]
-    resets = is_init[..., 0].repeat_interleave(n_agents, 0)  # [B N, T]
-    # The hidden states that a sample begins with, and continues with after resets, [B N, T, H].
-    states = samples.new_zeros(*samples.shape[:-1], rnn.weight_hh.shape[-1])
-    if hidden is not None:
-        continues = ~resets[:, :1]
-        states[:, 0] = torch.where(continues, hidden.flatten(0, 1), states[:, 0])
-    exact = torch.get_float32_matmul_precision() == "highest"
-    hiddens, _ = _rnn_triton.gru_triton(
-        samples,
-        states,
-        rnn.weight_ih,
-        rnn.weight_hh,
-        rnn.bias_ih,
-        rnn.bias_hh,
-        resets,
-        input_precision="ieee" if exact else "tf32",
+    _, weight, *_ = tensors
+    return (
+        all(x.is_cuda and x.dtype == torch.float32 for x in tensors)
+        and weight.shape[-1] <= MOST_WIDTH
+        and is_installed()
     )
-    return hiddens.unflatten(0, (n_sequences, n_agents)).transpose(1, 2)
 
 
 @torch.compiler.assume_constant_result  # torch.compile calls it, instead of tracing into it
-def pin_configurations() -> None:
-    """Pin TorchRL's kernels, forward and backward, to one configuration for each hidden size.
+def is_installed() -> bool:
+    """Return whether there is Triton."""
+    return find_spec("triton") is not None
 
-    They are autotuned: at each new number of steps they compile and time up to 8 configurations
-    each, 80 seconds of silence at the first update. All users of the kernels in this process get
-    the same configuration, since TorchRL's autograd function launches the kernels of its module.
+
+@cache
+def _kernels() -> Any:
+    from qmix_trl.agents import gru_kernels  # imports Triton
+
+    return gru_kernels
+
+
+def forward(
+    gates: Tensor,
+    is_init: Tensor,
+    hidden: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return hidden states and, with ``keep``, the intermediate values for ``backward``.
+
+    Products and sums are in float32.
+
+    Args:
+        gates: float32 [B, T, N, 3H], the input's part.
+        is_init: bool [B, T, 1], the steps that begin with a hidden state of zeros.
+        hidden: float32 [B, N, H], before the first step; None for zeros.
+        weight: float32 [3H, H], shared, or [N, 3H, H].
+        bias: float32 [3H] or [N, 3H].
+        keep: there will be a ``backward``.
+
+    Returns:
+        float32 [B, T, N, H], and float32 [5, B, T, N, H] or None.
     """
-    for kernel in (vars(_rnn_triton).get(name) for name in KERNELS):
-        # Another version of TorchRL may name or choose otherwise: there it autotunes.
-        prune = None if kernel is None else kernel.early_config_prune
-        if prune is not None and not isinstance(prune, OneConfiguration):
-            kernel.early_config_prune = OneConfiguration(prune)
+    width = weight.shape[-1]
+    shape = (*gates.shape[:-1], width)
+    hiddens = gates.new_empty(shape)
+    kept = gates.new_empty(KEPT, *shape) if keep else None
+    _launch(
+        "forward",
+        shape,
+        gates.contiguous(),
+        _bytes(is_init),
+        gates if hidden is None else hidden.contiguous(),
+        weight.unflatten(-2, (3, width)).transpose(-1, -2).contiguous(),
+        bias.contiguous(),
+        hiddens,
+        hiddens if kept is None else kept,
+        OWN=weight.dim() == 3,
+        HAS_FIRST=hidden is not None,
+        KEEP=keep,
+    )
+    return hiddens, kept
 
 
-@dataclass(frozen=True)
-class OneConfiguration:
-    """Reduces a kernel's configurations to the one of ``BLOCK_B`` sequences with the widest tile.
+def backward(
+    kept: Tensor, is_init: Tensor, weight: Tensor, bias: Tensor, grad_hidden: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of gates, first hidden state, weight and bias.
 
-    Where none has ``BLOCK_B`` sequences, as from a hidden size of 256 on, all that fit remain.
+    Args:
+        kept: float32 [5, B, T, N, H], of ``forward``.
+        is_init: as in ``forward``.
+        weight: as in ``forward``.
+        bias: as in ``forward``.
+        grad_hidden: float32 [B, T, N, H].
 
-    Attributes:
-        fitting: returns the configurations that fit a call, out of all of the kernel's.
+    Returns:
+        float32 [B, T, N, 3H], [B, N, H], and of the shapes of weight and bias.
     """
+    n_sequences, n_steps, n_agents, width = grad_hidden.shape
+    grad_gates, grad_shares = kept.new_empty(
+        2, n_sequences, n_steps, n_agents, 3 * width
+    )  # [B, T, N, 3H] each
+    grad_first = kept.new_empty(n_sequences, n_agents, width)
+    _launch(
+        "backward",
+        grad_hidden.shape,
+        kept,
+        _bytes(is_init),
+        weight.contiguous(),
+        grad_hidden.contiguous(),
+        grad_gates,
+        grad_shares,
+        grad_first,
+        OWN=weight.dim() == 3,
+    )
+    previous = kept[0]
+    if weight.dim() == 3:
+        grad_weight = torch.einsum("btng,btnh->ngh", grad_shares, previous)
+        return grad_gates, grad_first, grad_weight, grad_shares.sum((0, 1))
+    flat = grad_shares.flatten(0, -2)
+    return grad_gates, grad_first, flat.t() @ previous.flatten(0, -2), flat.sum(0)
 
-    fitting: Callable[..., list]
 
-    def __call__(self, configs: list, named_args: dict[str, Any], **kwargs: Any) -> list:
-        fitting = self.fitting(configs, named_args, **kwargs)
-        pinned = [c for c in fitting if c.kwargs.get("BLOCK_B") == BLOCK_B]
-        return [max(pinned, key=lambda c: c.kwargs["BLOCK_K"])] if pinned else fitting
+def _bytes(is_init: Tensor) -> Tensor:
+    """Return [B, T, 1] as contiguous bytes."""
+    return is_init.contiguous().view(torch.uint8)
+
+
+def _launch(name: str, shape: tuple[int, ...], *tensors: Tensor, **constants: bool) -> None:
+    """Run a kernel with a program for each agent's sequence.
+
+    Args:
+        name: of the kernel.
+        shape: (B, T, N, H).
+        *tensors: its arguments.
+        **constants: its constants, beside the sizes of H.
+    """
+    n_sequences, n_steps, n_agents, width = shape
+    block = max(16, 1 << (width - 1).bit_length())
+    with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
+        getattr(_kernels(), name)[(n_sequences * n_agents,)](
+            *tensors,
+            n_sequences,
+            n_steps,
+            n_agents,
+            H=width,
+            WIDTH=block,
+            **constants,
+            num_warps=NARROW_WARPS if block <= NARROW else WIDE_WARPS,
+        )

@@ -43,12 +43,12 @@ def serves(library: Library, *tensors: Tensor) -> bool:
     torch's operations compute on other devices and dtypes, under ``torch.compile``, ``vmap`` and
     ``autocast``, and where the library cannot be built.
     """
-    return (
-        not torch.compiler.is_compiling()
-        and suit(*tensors)
-        and all(map(_is_plain, tensors))
-        and missing(library, tensors[0].dtype) is None
-    )
+    return eager(*tensors) and suit(*tensors) and missing(library, tensors[0].dtype) is None
+
+
+def eager(*tensors: Tensor) -> bool:
+    """Return whether tensors are computed with now: not traced, nor wrapped by ``vmap``."""
+    return not torch.compiler.is_compiling() and all(map(_is_plain, tensors))
 
 
 def suit(*tensors: Tensor) -> bool:
