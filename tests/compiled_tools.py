@@ -68,6 +68,7 @@ def bare_step(numbers, layout, *, shared=False):
         constants={},
         guard=Guard({}, frozenset(), frozenset()),
         carried=(),
+        draws=False,
         shared=shared,
         reads_in_resets=False,
         seconds={},

@@ -73,7 +73,9 @@ def reference_of(simulation):
         return torch.cat([value.reshape(of.n_envs, -1).float() for value in values], 1)
 
     scratch = VmasSimulation(simulation.task, simulation.n_envs, 0, simulation.device)
-    return Reference(simulation, scratch, paths, layout_of(simulation), pack, lambda x: x)
+    return Reference(
+        simulation, scratch, paths, layout_of(simulation), pack, lambda x: x, draws=True
+    )
 
 
 def step_with(reference, fault):

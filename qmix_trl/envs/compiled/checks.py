@@ -150,4 +150,7 @@ def check_engine(
         return written.to("cpu", copy=True)
 
     scratch = VmasSimulation(simulation.task, simulation.n_envs, 0, simulation.device)
-    return check(Reference(simulation, scratch, paths, layout, packed, values), step, extent)
+    reference = Reference(
+        simulation, scratch, paths, layout, packed, values, draws=fresh.step.draws
+    )
+    return check(reference, step, extent)

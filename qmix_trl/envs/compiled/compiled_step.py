@@ -24,6 +24,7 @@ class CompiledStep:
         constants: a hash of each tensor that is no state but may be read, by path; of a
             simulation of ``trace.FEW_ENVS`` environments.
         carried: the paths of tensors that resets leave as they are.
+        draws: steps draw random numbers, other than positions of new entities.
         shared: resets of all environments draw something once for all of them.
         reads_in_resets: the scenario's code reads numbers of tensors in resets.
         seconds: of each part of the build.
@@ -37,6 +38,7 @@ class CompiledStep:
     guard: Guard
     constants: dict[str, str]
     carried: tuple[str, ...]
+    draws: bool
     shared: bool
     reads_in_resets: bool
     seconds: dict[str, float]

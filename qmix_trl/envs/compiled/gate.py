@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +83,7 @@ class Reference:
         layout: of observation and state.
         pack: returns the packed state, float32 [E, K], of a simulation and its contents.
         values: returns the values of a packed state, float32 [E, K].
+        draws: compiled steps draw random numbers, which VMAS's steps then draw, too.
     """
 
     simulation: VmasSimulation
@@ -90,6 +92,7 @@ class Reference:
     layout: SeenLayout
     pack: Callable[[VmasSimulation, Contents], Tensor]
     values: Callable[[Tensor], Tensor]
+    draws: bool
 
     def step(self, action: Tensor, key: Tensor) -> Outcome:
         """Take one step by actions int64 [E, N], with the random numbers of a key int64 [2]."""
@@ -104,7 +107,8 @@ class Reference:
             first += numbers[0].numel()
             return numbers
 
-        with spawning(key), DrawMode(source):
+        # A mode takes a third of the time of VMAS's step.
+        with spawning(key), DrawMode(source) if self.draws else nullcontext():
             stepped = simulation.pure_step(action)
         contents = walk(simulation.simulator)
         return Outcome(

@@ -48,7 +48,7 @@ class Extent:
     edges: int
 
 
-AGAIN = Extent(8, 0, 0)  # at each start
+AGAIN = Extent(4, 0, 0)  # at each start
 ONCE = Extent(1, 0, 0)  # of many environments
 
 

@@ -62,6 +62,7 @@ class InductorEngine:
             guard=trace.guard,
             constants={},  # it is traced at every start
             carried=trace.carried,
+            draws=bool(self.graph.draws),
             shared=shared,
             reads_in_resets=trace.reads_in_resets,
             seconds={},
