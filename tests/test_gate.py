@@ -76,8 +76,6 @@ def reference_of(simulation):
     return Reference(
         simulation, scratch, paths, layout_of(simulation), pack, lambda x: x, draws=True
     )
-        simulation, scratch, paths, layout_of(simulation), pack, lambda x: x, draws=True
-    )
 
 
 def step_with(reference, fault):
