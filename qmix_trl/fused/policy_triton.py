@@ -1,0 +1,165 @@
+"""Acting in Triton: networks and choice of all agents for one step, in one launch.
+
+The counterpart of ``policy.h`` for agents that share their weights. Only ``triton_loop.py`` imports
+this module, and late, since Triton is optional. Sample r is agent r % N of environment r // N; a
+program computes BLOCK samples. Tiles are padded to powers of two: padded weights are zero, and so
+are padded outputs, also of the GRU.
+"""
+
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+
+
+@triton.constexpr_function
+def padded(size):
+    """Return the side of a tile: products on tensor cores have sides of at least 16."""
+    return max(16, triton.next_power_of_2(size))
+
+
+@triton.constexpr_function
+def tile_of_inputs(size):
+    """Return how many inputs are read at a time, as there may be thousands."""
+    return min(64, padded(size))
+
+
+@triton.jit
+def bias_of(layer, first, n: tl.constexpr):
+    """Return biases ``first`` to ``first + n`` of a layer [1, OUT]."""
+    o = tl.arange(0, padded(n))
+    return tl.load(layer[1] + first + o, mask=o < n, other=0.0)[None, :]
+
+
+@triton.jit
+def add_product(sums, x, i, layer, first, n_in: tl.constexpr, n: tl.constexpr, PRECISION):
+    """Add the products of inputs x [BLOCK, IN], of numbers i, with n outputs of a layer."""
+    o = tl.arange(0, padded(n))
+    at = layer[0] + (first + o)[None, :] * n_in + i[:, None]
+    weights = tl.load(at, mask=(i < n_in)[:, None] & (o < n)[None, :], other=0.0)
+    return tl.dot(x, weights, sums, input_precision=PRECISION)
+
+
+@triton.jit
+def outputs(x, layer, n_in: tl.constexpr, n: tl.constexpr, PRECISION):
+    """Return the outputs [BLOCK, OUT] of a linear layer."""
+    sums = tl.zeros([x.shape[0], padded(n)], tl.float32) + bias_of(layer, 0, n)
+    return add_product(sums, x, tl.arange(0, padded(n_in)), layer, 0, n_in, n, PRECISION)
+
+
+@triton.jit
+def relu(x):
+    """Return positive numbers and NaN; other numbers become 0."""
+    return tl.where(x < 0, 0.0, x)
+
+
+@triton.jit
+def tanh(x):
+    """Return the hyperbolic tangent, which Triton's interpreter lacks."""
+    return 2 * tl.sigmoid(2 * x) - 1
+
+
+@triton.jit
+def gru(x, hidden, rnn, H: tl.constexpr, PRECISION):
+    """Return the next hidden state by torch's equations: reset gate, update gate, candidate."""
+    i = tl.arange(0, padded(H))
+    of_input, of_hidden = (rnn[0], rnn[2]), (rnn[1], rnn[3])
+    zero = tl.zeros_like(x)
+    reset = zero + (bias_of(of_input, 0, H) + bias_of(of_hidden, 0, H))
+    reset = add_product(reset, x, i, of_input, 0, H, H, PRECISION)
+    reset = tl.sigmoid(add_product(reset, hidden, i, of_hidden, 0, H, H, PRECISION))
+    new = zero + bias_of(of_hidden, 2 * H, H)
+    new = reset * add_product(new, hidden, i, of_hidden, 2 * H, H, H, PRECISION)
+    new += bias_of(of_input, 2 * H, H)
+    new = tanh(add_product(new, x, i, of_input, 2 * H, H, H, PRECISION))
+    update = zero + (bias_of(of_input, H, H) + bias_of(of_hidden, H, H))
+    update = add_product(update, x, i, of_input, H, H, H, PRECISION)
+    update = tl.sigmoid(add_product(update, hidden, i, of_hidden, H, H, H, PRECISION))
+    return new + update * (hidden - new)
+
+
+@triton.jit(
+    do_not_specialize=("t", "n_samples", "n_steps", "slots", "before", "before_steps"),
+)
+def act(
+    # Step t of buffers (buffers.py) of n_steps steps; n_samples is E N.
+    t, n_samples, n_steps,
+    seen,  # [E, n_steps + 1, SEEN]
+    action,  # [E, n_steps, N], written
+    value,  # [E, n_steps, N, A], written
+    # The step before, step ``before`` of before_steps steps.
+    done,  # [E, before_steps]; true: the sample has no memory
+    last_action,  # [E, before_steps, N]; -1: none
+    before, before_steps,
+    # The state before step t is in slot t % slots, the next one is written to the slot after it.
+    hidden,  # [E, slots, N, H]; None without a GRU
+    slots,
+    # The draws, [E, N] and [E, N, A], and epsilon []; None for greedy actions.
+    explore, choose, epsilon,
+    # Weights and biases of AgentLayers.
+    below,  # ((weight, bias), ..)
+    rnn,  # (weight_ih, weight_hh, bias_ih, bias_hh), or None
+    head,  # (weight, bias)
+    N: tl.constexpr,
+    O: tl.constexpr,  # noqa: E741
+    A: tl.constexpr,
+    SEEN: tl.constexpr,
+    WIDTHS: tl.constexpr,  # of the layers below
+    USE_LAST_ACTION: tl.constexpr,
+    USE_AGENT_ID: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    sample = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = sample < n_samples
+    agent = sample % N
+    env = (sample // N).to(tl.int64)
+    before_place = env * before_steps + before
+    forgets = tl.load(done + before_place, mask=inside, other=1) != 0
+
+    # The first layer. One-hot inputs are 1 in these columns.
+    last_column = -1
+    if USE_LAST_ACTION:
+        last = tl.load(last_action + before_place * N + agent, mask=inside, other=-1).to(tl.int32)
+        last_column = tl.where(forgets | (last < 0), -1, O + last)
+    id_column = O + A * USE_LAST_ACTION + agent
+    D: tl.constexpr = O + A * USE_LAST_ACTION + N * USE_AGENT_ID
+    TILE: tl.constexpr = tile_of_inputs(D)
+    observation = seen + (env * (n_steps + 1) + t) * SEEN + agent * O
+    x = tl.zeros([BLOCK, padded(WIDTHS[0])], tl.float32) + bias_of(below[0], 0, WIDTHS[0])
+    for first in tl.static_range(0, D, TILE):
+        i = first + tl.arange(0, TILE)
+        at, read = observation[:, None] + i[None, :], inside[:, None] & (i < O)[None, :]
+        inputs = tl.load(at, mask=read, other=0.0)
+        if USE_LAST_ACTION:
+            inputs = tl.where(i[None, :] == last_column[:, None], 1.0, inputs)
+        if USE_AGENT_ID:
+            inputs = tl.where(i[None, :] == id_column[:, None], 1.0, inputs)
+        x = add_product(x, inputs, i, below[0], 0, D, WIDTHS[0], PRECISION)
+    x = relu(x)
+    for layer in tl.static_range(1, len(WIDTHS)):
+        x = relu(outputs(x, below[layer], WIDTHS[layer - 1], WIDTHS[layer], PRECISION))
+
+    H: tl.constexpr = WIDTHS[len(WIDTHS) - 1]
+    if rnn is not None:
+        h = tl.arange(0, padded(H))
+        from_place = ((env * slots + t % slots) * N + agent)[:, None] * H + h[None, :]
+        to_place = ((env * slots + (t + 1) % slots) * N + agent)[:, None] * H + h[None, :]
+        kept = inside[:, None] & (h < H)[None, :]
+        state = tl.load(hidden + from_place, mask=kept & (forgets == 0)[:, None], other=0.0)
+        x = gru(x, state, rnn, H, PRECISION)
+        tl.store(hidden + to_place, x, mask=kept)
+
+    values = outputs(x, head, H, A, PRECISION)
+    a = tl.arange(0, padded(A))
+    known = inside[:, None] & (a < A)[None, :]
+    place = (env * n_steps + t) * N + agent
+    tl.store(value + place[:, None] * A + a[None, :], values, mask=known)
+    score = values
+    if explore is not None:
+        explores = tl.load(explore + sample, mask=inside, other=1.0) < tl.load(epsilon).to(tl.float32)
+        drawn = sample.to(tl.int64)[:, None] * A + a[None, :]
+        score = tl.where(explores[:, None], tl.load(choose + drawn, mask=known, other=0.0), values)
+    # The first of the highest, as torch's argmax; NaN counts as infinity.
+    score = tl.where(score != score, float("inf"), score)
+    score = tl.where((a < A)[None, :], score, float("-inf"))
+    best = tl.argmax(score, 1, tie_break_left=True)
+    tl.store(action + place, best.to(tl.int64), mask=inside)
