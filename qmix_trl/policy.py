@@ -170,7 +170,7 @@ class EpsilonGreedyAction(TensorDictModuleBase):
         return self.epsilon_now().item()
 
     def epsilon_now(self) -> Tensor:
-        """Return epsilon, float64 [], on the device; a CUDA graph reads the frames of each replay."""
+        """Return epsilon, a tensor float64 []; a CUDA graph reads the frames of each replay."""
         done = self.frames.double() / self.anneal_frames
         annealed = self.epsilon_start + (self.epsilon_end - self.epsilon_start) * done
         return torch.where(self.frames >= self.anneal_frames, self.epsilon_end, annealed)

@@ -23,31 +23,38 @@ def tile_of_inputs(size):
 
 
 @triton.jit
-def bias_of(layer, first, n: tl.constexpr):
-    """Return biases ``first`` to ``first + n`` of a layer [1, OUT]."""
+def bias_of(bias, first, n: tl.constexpr):
+    """Return biases ``first`` to ``first + n`` [1, OUT]."""
     o = tl.arange(0, padded(n))
-    return tl.load(layer[1] + first + o, mask=o < n, other=0.0)[None, :]
+    return tl.load(bias + first + o, mask=o < n, other=0.0)[None, :]
 
 
 @triton.jit
-def add_product(sums, x, i, layer, first, n_in: tl.constexpr, n: tl.constexpr, PRECISION):
-    """Add the products of inputs x [BLOCK, IN], of numbers i, with n outputs of a layer."""
+def add_product(sums, x, i, weight, first, n_in: tl.constexpr, n: tl.constexpr, PRECISION):
+    """Add products of inputs [BLOCK, IN], of numbers i, and weights of n outputs from ``first``."""
     o = tl.arange(0, padded(n))
-    at = layer[0] + (first + o)[None, :] * n_in + i[:, None]
+    at = weight + (first + o)[None, :] * n_in + i[:, None]
     weights = tl.load(at, mask=(i < n_in)[:, None] & (o < n)[None, :], other=0.0)
     return tl.dot(x, weights, sums, input_precision=PRECISION)
 
 
 @triton.jit
-def outputs(x, layer, n_in: tl.constexpr, n: tl.constexpr, PRECISION):
-    """Return the outputs [BLOCK, OUT] of a linear layer."""
-    sums = tl.zeros([x.shape[0], padded(n)], tl.float32) + bias_of(layer, 0, n)
-    return add_product(sums, x, tl.arange(0, padded(n_in)), layer, 0, n_in, n, PRECISION)
+def linear(x, layer, n_in: tl.constexpr, n: tl.constexpr, PRECISION):
+    """Return the outputs [BLOCK, OUT] of a layer."""
+    sums = tl.zeros([x.shape[0], padded(n)], tl.float32) + bias_of(layer[1], 0, n)
+    return add_product(sums, x, tl.arange(0, padded(n_in)), layer[0], 0, n_in, n, PRECISION)
+
+
+@triton.jit
+def add_to_gate(sums, x, weight, bias, k: tl.constexpr, H: tl.constexpr, PRECISION):
+    """Add an input's part of gate k of a GRU; torch's order is reset, update, candidate."""
+    sums += bias_of(bias, k * H, H)
+    return add_product(sums, x, tl.arange(0, padded(H)), weight, k * H, H, H, PRECISION)
 
 
 @triton.jit
 def relu(x):
-    """Return positive numbers and NaN; other numbers become 0."""
+    """Return positive numbers and NaN; others become 0."""
     return tl.where(x < 0, 0.0, x)
 
 
@@ -55,25 +62,6 @@ def relu(x):
 def tanh(x):
     """Return the hyperbolic tangent, which Triton's interpreter lacks."""
     return 2 * tl.sigmoid(2 * x) - 1
-
-
-@triton.jit
-def gru(x, hidden, rnn, H: tl.constexpr, PRECISION):
-    """Return the next hidden state by torch's equations: reset gate, update gate, candidate."""
-    i = tl.arange(0, padded(H))
-    of_input, of_hidden = (rnn[0], rnn[2]), (rnn[1], rnn[3])
-    zero = tl.zeros_like(x)
-    reset = zero + (bias_of(of_input, 0, H) + bias_of(of_hidden, 0, H))
-    reset = add_product(reset, x, i, of_input, 0, H, H, PRECISION)
-    reset = tl.sigmoid(add_product(reset, hidden, i, of_hidden, 0, H, H, PRECISION))
-    new = zero + bias_of(of_hidden, 2 * H, H)
-    new = reset * add_product(new, hidden, i, of_hidden, 2 * H, H, H, PRECISION)
-    new += bias_of(of_input, 2 * H, H)
-    new = tanh(add_product(new, x, i, of_input, 2 * H, H, H, PRECISION))
-    update = zero + (bias_of(of_input, H, H) + bias_of(of_hidden, H, H))
-    update = add_product(update, x, i, of_input, H, H, H, PRECISION)
-    update = tl.sigmoid(add_product(update, hidden, i, of_hidden, H, H, H, PRECISION))
-    return new + update * (hidden - new)
 
 
 @triton.jit(
@@ -115,6 +103,18 @@ def act(
     before_place = env * before_steps + before
     forgets = tl.load(done + before_place, mask=inside, other=1) != 0
 
+    # The hidden state's part of the gates comes first: fewer numbers are held at a time.
+    H: tl.constexpr = WIDTHS[len(WIDTHS) - 1]
+    h = tl.arange(0, padded(H))
+    kept = inside[:, None] & (h < H)[None, :]
+    if rnn is not None:
+        place = ((env * slots + t % slots) * N + agent)[:, None] * H + h[None, :]
+        state = tl.load(hidden + place, mask=kept & (forgets == 0)[:, None], other=0.0)
+        zero = tl.zeros([BLOCK, padded(H)], tl.float32)
+        reset = add_to_gate(zero, state, rnn[1], rnn[3], 0, H, PRECISION)
+        update = add_to_gate(zero, state, rnn[1], rnn[3], 1, H, PRECISION)
+        recurrent = add_to_gate(zero, state, rnn[1], rnn[3], 2, H, PRECISION)
+
     # The first layer. One-hot inputs are 1 in these columns.
     last_column = -1
     if USE_LAST_ACTION:
@@ -124,7 +124,7 @@ def act(
     D: tl.constexpr = O + A * USE_LAST_ACTION + N * USE_AGENT_ID
     TILE: tl.constexpr = tile_of_inputs(D)
     observation = seen + (env * (n_steps + 1) + t) * SEEN + agent * O
-    x = tl.zeros([BLOCK, padded(WIDTHS[0])], tl.float32) + bias_of(below[0], 0, WIDTHS[0])
+    x = tl.zeros([BLOCK, padded(WIDTHS[0])], tl.float32) + bias_of(below[0][1], 0, WIDTHS[0])
     for first in tl.static_range(0, D, TILE):
         i = first + tl.arange(0, TILE)
         at, read = observation[:, None] + i[None, :], inside[:, None] & (i < O)[None, :]
@@ -133,29 +133,29 @@ def act(
             inputs = tl.where(i[None, :] == last_column[:, None], 1.0, inputs)
         if USE_AGENT_ID:
             inputs = tl.where(i[None, :] == id_column[:, None], 1.0, inputs)
-        x = add_product(x, inputs, i, below[0], 0, D, WIDTHS[0], PRECISION)
+        x = add_product(x, inputs, i, below[0][0], 0, D, WIDTHS[0], PRECISION)
     x = relu(x)
-    for layer in tl.static_range(1, len(WIDTHS)):
-        x = relu(outputs(x, below[layer], WIDTHS[layer - 1], WIDTHS[layer], PRECISION))
+    for k in tl.static_range(1, len(WIDTHS)):
+        x = relu(linear(x, below[k], WIDTHS[k - 1], WIDTHS[k], PRECISION))
 
-    H: tl.constexpr = WIDTHS[len(WIDTHS) - 1]
     if rnn is not None:
-        h = tl.arange(0, padded(H))
-        from_place = ((env * slots + t % slots) * N + agent)[:, None] * H + h[None, :]
-        to_place = ((env * slots + (t + 1) % slots) * N + agent)[:, None] * H + h[None, :]
-        kept = inside[:, None] & (h < H)[None, :]
-        state = tl.load(hidden + from_place, mask=kept & (forgets == 0)[:, None], other=0.0)
-        x = gru(x, state, rnn, H, PRECISION)
-        tl.store(hidden + to_place, x, mask=kept)
+        reset = tl.sigmoid(add_to_gate(reset, x, rnn[0], rnn[2], 0, H, PRECISION))
+        new = tanh(add_to_gate(reset * recurrent, x, rnn[0], rnn[2], 2, H, PRECISION))
+        update = tl.sigmoid(add_to_gate(update, x, rnn[0], rnn[2], 1, H, PRECISION))
+        x = new + update * (state - new)
+        place = ((env * slots + (t + 1) % slots) * N + agent)[:, None] * H + h[None, :]
+        tl.store(hidden + place, x, mask=kept)
 
-    values = outputs(x, head, H, A, PRECISION)
+    values = linear(x, head, H, A, PRECISION)
     a = tl.arange(0, padded(A))
     known = inside[:, None] & (a < A)[None, :]
     place = (env * n_steps + t) * N + agent
     tl.store(value + place[:, None] * A + a[None, :], values, mask=known)
     score = values
     if explore is not None:
-        explores = tl.load(explore + sample, mask=inside, other=1.0) < tl.load(epsilon).to(tl.float32)
+        explores = tl.load(explore + sample, mask=inside, other=1.0) < tl.load(epsilon).to(
+            tl.float32
+        )
         drawn = sample.to(tl.int64)[:, None] * A + a[None, :]
         score = tl.where(explores[:, None], tl.load(choose + drawn, mask=known, other=0.0), values)
     # The first of the highest, as torch's argmax; NaN counts as infinity.

@@ -28,6 +28,8 @@ def why_not(policy: Any, env: Any) -> str | None:
     layers = policy.agent.network_layers()
     if any(p.dtype != torch.float32 for p in policy.parameters()):
         return "the agent's weights are not float32"
+    if not all(p.is_contiguous() for p in policy.parameters()):
+        return "the agent's weights are not contiguous"
     if layers.head.weight.dim() != 2:
         return "agents have weights of their own"
     if not layers.below:
@@ -40,6 +42,22 @@ def why_not(policy: Any, env: Any) -> str | None:
     if ACTION_MASK in env.observation_spec.keys(True, True):
         return "the environment has an action mask"
     return None
+
+
+def with_kernel(loop: StepLoop) -> tuple[StepLoop, str | None]:
+    """Return a loop of the same steps that acts by the kernel; or the loop itself, and why.
+
+    Args:
+        loop: acts by a policy that ``policy_kernel`` knows.
+    """
+    reason = why_not(loop.policy, loop.env)
+    if reason is None:
+        try:
+            keeps = loop.keeps_memory
+            return TritonLoop(loop.policy, loop.env, loop.n_steps, keeps_memory=keeps), None
+        except BuildFailed as failed:
+            reason = str(failed)
+    return loop, reason
 
 
 class TritonLoop(StepLoop):
@@ -198,8 +216,8 @@ class Made(NamedTuple):
 
     Attributes:
         value: float [E, T, N, A], the action values.
-        hidden: float [E, S, N, H], the hidden state before step t in slot t % S, S being T + 1, or 2
-            where no step's is kept; None without a GRU.
+        hidden: float [E, S, N, H], the hidden state before step t in slot t % S. S is T + 1, or 2
+            where the states of steps are not kept. None without a GRU.
     """
 
     value: Tensor
