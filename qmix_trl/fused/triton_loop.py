@@ -15,7 +15,7 @@ from qmix_trl.policy import AgentPolicy, EpsilonGreedyAction, GreedyAction
 
 # Samples (agents of environments) of a program, and the warps that share them.
 OPTIONS = {"BLOCK": 64, "num_warps": 4, "num_stages": 1}
-WIDEST = 128  # units of a layer; a program holds a weight of 128 x 128 as one tile, 64 KiB
+WIDEST = 64  # units of a layer: a weight is one tile, and one of 128 x 128 spills 2 KB a thread
 
 
 def why_not(policy: Any, env: Any) -> str | None:
@@ -116,7 +116,7 @@ class TritonLoop(StepLoop):
         made, head = self._empty(buffers), self.policy.head
         if made.hidden is not None:
             made.hidden[:, 0] = memory[HIDDEN]
-        before = Before(begins, first_actions(buffers, memory), 0)
+        before = Before(begins.contiguous(), first_actions(buffers, memory), 0)
         epsilon = head.epsilon_now()
         for t in range(self.n_steps):
             draws = head.draws(1, made.value[:, t].shape)
