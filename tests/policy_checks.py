@@ -117,8 +117,8 @@ def agent_of(name):
 
 
 def loop_of(kind, agent, head, *, reset_when_done=True, keeps_memory=True):
-    """Return a loop over the random environment, with a state of 3 numbers."""
-    layout = SeenLayout(agent.inputs.n_agents, agent.inputs.observation_dim, 3)
+    """Return a loop over the random environment, with a state as long as balance's."""
+    layout = SeenLayout(agent.inputs.n_agents, agent.inputs.observation_dim, 42)
     env = RandomEnv(layout, reset_when_done=reset_when_done)
     return kind(make_policy(agent, HEADS[head]()), env, T, keeps_memory=keeps_memory)
 
@@ -288,11 +288,11 @@ def bytes_spilled(compiled):
 def check_code_for_a_gpu(folder):
     """Compile for an H100: on tensor cores, without much spilling, in the memory of a program."""
     triton_loop.OPTIONS["BLOCK"] = USUAL
-    for precision, most in (("highest", 400), ("high", 100)):
+    for precision in ("highest", "high"):
         compiled = compiled_for_a_gpu(agent_of("as in balance"), precision)
         assert "wgmma.mma_async" in compiled.asm["ptx"]
         assert "tf32" in compiled.asm["ptx"]
-        assert bytes_spilled(compiled) <= most, (precision, bytes_spilled(compiled))
+        assert bytes_spilled(compiled) < 256, (precision, bytes_spilled(compiled))
         assert compiled.metadata.shared <= 2**16  # three programs on a multiprocessor
 
 

@@ -21,8 +21,8 @@ from qmix_trl.native.build import BuildFailed
 
 # A check takes 2 to 10 seconds, and a process 5.
 INTERPRETED = [
-    ["heads", "graph"],
-    pytest.param(["agents", "settings", "ties"], marks=pytest.mark.slow),
+    ["graph"],
+    pytest.param(["agents", "heads", "settings", "ties"], marks=pytest.mark.slow),
 ]
 
 

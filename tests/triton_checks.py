@@ -26,7 +26,7 @@ from compiled_tools import bare_step
 from packaging.version import Version
 
 from qmix_trl import AGENTS, GreedyAction, make_collector, make_env, make_policy, with_memory
-from qmix_trl.chosen import CUDA_GRAPH, Chosen
+from qmix_trl.chosen import POLICY_KERNEL, Chosen
 from qmix_trl.envs.compiled import backends, compile, gate_runs
 from qmix_trl.envs.compiled import checks as gate
 from qmix_trl.envs.compiled.codegen import triton as triton_print
@@ -224,7 +224,7 @@ def fused_batches(device):
     settings = {"rows": "slices", "steps": 5, "n_batches": 2, "collector": "fused"}
     collector = make_collector(with_memory(env, agent), policy, **settings)
     if device.type == "cuda":
-        assert collector.how == Chosen(CUDA_GRAPH)
+        assert collector.how == Chosen(POLICY_KERNEL)
     return list(collector), start
 
 

@@ -30,11 +30,25 @@ def bias_of(bias, first, n: tl.constexpr):
 
 
 @triton.jit
+def rounded(x):
+    """Return numbers rounded to the 10 bits after the point of TF32."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 4096) & -8192).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def add_product(sums, x, i, weight, first, n_in: tl.constexpr, n: tl.constexpr, PRECISION):
     """Add products of inputs [BLOCK, IN], of numbers i, and weights of n outputs from ``first``."""
     o = tl.arange(0, padded(n))
     at = weight + (first + o)[None, :] * n_in + i[:, None]
     weights = tl.load(at, mask=(i < n_in)[:, None] & (o < n)[None, :], other=0.0)
+    if PRECISION == "tf32x3":
+        # As Triton's own "tf32x3", which holds the sums of these products beside ``sums``.
+        high, high_weights = rounded(x), rounded(weights)
+        low, low_weights = x - high, weights - high_weights
+        sums = tl.dot(low, high_weights, sums, input_precision="tf32")
+        sums = tl.dot(high, low_weights, sums, input_precision="tf32")
+        return tl.dot(high, high_weights, sums, input_precision="tf32")
     return tl.dot(x, weights, sums, input_precision=PRECISION)
 
 
