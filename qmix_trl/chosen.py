@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 CPP_LOOP, CUDA_GRAPH = "C++ loop", "CUDA graph"  # the compiled loops of ``qmix_trl.fused``
+POLICY_KERNEL = "CUDA graph with policy kernel"  # the same graph, in which a kernel acts
 
 
 @dataclass(frozen=True)

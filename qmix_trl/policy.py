@@ -70,6 +70,9 @@ class GreedyAction(TensorDictModuleBase):
     def draws(self, n_steps: int, shape: tuple[int, ...]) -> None:
         """Return None: a greedy choice needs no random numbers."""
 
+    def epsilon_now(self) -> None:
+        """Return None: no agent explores."""
+
     def random_state(self) -> dict[str, Tensor]:
         """Return no tensors: a greedy choice has no random state."""
         return {}
@@ -164,10 +167,10 @@ class EpsilonGreedyAction(TensorDictModuleBase):
     @property
     def epsilon(self) -> float:
         """The probability that an agent explores; with repeats, that it starts to."""
-        return self._epsilon().item()
+        return self.epsilon_now().item()
 
-    def _epsilon(self) -> Tensor:
-        """Return epsilon, float64 []; a CUDA graph reads the frames of each replay."""
+    def epsilon_now(self) -> Tensor:
+        """Return epsilon, a tensor float64 []; a CUDA graph reads the frames of each replay."""
         done = self.frames.double() / self.anneal_frames
         annealed = self.epsilon_start + (self.epsilon_end - self.epsilon_start) * done
         return torch.where(self.frames >= self.anneal_frames, self.epsilon_end, annealed)
@@ -185,7 +188,7 @@ class EpsilonGreedyAction(TensorDictModuleBase):
             return tensordict.set(ACTION, greedy)
         explore, choose = (draws[0] for draws in self.draws(1, values.shape))
         explored = greedy_action(choose, mask)
-        explores = explore < self._epsilon().float()
+        explores = explore < self.epsilon_now().float()
         return tensordict.set(ACTION, torch.where(explores, explored, greedy))
 
     def draws(self, n_steps: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -206,7 +209,7 @@ class EpsilonGreedyAction(TensorDictModuleBase):
             explore[t].uniform_(generator=generator)
             choose[t].uniform_(generator=generator)
             if self._repeats is not None:
-                self._repeats(explore[t], choose[t], self._epsilon().float(), generator)
+                self._repeats(explore[t], choose[t], self.epsilon_now().float(), generator)
         return explore, choose
 
     def random_state(self) -> dict[str, Tensor]:

@@ -4,20 +4,25 @@ Without a GPU it runs in Triton's interpreter and is compiled for an H100; ``tri
 those checks.
 """
 
-import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import version
 from importlib.util import find_spec
 
 import pytest
 import torch
 import triton_checks
 import triton_operations
-from packaging.version import Version
-from triton_checks import SCENARIOS, assert_same, engines, state_of, task_of, zeros
+from triton_checks import (
+    SCENARIOS,
+    assert_same,
+    engines,
+    needs_interpreter,
+    needs_triton,
+    run_checks,
+    state_of,
+    task_of,
+    zeros,
+)
 
 from qmix_trl.envs.compiled.choose import Settings, kernel
 from qmix_trl.envs.compiled.codegen import triton as triton_print
@@ -28,12 +33,6 @@ from qmix_trl.envs.compiled.lower.ops import OPS
 from qmix_trl.errors import Refused
 from qmix_trl.native import build
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
-needs_interpreter = pytest.mark.skipif(
-    find_spec("triton") is None
-    or (Version(version("triton")).minor < 7 and Version(version("numpy")) >= Version("2.4")),
-    reason="needs Triton; the interpreter of Triton 3.6 needs NumPy before 2.4",
-)
 needs_cuda = pytest.mark.skipif(
     not torch.cuda.is_available() or find_spec("triton") is None,
     reason="needs a CUDA device and Triton",
@@ -67,22 +66,6 @@ def test_other_devices_have_no_kernel():
         kernel(settings_on("xpu"))
 
 
-def run_checks(folder, names, *, interpreted):
-    """Run checks in a process of their own; return their error messages by name, "" for none."""
-    outcome = folder / "outcome.json"
-    env = {
-        **os.environ,
-        "TRITON_INTERPRET": str(int(interpreted)),
-        "TRITON_CACHE_DIR": str(folder / "triton"),
-        "QMIX_TRL_CACHE": str(folder / "steps"),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-W", "ignore", triton_checks.__file__, outcome, folder, *names]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(outcome.read_text())
-
-
 # A check takes 2 to 16 seconds.
 INTERPRETED = [
     name if name in ("operations", "gru") else pytest.param(name, marks=pytest.mark.slow)
@@ -97,14 +80,14 @@ def test_in_the_interpreter(name, tmp_path):
         build.compiler()
     except build.NoCompiler as error:
         pytest.skip(str(error))
-    raised = run_checks(tmp_path, [name], interpreted=True)[name]
+    raised = run_checks(triton_checks.__file__, tmp_path, [name], interpreted=True)[name]
     assert not raised, raised
 
 
 @needs_triton
 @pytest.mark.parametrize("name", ["code_for_a_gpu", "gru_for_a_gpu"])
 def test_kernels_compile_for_a_gpu(name, tmp_path):
-    raised = run_checks(tmp_path, [name], interpreted=False)
+    raised = run_checks(triton_checks.__file__, tmp_path, [name], interpreted=False)
     assert not raised[name], raised[name]
 
 

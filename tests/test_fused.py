@@ -22,9 +22,9 @@ from qmix_trl import (
     make_policy,
     with_memory,
 )
-from qmix_trl.chosen import Chosen
+from qmix_trl.chosen import CUDA_GRAPH, POLICY_KERNEL, Chosen
 from qmix_trl.errors import MachineError
-from qmix_trl.fused import FusedCollector, cuda_graph_loop, policy_kernel
+from qmix_trl.fused import FusedCollector, cuda_graph_loop, policy_kernel, triton_loop
 from qmix_trl.keys import (
     ACTION,
     ACTION_VALUE,
@@ -438,6 +438,7 @@ def test_how_says_why_there_is_no_cuda_graph(refused, reason, monkeypatch):
 
     monkeypatch.setattr(cuda_graph_loop, "why_not", lambda *_: refused)
     monkeypatch.setattr(cuda_graph_loop, "GraphLoop", refuse)
+    monkeypatch.setattr(triton_loop, "with_kernel", lambda loop: (loop, None))
     env = SimpleNamespace(device=torch.device("cuda"))
     collector = SimpleNamespace(env=env, policy=None, steps=1, _begins=None, _memory={})
     loop, how = FusedCollector._choose_loop(collector, "step loop", None)
@@ -451,6 +452,7 @@ def test_a_graph_without_room_does_not_fall_back(monkeypatch):
 
     monkeypatch.setattr(cuda_graph_loop, "why_not", lambda *_: None)
     monkeypatch.setattr(cuda_graph_loop, "GraphLoop", refuse)
+    monkeypatch.setattr(triton_loop, "with_kernel", lambda loop: (loop, None))
     env = SimpleNamespace(device=torch.device("cuda"))
     collector = SimpleNamespace(env=env, policy=None, steps=1, _begins=None, _memory={})
     with pytest.raises(MachineError, match="no room"):
@@ -458,14 +460,34 @@ def test_a_graph_without_room_does_not_fall_back(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_the_graph_equals_the_step_loop(monkeypatch):
-    collector = collector_of(device="cuda")
-    assert collector.how == Chosen("CUDA graph")
+@pytest.mark.parametrize("acts", [POLICY_KERNEL, CUDA_GRAPH])
+@pytest.mark.parametrize("agent_of", [RecurrentAgent, FeedforwardAgent])
+@pytest.mark.parametrize("memory", ["every_step", "first_step"])
+def test_on_a_gpu_the_graph_equals_the_step_loop(memory, agent_of, acts, monkeypatch):
+    settings = {"agent_of": agent_of, "memory": memory, "device": "cuda"}
+    no_kernel = {}
+    if acts == CUDA_GRAPH:
+        no_kernel[POLICY_KERNEL] = "as asked for"
+        monkeypatch.setattr(triton_loop, "why_not", lambda *_: "as asked for")
+    collector = collector_of(**settings)
+    assert collector.how == Chosen(acts, no_kernel)
     monkeypatch.setattr(cuda_graph_loop, "why_not", lambda *_: "as asked for")
-    for a, b in zip(collector_of(device="cuda"), collector, strict=True):
-        assert torch.equal(a[ACTION], b[ACTION])
-        torch.testing.assert_close(a[ACTION_VALUE], b[ACTION_VALUE])
-        torch.testing.assert_close(a[OBSERVATION], b[OBSERVATION])
+    for a, b in zip(collector_of(**settings), collector, strict=True):
+        assert set(a.keys(True, True)) == set(b.keys(True, True))
+        same = a[ACTION] == b[ACTION]
+        if not same.all():  # later steps may differ, too
+            assert_first_differences_tie(a, same)
+            return
+        for key in a.keys(True, True):
+            torch.testing.assert_close(a[key], b[key], atol=1e-4, rtol=0)
+
+
+def assert_first_differences_tie(batch, same):
+    """Assert that the actions that differ first, in each environment, have equal values."""
+    for e in (~same).any(-1).any(-1).nonzero()[:, 0].tolist():
+        t = (~same[e]).any(-1).nonzero()[0, 0]
+        best, second = batch[ACTION_VALUE][e, t][~same[e, t]].topk(2).values.T
+        assert (best - second < 1e-4).all()
 
 
 @pytest.mark.parametrize("step_loop", [False, True])

@@ -9,9 +9,13 @@ runs checks in a folder and writes their error messages to a file, as JSON.
 """
 
 import json
+import os
+import subprocess
 import sys
 import traceback
 from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +23,13 @@ import pytest
 import torch
 import triton_operations as ops
 from compiled_tools import bare_step
+from packaging.version import Version
 
 from qmix_trl import AGENTS, GreedyAction, make_collector, make_env, make_policy, with_memory
 from qmix_trl.agents import gru, gru_triton
-from qmix_trl.chosen import CUDA_GRAPH, Chosen
-from qmix_trl.envs.compiled import backends, checks, compile, gate_runs
+from qmix_trl.chosen import POLICY_KERNEL, Chosen
+from qmix_trl.envs.compiled import backends, compile, gate_runs
+from qmix_trl.envs.compiled import checks as gate
 from qmix_trl.envs.compiled.codegen import triton as triton_print
 from qmix_trl.envs.compiled.engines import triton as triton_kernel
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
@@ -40,6 +46,12 @@ from qmix_trl.errors import ConfigError
 from qmix_trl.keys import ACTION, AGENT_REWARD, DONE, OBSERVATION, REWARD, STATE, next_key
 from qmix_trl.native import store
 
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
+needs_interpreter = pytest.mark.skipif(
+    find_spec("triton") is None
+    or (Version(version("triton")).minor < 7 and Version(version("numpy")) >= Version("2.4")),
+    reason="needs Triton; the interpreter of Triton 3.6 needs NumPy before 2.4",
+)
 CPU = torch.device("cpu")
 # Joints and contacts, lidars, contacts of a package, and spawning in the step. Few agents, because
 # the interpreter takes milliseconds for an operation.
@@ -213,7 +225,7 @@ def fused_batches(device):
     settings = {"rows": "slices", "steps": 5, "n_batches": 2, "collector": "fused"}
     collector = make_collector(with_memory(env, agent), policy, **settings)
     if device.type == "cuda":
-        assert collector.how == Chosen(CUDA_GRAPH)
+        assert collector.how == Chosen(POLICY_KERNEL)
     return list(collector), start
 
 
@@ -407,20 +419,43 @@ CHECKS = {
 }
 
 
-def main(outcome, folder, *names):
-    """Run checks and write their error messages."""
+def run_checks(program, folder, names, *, interpreted):
+    """Run checks in a process of their own; return their error messages by name, "" for none.
+
+    Args:
+        program: the file of the checks, such as this one.
+        folder: to run in.
+        names: of the checks.
+        interpreted: run Triton's kernels in its interpreter.
+    """
+    outcome = folder / "outcome.json"
+    env = {
+        **os.environ,
+        "TRITON_INTERPRET": str(int(interpreted)),
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "QMIX_TRL_CACHE": str(folder / "steps"),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-W", "ignore", program, outcome, folder, *names]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(outcome.read_text())
+
+
+def main(checks, outcome, folder, *names):
+    """Run checks of a table and write their error messages."""
     # The interpreter is slow.
     gate_runs.RESET_STEPS = gate_runs.FREE_STEPS = 4
     gate_runs.MOST_FREE_STEPS, gate_runs.AFTER_LIMIT, gate_runs.EDGE_ROUNDS = 0, 0, 1
-    checks.AGAIN = gate_runs.Extent(4, 0, 0)
+    gate.AGAIN = gate_runs.Extent(4, 0, 0)
     raised = dict.fromkeys(names, "")
     for name in names:
         try:
-            CHECKS[name](Path(folder))
+            checks[name](Path(folder))
         except Exception:
             raised[name] = traceback.format_exc()
         Path(outcome).write_text(json.dumps(raised))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(CHECKS, *sys.argv[1:])

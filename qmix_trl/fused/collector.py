@@ -16,7 +16,7 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from qmix_trl.chosen import CPP_LOOP, CUDA_GRAPH, Chosen
+from qmix_trl.chosen import CPP_LOOP, CUDA_GRAPH, POLICY_KERNEL, Chosen
 from qmix_trl.envs.contract import fills_buffers
 from qmix_trl.errors import MachineError, one_line
 from qmix_trl.functional import episode_returns
@@ -72,7 +72,8 @@ class FusedCollector:
 
     ``how`` is one of three loops. On the CPU the "C++ loop" computes policies of ``make_policy``
     and compiled steps, many steps in one call (``policy_kernel.py``); on a GPU the "CUDA graph"
-    takes all steps of a batch in one launch (``cuda_graph_loop.py``). Where neither can, the
+    takes all steps of a batch in one launch (``cuda_graph_loop.py``), and "with policy kernel" acts
+    by one kernel a step (``triton_loop.py``) instead of torch's operations. Where neither can, the
     "step loop" calls policy and environment at each step (``step_loop.py``).
 
     The collector acts by the policy itself: weights need not be sent to it. It has the attributes
@@ -150,7 +151,7 @@ class FusedCollector:
             step: a step [E] that it has acted.
         """
         # Imported here, not above: they import vmas, which other environments do without.
-        from qmix_trl.fused import cuda_graph_loop, policy_kernel
+        from qmix_trl.fused import cuda_graph_loop, policy_kernel, triton_loop
 
         if self.env.device.type != "cuda":
             reason = policy_kernel.why_not(self.policy, self.env)
@@ -158,15 +159,19 @@ class FusedCollector:
                 return policy_kernel.PolicyKernel(self.policy, self.env), Chosen(CPP_LOOP)
             return step_loop, Chosen("step loop", {CPP_LOOP: reason})
         reason = cuda_graph_loop.why_not(self.policy, self.env)
-        if reason is None:
-            try:
-                graph = cuda_graph_loop.GraphLoop(step_loop, step, self._begins, self._memory)
-                return graph, Chosen(CUDA_GRAPH)
-            except MachineError:  # the step loop would need as much memory
-                raise
-            except RuntimeError as error:
-                reason = f"its steps cannot be captured: {one_line(error)}"
-        return step_loop, Chosen("step loop", {CUDA_GRAPH: reason})
+        if reason is not None:
+            return step_loop, Chosen("step loop", {CUDA_GRAPH: reason})
+        loop, no_kernel = triton_loop.with_kernel(step_loop)
+        try:
+            graph = cuda_graph_loop.GraphLoop(loop, step, self._begins, self._memory)
+        except MachineError:  # the step loop would need as much memory
+            raise
+        except RuntimeError as error:
+            reason = f"its steps cannot be captured: {one_line(error)}"
+            return step_loop, Chosen("step loop", {CUDA_GRAPH: reason})
+        if no_kernel is None:
+            return graph, Chosen(POLICY_KERNEL)
+        return graph, Chosen(CUDA_GRAPH, {POLICY_KERNEL: no_kernel})
 
     def _begin(self) -> None:
         """Reset all environments, the policy's memory and the returns."""

@@ -94,7 +94,7 @@ class StepLoop:
                 entries[key][:, t] = value
             done = self.env.step_buffers(buffers, t, step.get(ACTION))  # [E, 1]
             begins = done if self.env.reset_when_done else torch.zeros_like(done)
-            memory = {key: _zero_where(done, step.get(next_key(key))) for key in memory}
+            memory = {key: zero_where(done, step.get(next_key(key))) for key in memory}
         return Collected(entries, begins, memory)
 
     @torch.no_grad()
@@ -115,6 +115,6 @@ class StepLoop:
         return self.policy(step)
 
 
-def _zero_where(done: Tensor, memory: Tensor) -> Tensor:
+def zero_where(done: Tensor, memory: Tensor) -> Tensor:
     """Return memory [E, ..] with zeros where an episode is done [E, 1]."""
     return memory.masked_fill(done.view(-1, *[1] * (memory.dim() - 1)), 0)
