@@ -34,6 +34,7 @@ class Plan:
         rollout_steps: of one call of each engine.
         round_updates: of our updates in a round.
         train_envs: the number of environments of whole training.
+        compile: our loss runs under ``torch.compile`` in updates.
     """
 
     device: torch.device
@@ -48,6 +49,7 @@ class Plan:
     rollout_steps: dict[str, int]
     round_updates: int
     train_envs: int
+    compile: bool
 
     def batch_steps(self, n_envs: int) -> int:
         """Return T of our batches of so many environments."""
@@ -73,6 +75,7 @@ CPU_PLAN = Plan(
     rollout_steps={"kernel": 20, "inductor": 10, "eager": 10},  # these fit the CPU's cache
     round_updates=5,
     train_envs=128,
+    compile=False,
 )
 GPU_PLAN = replace(  # about four minutes on an H100
     CPU_PLAN,

@@ -43,7 +43,7 @@ def ours(plan: Plan, scenario: str, n_updates: int) -> Runner:
         seed=0,
         device=plan.device,
     )
-    update = our_update(policy.module[0], sizes)
+    update = our_update(policy.module[0], sizes, compile=plan.compile)
     learner = Learner(update, replay, n_steps=n_updates)
     step = learning(iter(collector), replay, learner)
     how = {"env": env.how, "collector": collector.how, "update": learner.how}

@@ -231,9 +231,20 @@ def adam(parameters: Iterable[nn.Parameter], **options: Any) -> torch.optim.Adam
 
 
 def our_update(
-    agent: RecurrentAgent | FeedforwardAgent, sizes: Sizes, cuda_graph: bool | str = "auto"
+    agent: RecurrentAgent | FeedforwardAgent,
+    sizes: Sizes,
+    *,
+    compile: bool = False,
+    cuda_graph: bool | str = "auto",
 ) -> Update:
-    """Return our update of an agent and a mixer, on the agent's device."""
+    """Return our update of an agent and a mixer, on the agent's device.
+
+    Args:
+        agent: the agent network.
+        sizes: of the networks.
+        compile: as of ``Update``.
+        cuda_graph: as of ``Update``.
+    """
     device = next(agent.parameters()).device
     loss = QMixLoss(
         agent,
@@ -245,6 +256,7 @@ def our_update(
         adam(loss.parameters(), fused=True),
         make_hard_updater(loss, period_updates=PERIOD_UPDATES),
         max_grad_norm=MAX_GRAD_NORM,
+        compile=compile,
         cuda_graph=cuda_graph,
     )
 
@@ -288,7 +300,7 @@ def _theirs(plan: Plan, their_update: Callable, batch: TensorDictBase) -> Runner
 
 
 def _ours(plan: Plan, agent: Callable, batch: TensorDictBase) -> Runner:
-    update = our_update(agent(plan.device), SIMPLE_SPREAD)
+    update = our_update(agent(plan.device), SIMPLE_SPREAD, compile=plan.compile)
     run = several(partial(update, batch), plan.round_updates)
     run()
 
@@ -327,7 +339,7 @@ def _with_sampling_ms(plan: Plan, agent: Callable, batch: TensorDictBase) -> flo
     )
     for _ in range(8):
         replay.extend(batch.clone())
-    update = our_update(agent(plan.device), SIMPLE_SPREAD)
+    update = our_update(agent(plan.device), SIMPLE_SPREAD, compile=plan.compile)
     learner = Learner(update, replay, n_steps=plan.round_updates)
     learner()  # on a GPU, the steps before a graph is captured
     return part_ms(learner, plan.round_updates, plan.device)
