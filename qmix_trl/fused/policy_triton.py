@@ -9,6 +9,8 @@ are padded outputs, also of the GRU.
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
+SIZES = ("t", "n_steps", "n_samples", "before", "before_steps", "slots")
+
 
 @triton.constexpr_function
 def padded(size):
@@ -38,12 +40,24 @@ def rounded(x):
 
 @triton.jit
 def add_product(sums, x, i, weight, first, n_in: tl.constexpr, n: tl.constexpr, PRECISION):
-    """Add products of inputs [BLOCK, IN], of numbers i, and weights of n outputs from ``first``."""
+    """Return sums [BLOCK, OUT] plus the products of inputs and weights.
+
+    Args:
+        sums: [BLOCK, OUT].
+        x: inputs [BLOCK, IN].
+        i: their numbers [IN].
+        weight: [.., n_in].
+        first: the first output, a row of the weight.
+        n_in: the number of all inputs.
+        n: the number of outputs.
+        PRECISION: as of ``tl.dot``.
+    """
     o = tl.arange(0, padded(n))
     at = weight + (first + o)[None, :] * n_in + i[:, None]
     weights = tl.load(at, mask=(i < n_in)[:, None] & (o < n)[None, :], other=0.0)
     if PRECISION == "tf32x3":
-        # As Triton's own "tf32x3", which holds the sums of these products beside ``sums``.
+        # As Triton's own "tf32x3", which holds the sums of these products beside ``sums`` and so
+        # spills ten times as many registers. Unlike there, infinite inputs give NaN.
         high, high_weights = rounded(x), rounded(weights)
         low, low_weights = x - high, weights - high_weights
         sums = tl.dot(low, high_weights, sums, input_precision="tf32")
@@ -54,14 +68,32 @@ def add_product(sums, x, i, weight, first, n_in: tl.constexpr, n: tl.constexpr, 
 
 @triton.jit
 def linear(x, layer, n_in: tl.constexpr, n: tl.constexpr, PRECISION):
-    """Return the outputs [BLOCK, OUT] of a layer."""
+    """Return the outputs [BLOCK, OUT] of a linear layer.
+
+    Args:
+        x: inputs [BLOCK, IN].
+        layer: weight and bias.
+        n_in: the number of inputs.
+        n: the number of outputs.
+        PRECISION: as of ``tl.dot``.
+    """
     sums = tl.zeros([x.shape[0], padded(n)], tl.float32) + bias_of(layer[1], 0, n)
     return add_product(sums, x, tl.arange(0, padded(n_in)), layer[0], 0, n_in, n, PRECISION)
 
 
 @triton.jit
 def add_to_gate(sums, x, weight, bias, k: tl.constexpr, H: tl.constexpr, PRECISION):
-    """Add an input's part of gate k of a GRU; torch's order is reset, update, candidate."""
+    """Return sums [BLOCK, H] plus an input's part of a gate of a GRU.
+
+    Args:
+        sums: [BLOCK, H].
+        x: the layer below, or the hidden state.
+        weight: [3H, H].
+        bias: [3H].
+        k: 0 for the reset gate, 1 for the update gate, 2 for the candidate.
+        H: the number of hidden units.
+        PRECISION: as of ``tl.dot``.
+    """
     sums += bias_of(bias, k * H, H)
     return add_product(sums, x, tl.arange(0, padded(H)), weight, k * H, H, H, PRECISION)
 
@@ -78,50 +110,110 @@ def tanh(x):
     return 2 * tl.sigmoid(2 * x) - 1
 
 
-@triton.jit(
-    do_not_specialize=("t", "n_samples", "n_steps", "slots", "before", "before_steps"),
-)
+@triton.jit
+def first_layer(
+    layer,
+    observation,
+    inside,
+    last_column,
+    id_column,
+    O: tl.constexpr,  # noqa: E741
+    D: tl.constexpr,
+    n: tl.constexpr,
+    PRECISION,
+):
+    """Return the outputs [BLOCK, OUT] of the first layer with its ReLU.
+
+    Its inputs are the observation, and 1 in the columns of the last action and of the agent's id.
+
+    Args:
+        layer: weight and bias.
+        observation: where each sample's begins.
+        inside: the samples that there are.
+        last_column: of the last action; -1 for none.
+        id_column: of the agent's id; -1 for none.
+        O: the size of an observation.
+        D: the number of inputs.
+        n: the number of outputs.
+        PRECISION: as of ``tl.dot``.
+    """
+    sums = tl.zeros([inside.shape[0], padded(n)], tl.float32) + bias_of(layer[1], 0, n)
+    for first in tl.static_range(0, D, tile_of_inputs(D)):
+        i = first + tl.arange(0, tile_of_inputs(D))
+        read = inside[:, None] & (i < O)[None, :]
+        x = tl.load(observation[:, None] + i[None, :], mask=read, other=0.0)
+        is_one = (i[None, :] == last_column[:, None]) | (i[None, :] == id_column[:, None])
+        x = tl.where(is_one, 1.0, x)
+        sums = add_product(sums, x, i, layer[0], 0, D, n, PRECISION)
+    return relu(sums)
+
+
+@triton.jit
+def highest(score, A: tl.constexpr):
+    """Return the first action of the highest score, as torch's argmax; NaN counts as infinity."""
+    score = tl.where(score != score, float("inf"), score)
+    score = tl.where((tl.arange(0, padded(A)) < A)[None, :], score, float("-inf"))
+    return tl.argmax(score, 1, tie_break_left=True).to(tl.int64)
+
+
+@triton.jit(do_not_specialize=SIZES)
 def act(
-    # Step t of buffers (buffers.py) of n_steps steps; n_samples is E N.
-    t, n_samples, n_steps,
-    seen,  # [E, n_steps + 1, SEEN]
-    action,  # [E, n_steps, N], written
-    value,  # [E, n_steps, N, A], written
-    # The step before, step ``before`` of before_steps steps.
-    done,  # [E, before_steps]; true: the sample has no memory
-    last_action,  # [E, before_steps, N]; -1: none
-    before, before_steps,
-    # The state before step t is in slot t % slots, the next one is written to the slot after it.
-    hidden,  # [E, slots, N, H]; None without a GRU
-    slots,
-    # The draws, [E, N] and [E, N, A], and epsilon []; None for greedy actions.
+    t, n_steps, n_samples, seen, action, value,
+    done, last_action, before, before_steps, hidden, slots,
     explore, choose, epsilon,
-    # Weights and biases of AgentLayers.
-    below,  # ((weight, bias), ..)
-    rnn,  # (weight_ih, weight_hh, bias_ih, bias_hh), or None
-    head,  # (weight, bias)
+    below, rnn, head,
     N: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     A: tl.constexpr,
     SEEN: tl.constexpr,
-    WIDTHS: tl.constexpr,  # of the layers below
+    WIDTHS: tl.constexpr,
     USE_LAST_ACTION: tl.constexpr,
     USE_AGENT_ID: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Write actions, action values and hidden states of one step.
+
+    Args:
+        t: the step.
+        n_steps: T, of the buffers (buffers.py).
+        n_samples: E N.
+        seen: [E, T + 1, SEEN].
+        action: [E, T, N], written.
+        value: [E, T, N, A], written.
+        done: [E, before_steps]; where true in the step before, there is no memory.
+        last_action: [E, before_steps, N], of the step before; -1 for none.
+        before: the step before, of these two.
+        before_steps: their number of steps.
+        hidden: [E, slots, N, H], before step t in slot t % slots; the next slot is written. None
+            without a GRU.
+        slots: see ``hidden``.
+        explore: [E, N], an agent explores where it is below epsilon; None for greedy actions.
+        choose: [E, N, A], an exploring agent takes the action of the highest.
+        epsilon: [].
+        below: ((weight, bias), ..), of the layers before the GRU or head.
+        rnn: (weight_ih, weight_hh, bias_ih, bias_hh), or None.
+        head: (weight, bias).
+        N: the number of agents.
+        O: the size of an observation.
+        A: the number of actions.
+        SEEN: the size of observation and state in ``seen``.
+        WIDTHS: of the layers below.
+        USE_LAST_ACTION: the last action is part of the input.
+        USE_AGENT_ID: the agent's id is part of the input.
+        PRECISION: of products, as of ``tl.dot``.
+        BLOCK: samples of a program.
+    """
     sample = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = sample < n_samples
     agent = sample % N
     env = (sample // N).to(tl.int64)
     before_place = env * before_steps + before
     forgets = tl.load(done + before_place, mask=inside, other=1) != 0
-
-    # The hidden state's part of the gates comes first: fewer numbers are held at a time.
     H: tl.constexpr = WIDTHS[len(WIDTHS) - 1]
     h = tl.arange(0, padded(H))
     kept = inside[:, None] & (h < H)[None, :]
-    if rnn is not None:
+    if rnn is not None:  # the state's part of the gates first: fewer numbers are held at a time
         place = ((env * slots + t % slots) * N + agent)[:, None] * H + h[None, :]
         state = tl.load(hidden + place, mask=kept & (forgets == 0)[:, None], other=0.0)
         zero = tl.zeros([BLOCK, padded(H)], tl.float32)
@@ -129,26 +221,16 @@ def act(
         update = add_to_gate(zero, state, rnn[1], rnn[3], 1, H, PRECISION)
         recurrent = add_to_gate(zero, state, rnn[1], rnn[3], 2, H, PRECISION)
 
-    # The first layer. One-hot inputs are 1 in these columns.
-    last_column = -1
+    D: tl.constexpr = O + A * USE_LAST_ACTION + N * USE_AGENT_ID
+    last_column = tl.full([BLOCK], -1, tl.int32)
+    id_column = D - N + agent if USE_AGENT_ID else last_column
     if USE_LAST_ACTION:
         last = tl.load(last_action + before_place * N + agent, mask=inside, other=-1).to(tl.int32)
         last_column = tl.where(forgets | (last < 0), -1, O + last)
-    id_column = O + A * USE_LAST_ACTION + agent
-    D: tl.constexpr = O + A * USE_LAST_ACTION + N * USE_AGENT_ID
-    TILE: tl.constexpr = tile_of_inputs(D)
     observation = seen + (env * (n_steps + 1) + t) * SEEN + agent * O
-    x = tl.zeros([BLOCK, padded(WIDTHS[0])], tl.float32) + bias_of(below[0][1], 0, WIDTHS[0])
-    for first in tl.static_range(0, D, TILE):
-        i = first + tl.arange(0, TILE)
-        at, read = observation[:, None] + i[None, :], inside[:, None] & (i < O)[None, :]
-        inputs = tl.load(at, mask=read, other=0.0)
-        if USE_LAST_ACTION:
-            inputs = tl.where(i[None, :] == last_column[:, None], 1.0, inputs)
-        if USE_AGENT_ID:
-            inputs = tl.where(i[None, :] == id_column[:, None], 1.0, inputs)
-        x = add_product(x, inputs, i, below[0][0], 0, D, WIDTHS[0], PRECISION)
-    x = relu(x)
+    x = first_layer(
+        below[0], observation, inside, last_column, id_column, O, D, WIDTHS[0], PRECISION
+    )
     for k in tl.static_range(1, len(WIDTHS)):
         x = relu(linear(x, below[k], WIDTHS[k - 1], WIDTHS[k], PRECISION))
 
@@ -165,15 +247,9 @@ def act(
     known = inside[:, None] & (a < A)[None, :]
     place = (env * n_steps + t) * N + agent
     tl.store(value + place[:, None] * A + a[None, :], values, mask=known)
-    score = values
     if explore is not None:
-        explores = tl.load(explore + sample, mask=inside, other=1.0) < tl.load(epsilon).to(
-            tl.float32
-        )
-        drawn = sample.to(tl.int64)[:, None] * A + a[None, :]
-        score = tl.where(explores[:, None], tl.load(choose + drawn, mask=known, other=0.0), values)
-    # The first of the highest, as torch's argmax; NaN counts as infinity.
-    score = tl.where(score != score, float("inf"), score)
-    score = tl.where((a < A)[None, :], score, float("-inf"))
-    best = tl.argmax(score, 1, tie_break_left=True)
-    tl.store(action + place, best.to(tl.int64), mask=inside)
+        draw = tl.load(explore + sample, mask=inside, other=1.0)
+        drawn = choose + sample.to(tl.int64)[:, None] * A + a[None, :]
+        explores = (draw < tl.load(epsilon).to(tl.float32))[:, None]
+        values = tl.where(explores, tl.load(drawn, mask=known, other=0.0), values)
+    tl.store(action + place, highest(values, A), mask=inside)

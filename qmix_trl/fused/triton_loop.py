@@ -154,8 +154,8 @@ class TritonLoop(StepLoop):
         with torch.cuda.device_of(buffers.action):  # Triton launches on the current device
             policy_triton.act[grid](
                 t,
-                n_samples,
                 n_steps,
+                n_samples,
                 buffers.seen,
                 buffers.action,
                 made.value,
@@ -185,7 +185,7 @@ class TritonLoop(StepLoop):
     def _collected(
         self, buffers: Buffers, begins: Tensor, memory: dict[Key, Tensor], made: "Made"
     ) -> Collected:
-        """Return what ``StepLoop.collect`` returns.
+        """Return the outcome of ``collect``.
 
         Args:
             buffers: filled.
