@@ -35,6 +35,7 @@ STATES_PER_ENV = 4  # states of a pool for each environment; 1 where resets shar
 PASSES = 4  # through a pool before a refill, which takes VMAS 0.1 s
 LEAST_STATES = 1024
 MOST_TOGETHER = 4096  # environments of one reset, unless E is greater; bounds VMAS's memory
+MOST_ON_A_GPU = 2**16  # in the time of a single one, since the launches take it
 WATCHED = (*KINDS, *OTHER_DRAWS, torch.Tensor.uniform_, torch.Tensor.normal_)
 
 
@@ -156,7 +157,8 @@ class FreshStates:
         self.device = device
         self.step = step
         self.states_per_env = max(1 if step.shared else STATES_PER_ENV, -(-least_states // n_envs))
-        together = max(n_envs, min(self.states_per_env * n_envs, MOST_TOGETHER))
+        most = MOST_TOGETHER if device.type == "cpu" else MOST_ON_A_GPU
+        together = max(n_envs, min(self.states_per_env * n_envs, most))
         drawn_together, of_draws = (SHARED_STATES, CPU) if step.shared else (together, device)
         if step.reads_in_resets:
             # A reset that draws until all environments are right takes longer the more there are.
