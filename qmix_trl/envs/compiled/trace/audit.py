@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -111,7 +112,12 @@ def is_getter(thing: Any) -> bool:
 
 def of_chance(frame: FrameType) -> bool:
     """Say whether a function in Python draws or reads a file."""
-    module = frame.f_globals.get("__name__", "")
+    return is_module_of_chance(frame.f_globals.get("__name__", ""))
+
+
+@cache
+def is_module_of_chance(module: str) -> bool:
+    """Say whether functions of a module draw or read files."""
     return any(module == name or module.startswith(f"{name}.") for name in OF_CHANCE)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
@@ -110,7 +112,9 @@ def trace_step(simulation: VmasSimulation, paths: StatePaths) -> StepGraph:
         draws, names = watched_step(simulation, paths, state, action, key)
         numbers = [torch.zeros(simulation.n_envs, *draw.shape) for draw in draws]
         still = static_collisions(simulation.simulator)
-        with torch.no_grad(), still, MaskMode(simulation.n_envs):
+        # With one mode for the shapes of all nodes, each of which would make its own.
+        shapes = tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True)))
+        with torch.no_grad(), still, shapes, MaskMode(simulation.n_envs):
             graph = make_fx(step, tracing_mode="real")(state, action, numbers, key)
     # A scenario's code can raise any of these on a tensor that is traced.
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:

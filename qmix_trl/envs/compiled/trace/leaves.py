@@ -10,7 +10,7 @@ import threading
 import types
 import weakref
 from collections import deque
-from functools import partial
+from functools import cache, partial
 from pathlib import PurePath
 from typing import Any
 
@@ -32,6 +32,17 @@ DESCRIBED = (
 )
 OF_C = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
 IN_MEMORY = (io.BytesIO, io.StringIO)
+GENERATORS = (
+    torch.Generator,
+    random.Random,
+    np.random.RandomState,
+    np.random.Generator,
+    np.random.BitGenerator,
+)
+LEAVES = (
+    *(*OF_C, threading.local, logging.Logger, torch.device, *DESCRIBED, np.ndarray, io.IOBase),
+    *GENERATORS,
+)
 # Objects without attributes whose parts ``walk`` knows.
 PARTS = (
     dict,
@@ -56,6 +67,8 @@ def leaf_text(thing: Any) -> Any:
         None for an object whose parts can be followed; ``HARMLESS`` for one that holds no state;
         ``UNKNOWN`` for one that cannot be looked into.
     """
+    if has_parts(type(thing)):
+        return None
     if isinstance(thing, OF_C):
         return f"{type(thing).__qualname__} {digest(bytes(thing))}"
     if isinstance(thing, threading.local):
@@ -78,11 +91,17 @@ def leaf_text(thing: Any) -> Any:
     state = generator_state(thing)
     if state is not None:
         return f"generator {digest(state)}"
-    if hasattr(thing, "__dict__") or isinstance(thing, PARTS) or has_slots(thing):
-        return None
     if is_cache(thing):
         return None
     return _pickled(thing)
+
+
+@cache
+def has_parts(cls: type) -> bool:
+    """Return whether the parts of all objects of a class can be followed."""
+    if issubclass(cls, LEAVES) or cls.__module__.split(".")[0] in SILENT:
+        return False
+    return cls.__dictoffset__ != 0 or issubclass(cls, PARTS) or has_slots(cls)
 
 
 def digest(content: bytes) -> str:
@@ -111,9 +130,9 @@ def is_cache(thing: Any) -> bool:
     return kind.__module__ == "functools" and kind.__name__.startswith("_lru_")
 
 
-def has_slots(thing: Any) -> bool:
-    """Return whether a class of an object has attributes in ``__slots__``."""
-    return any("__slots__" in vars(cls) for cls in type(thing).__mro__[:-1])
+def has_slots(cls: type) -> bool:
+    """Return whether the objects of a class have attributes in ``__slots__``."""
+    return any("__slots__" in vars(base) for base in cls.__mro__[:-1])
 
 
 def _place_in_file(file: io.IOBase) -> Any:

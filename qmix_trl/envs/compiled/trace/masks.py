@@ -1,5 +1,6 @@
 """Boolean masks over environments: their reads and writes for all environments at once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +100,19 @@ class MaskedReads:
         """Return the masks of arguments of any nesting."""
         if not self._masks:
             return []
-        found = (self._masks.get(id(argument)) for argument in tree_leaves(arguments))
+        found = (self._masks.get(id(tensor)) for tensor in tensors_in(arguments))
         return [each[1] for each in found if each is not None]
+
+
+def tensors_in(arguments: Any) -> Iterator[Tensor]:
+    """Yield the tensors in arguments of any nesting; a walk of pytrees takes five times as long."""
+    if isinstance(arguments, Tensor):
+        yield arguments
+    elif isinstance(arguments, tuple | list):
+        for argument in arguments:
+            yield from tensors_in(argument)
+    elif isinstance(arguments, dict):
+        yield from tensors_in(list(arguments.values()))
 
 
 def are_one_mask(a: Mask, b: Mask) -> bool:

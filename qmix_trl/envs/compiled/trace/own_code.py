@@ -46,6 +46,7 @@ def packages_of(scenario: BaseScenario) -> frozenset[str]:
     return frozenset(cls.__module__.split(".")[0] for cls in own)
 
 
+@cache
 def is_own_module(name: str, packages: frozenset[str]) -> bool:
     """Return whether a module is of the user's code.
 

@@ -105,6 +105,8 @@ class StatePaths:
 
     def copy_choices(self, source: Environment, target: Environment) -> None:
         """Copy the Python values that resets chose from one simulator to another."""
+        if not self.choices:
+            return
         theirs, ours = walk(source), walk(target)
         entities = {entity.name: entity for entity in target.world.entities}
         for path in self.choices:
