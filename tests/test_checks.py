@@ -9,12 +9,13 @@ from vmas.simulator.core import Agent, World
 
 from qmix_trl import make_env
 from qmix_trl.envs.compiled.checks import constants_of_all_seeds
+from qmix_trl.envs.compiled.engines import pool
 from qmix_trl.envs.compiled.engines.inductor import beyond_32_bits, check_axes
 from qmix_trl.envs.compiled.engines.pool import counts_environments
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.guard import Guard
 from qmix_trl.envs.compiled.trace.trace import find_settable_state
-from qmix_trl.errors import Refused
+from qmix_trl.errors import ConfigError, Refused
 from qmix_trl.keys import REWARD, next_key
 
 
@@ -92,3 +93,56 @@ def test_whole_numbers_beyond_32_bits_are_found_by_environment():
     assert beyond_32_bits([each, torch.ones(3)], 3).tolist() == [True, True, False]
     assert beyond_32_bits([common], 3).tolist() == [True, True, True]
     assert beyond_32_bits([torch.zeros((), dtype=torch.int64)], 3).tolist() == [False] * 3
+
+
+def kernel_of(scenario, n_envs):
+    """Return an environment of a scenario on the kernel."""
+    settings = {"max_steps": 9, "state": "world", "team_reward": "mean", "engine": "kernel"}
+    return make_env("vmas", scenario=scenario, n_envs=n_envs, seed=0, **settings)
+
+
+class OfManyEnvironments(Plain):
+    """Pays where there are more than 300 environments, which no build has."""
+
+    def reward(self, agent):
+        return torch.full((self.world.batch_dim,), float(self.world.batch_dim > 300))
+
+
+@pytest.mark.slow
+def test_a_step_that_depends_on_many_environments_is_refused_with_as_many():
+    assert kernel_of(OfManyEnvironments(), 300).how.name == "kernel"
+    with pytest.raises(ConfigError, match=r"agent_reward\[0\] is 0 instead of 1"):
+        kernel_of(OfManyEnvironments(), 301)
+
+
+class Numbered(Plain):
+    """Numbers its environments, counts on, and pays the number."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.number = torch.arange(float(batch_dim))
+        return super().make_world(batch_dim, device)
+
+    def post_step(self):
+        self.number = self.number + 1
+
+    def reward(self, agent):
+        return self.number
+
+
+def test_numbers_of_environments_are_those_of_one_simulation(monkeypatch):
+    env = kernel_of(Numbered(), 5)
+    assert env.rollout(1)[next_key(REWARD)].flatten().tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+    monkeypatch.setattr(pool, "MOST_TOGETHER", 4)  # of a simulation
+    with pytest.raises(ConfigError, match="it numbers its environments, and there are more than 4"):
+        kernel_of(Numbered(), 5)
+
+
+@pytest.mark.slow
+def test_two_builds_print_the_same_source(tmp_path, monkeypatch):
+    texts = []
+    for name in "ab":
+        monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path / name))
+        kernel_of(Numbered(), 2)
+        texts.append([path.read_text() for path in (tmp_path / name).rglob("*.cpp")])
+    assert len(texts[0]) == 1
+    assert texts[0] == texts[1]
