@@ -73,10 +73,10 @@ class Learner:
     @property
     def how(self) -> Chosen:
         """The implementation of the steps, and why faster ones do not run; see ``Update.how``."""
-        name = f"CUDA graph of {self.n_steps} x sample and step"
-        if self._no_graph is None:
-            return Chosen(name)
+        name = self.update.graph_name(f"CUDA graph of {self.n_steps} x sample and step")
         how = self.update.how
+        if self._no_graph is None:
+            return Chosen(name, how.passed_over)
         if self.update.no_graph is not None:  # with the reason why there is no graph at all
             return how
         return Chosen(how.name, {name: self._no_graph, **how.passed_over})

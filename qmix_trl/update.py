@@ -9,6 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 from torchrl.objectives import HardUpdate, SoftUpdate
 from torchrl.objectives.utils import TargetNetUpdater
 
+from qmix_trl.agents import gru_triton
 from qmix_trl.chosen import Chosen
 from qmix_trl.cuda_graph import captured, warmed_up
 from qmix_trl.errors import Refused
@@ -246,9 +247,10 @@ class Update:
         name = "torch.compile" if self._is_compiled else "torch's operations"
         first = self._parameters[0]
         if first.is_cuda:
+            passed_over = self._without_kernel()
             if self.no_graph is None:
-                return Chosen("CUDA graph")
-            return Chosen(name, {"CUDA graph": self.no_graph})
+                return Chosen(self.graph_name("CUDA graph"), passed_over)
+            return Chosen(name, {"CUDA graph": self.no_graph, **passed_over})
         if self._is_compiled:
             reason = "torch.compile traces torch's operations, but for a GRU over sequences"
         else:
@@ -257,6 +259,17 @@ class Update:
         if reason is None:
             return Chosen("layers in C++")
         return Chosen(name, {"layers in C++": reason})
+
+    def graph_name(self, name: str) -> str:
+        """Return the name of a graph of steps, which says whether the loss is compiled."""
+        return f"{name}, compiled" if self._is_compiled else name
+
+    def _without_kernel(self) -> dict[str, str]:
+        """Return why the agent's GRU has no kernel on a GPU, by its name; empty if it has."""
+        layers = getattr(self.loss.agent, "network_layers", None)
+        rnn = None if layers is None else layers().rnn
+        reason = None if rnn is None else gru_triton.why_not(rnn)
+        return {} if reason is None else {"GRU kernel": reason}
 
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
         """Take one step; return the loss's outputs, detached, and ``grad_norm`` before clipping."""

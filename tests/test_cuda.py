@@ -104,7 +104,7 @@ def test_updates_by_a_graph_equal_updates_by_operation(kind):
 @pytest.mark.parametrize("hidden", [True, False])
 @pytest.mark.parametrize("own", [(), (3,)])
 @pytest.mark.parametrize("width", [10, 64, 128])
-def test_the_gru_equals_the_steps_in_float64(width, own, hidden):
+def test_the_gru_equals_the_steps_in_float64(width, own, hidden, monkeypatch):
     generator = torch.Generator("cuda").manual_seed(0)
     to = {"device": "cuda", "generator": generator}
     shapes = [(5, 20, 3, 3 * width), (5, 3, width), (*own, 3 * width, width), (*own, 3 * width)]
@@ -119,7 +119,13 @@ def test_the_gru_equals_the_steps_in_float64(width, own, hidden):
         wanted = [x for x in given if x is not None]
         return [hiddens, *torch.autograd.grad(hiddens.square().sum(), wanted)]
 
+    launched = []
+    forward = gru_triton.forward
+    monkeypatch.setattr(
+        gru_triton, "forward", lambda *x, **keep: (launched.append(1), forward(*x, **keep))[1]
+    )
     found = both(gru._unroll, torch.float32)
+    assert launched
     for one, other in zip(found, both(gru.unroll_by_steps, torch.float64), strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=2e-5)
     for _ in range(10):  # a moving result would be a race

@@ -8,7 +8,7 @@ from loss_tools import make_loss, random_batch, some_ends
 from torch import nn
 
 from qmix_trl import FeedforwardAgent, QMixer, RecurrentAgent, VDNMixer
-from qmix_trl.agents import gru, gru_op
+from qmix_trl.agents import gru, gru_op, gru_triton
 from qmix_trl.agents.layers import per_agent
 from qmix_trl.dense import dense, dense_by_layers
 from qmix_trl.fused import policy_kernel
@@ -186,6 +186,17 @@ def test_a_compiled_gru_is_one_graph():
     assert sizes[0] < 15, "the steps are unrolled"
     with torch.no_grad():
         assert torch.equal(compiled(*arguments), expected[0])
+
+
+def test_a_gru_that_has_no_kernel_on_a_gpu_is_told(monkeypatch):
+    monkeypatch.setattr(gru_triton, "is_installed", lambda: True)
+    assert gru_triton.why_not(nn.GRUCell(3, 128)) is None
+    reason = "expected hidden states of at most 128, got 129"
+    assert gru_triton.why_not(nn.GRUCell(3, 129)) == reason
+    reason = "expected float32, got torch.float64"
+    assert gru_triton.why_not(nn.GRUCell(3, 4, dtype=torch.float64)) == reason
+    monkeypatch.setattr(gru_triton, "is_installed", lambda: False)
+    assert gru_triton.why_not(nn.GRUCell(3, 4)) == "Triton is not installed"
 
 
 # ------------------------------------------------------------------------ linear layers

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import policy_checks
 import pytest
 import torch
+from torch import nn
 from torchrl.data import Binary, Composite
 from triton_checks import needs_interpreter, needs_triton, run_checks
 
@@ -56,8 +57,10 @@ POLICIES = {
     "the agent has no hidden layer": FeedforwardAgent(2, 3, 4, hidden_dims=()),
     "expected layers of at most 64 units, got 65": RecurrentAgent(2, 3, 4, hidden_dim=65),
     "expected layers of at most 64 units, got 70": FeedforwardAgent(2, 3, 70),
+    "the GRU has another width than the layer below it": RecurrentAgent(2, 3, 4),
     "the agent's weights are not contiguous": FeedforwardAgent(2, 3, 4),
 }
+POLICIES["the GRU has another width than the layer below it"].fc1 = nn.Linear(3 + 4 + 2, 32)
 POLICIES["the agent's weights are not contiguous"].layers[0].weight.data = torch.rand(5, 64).t()
 
 

@@ -15,9 +15,16 @@ from update_tools import (
 )
 
 from qmix_trl import Update, make_hard_updater, make_soft_updater, update
+from qmix_trl.agents import gru_triton
 from qmix_trl.chosen import Chosen
 from qmix_trl.keys import CUT_STEPS
 from qmix_trl.native.networks import library as networks
+
+
+@pytest.fixture(autouse=True)
+def _kernels_serve(monkeypatch):
+    """Let the pretended GPU have a kernel for the GRU, whatever the dtype."""
+    monkeypatch.setattr(gru_triton, "why_not", lambda rnn: None)
 
 
 def weight(params):
@@ -289,6 +296,14 @@ def test_how_names_the_graph_on_a_gpu(cuda_graph, how):
     step._parameters = [OnGpu(torch.zeros(1))]
     step.no_graph = None if cuda_graph else step.no_graph
     assert step.how == how
+
+
+def test_how_names_a_compiled_graph_and_a_gru_without_a_kernel(monkeypatch):
+    step = updates_of(*SETTINGS[0], compile=True)
+    step._parameters, step.no_graph = [OnGpu(torch.zeros(1))], None
+    monkeypatch.setattr(gru_triton, "why_not", lambda rnn: f"too wide: {rnn.hidden_size}")
+    width = step.loss.agent.hidden_dim
+    assert step.how == Chosen("CUDA graph, compiled", {"GRU kernel": f"too wide: {width}"})
 
 
 @pytest.mark.slow

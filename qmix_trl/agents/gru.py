@@ -86,7 +86,8 @@ def _fit(gates: Tensor, is_init: Tensor, hidden: Tensor | None, weight: Tensor) 
     """Return whether shapes fit together; torch raises the error where they do not."""
     n_sequences, n_steps, n_agents, width = gates.shape
     return (
-        width == weight.shape[-2]
+        n_steps > 0
+        and width == weight.shape[-2]
         and is_init.shape == (n_sequences, n_steps, 1)
         and is_init.dtype == torch.bool
         and (hidden is None or hidden.shape == (n_sequences, n_agents, weight.shape[-1]))

@@ -11,27 +11,22 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 
 @triton.jit
-def _add(a, b):
-    return a + b
-
-
-@triton.jit
 def _add_gates(a_r, a_u, a_n, b_r, b_u, b_n):
     return a_r + b_r, a_u + b_u, a_n + b_n
 
 
 @triton.jit
-def _load_gates(place, H: tl.constexpr, there):
-    """Return three vectors, or matrices, that lie ``H`` numbers apart."""
-    r, u = tl.load(place, there, 0.0), tl.load(place + H, there, 0.0)
-    return r, u, tl.load(place + 2 * H, there, 0.0)
+def _load_gates(place, distance, there):
+    """Return three vectors, or matrices, that lie a distance apart."""
+    r, u = tl.load(place, there, 0.0), tl.load(place + distance, there, 0.0)
+    return r, u, tl.load(place + 2 * distance, there, 0.0)
 
 
 @triton.jit
-def _store_gates(place, r, u, n, H: tl.constexpr, there):
+def _store_gates(place, r, u, n, distance, there):
     tl.store(place, r, there)
-    tl.store(place + H, u, there)
-    tl.store(place + 2 * H, n, there)
+    tl.store(place + distance, u, there)
+    tl.store(place + 2 * distance, n, there)
 
 
 @triton.jit
@@ -39,7 +34,10 @@ def _tanh(x):
     return 2 * tl.sigmoid(2 * x) - 1
 
 
-@triton.jit(do_not_specialize_on_alignment=["gates", "first", "weight", "bias", "hiddens", "kept"])
+@triton.jit(
+    do_not_specialize=["n_steps", "n_agents"],
+    do_not_specialize_on_alignment=["gates", "first", "weight", "bias", "hiddens", "kept"],
+)
 def forward(
     gates,
     is_init,
@@ -48,7 +46,6 @@ def forward(
     bias,
     hiddens,
     kept,
-    n_sequences,
     n_steps,
     n_agents,
     H: tl.constexpr,
@@ -67,7 +64,6 @@ def forward(
         bias: [G, 3H].
         hiddens: [B, T, N, H], written.
         kept: [5, B, T, N, H], written with KEEP.
-        n_sequences: B.
         n_steps: T.
         n_agents: N.
         H: the size of the hidden state.
@@ -88,7 +84,7 @@ def forward(
     hidden = tl.zeros([1, WIDTH], tl.float32)
     if HAS_FIRST:
         hidden = tl.load(first + tl.program_id(0) * H + to, there, 0.0)
-    n_values = n_sequences.to(tl.int64) * n_steps * n_agents * H
+    n_values = tl.num_programs(0).to(tl.int64) * n_steps * H  # of [B, T, N, H]
     start = sequence.to(tl.int64) * n_steps
     begins = tl.load(is_init + start)
     row = start * n_agents + agent  # of [B, T, N]
@@ -126,6 +122,7 @@ def _load_kept(place, n_values, there):
 
 
 @triton.jit(
+    do_not_specialize=["n_steps", "n_agents"],
     do_not_specialize_on_alignment=[
         "kept",
         "weight",
@@ -133,7 +130,7 @@ def _load_kept(place, n_values, there):
         "grad_gates",
         "grad_shares",
         "grad_first",
-    ]
+    ],
 )
 def backward(
     kept,
@@ -143,7 +140,6 @@ def backward(
     grad_gates,
     grad_shares,
     grad_first,
-    n_sequences,
     n_steps,
     n_agents,
     H: tl.constexpr,
@@ -160,7 +156,6 @@ def backward(
         grad_gates: [B, T, N, 3H], written.
         grad_shares: [B, T, N, 3H], of the recurrent part of the gates; written.
         grad_first: [B, N, H], written.
-        n_sequences: B.
         n_steps: T.
         n_agents: N.
         H: as in ``forward``.
@@ -175,7 +170,7 @@ def backward(
     square = (of < H) & there
     weight_r, weight_u, weight_n = _load_gates(weight + of * H + to, H * H, square)
     grad = tl.zeros([1, WIDTH], tl.float32)
-    n_values = n_sequences.to(tl.int64) * n_steps * n_agents * H
+    n_values = tl.num_programs(0).to(tl.int64) * n_steps * H  # of [B, T, N, H]
     start = sequence.to(tl.int64) * n_steps
     begins = tl.load(is_init + start + n_steps - 1)
     row = (start + n_steps - 1) * n_agents + agent

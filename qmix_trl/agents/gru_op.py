@@ -14,7 +14,7 @@ from qmix_trl.native.networks import library as networks
 
 
 def kernel_on(device: torch.device) -> ModuleType:
-    """Return the module that computes on a device: ``forward`` and ``backward``, KEPT tensors."""
+    """Return the module of a device's kernels ``forward`` and ``backward``."""
     return gru_triton if device.type == "cuda" else kernel
 
 

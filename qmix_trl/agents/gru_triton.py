@@ -5,9 +5,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-KEPT = 5  # tensors: hidden state before the step, both gates, candidate, its recurrent share
+from qmix_trl.native.networks.gru import KEPT
+
 MOST_WIDTH = 128  # of a hidden state whose weights fit the registers of a multiprocessor
 NARROW, NARROW_WARPS, WIDE_WARPS = 64, 4, 8
 
@@ -24,6 +25,18 @@ def suits(*tensors: Tensor) -> bool:
         and weight.shape[-1] <= MOST_WIDTH
         and is_installed()
     )
+
+
+def why_not(rnn: nn.GRUCell) -> str | None:
+    """Return the reason why the kernels do not compute a GRU of a GPU; None if they do."""
+    weight = rnn.weight_hh
+    if not is_installed():
+        return "Triton is not installed"
+    if weight.dtype != torch.float32:
+        return f"expected float32, got {weight.dtype}"
+    if weight.shape[-1] > MOST_WIDTH:
+        return f"expected hidden states of at most {MOST_WIDTH}, got {weight.shape[-1]}"
+    return None
 
 
 @torch.compiler.assume_constant_result  # torch.compile calls it, instead of tracing into it
@@ -66,7 +79,7 @@ def forward(
     width = weight.shape[-1]
     shape = (*gates.shape[:-1], width)
     hiddens = gates.new_empty(shape)
-    kept = gates.new_empty(KEPT, *shape) if keep else None
+    kept = gates.new_empty(len(KEPT), *shape) if keep else None
     _launch(
         "forward",
         shape,
@@ -143,7 +156,6 @@ def _launch(name: str, shape: tuple[int, ...], *tensors: Tensor, **constants: bo
     with torch.cuda.device_of(tensors[0]):  # Triton launches on the current device
         getattr(_kernels(), name)[(n_sequences * n_agents,)](
             *tensors,
-            n_sequences,
             n_steps,
             n_agents,
             H=width,

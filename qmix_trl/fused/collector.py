@@ -70,10 +70,10 @@ def show_first_memory(batch: TensorDictBase, memory: dict[Key, Tensor]) -> Tenso
 class FusedCollector:
     """Iterates over batches [E, T] with the entries and the layout of TorchRL's collector.
 
-    ``how`` is one of three loops. On the CPU the "C++ loop" computes policies of ``make_policy``
+    ``how`` is one of four loops. On the CPU the "C++ loop" computes policies of ``make_policy``
     and compiled steps, many steps in one call (``policy_kernel.py``); on a GPU the "CUDA graph"
-    takes all steps of a batch in one launch (``cuda_graph_loop.py``), and "with policy kernel" acts
-    by one kernel a step (``triton_loop.py``) instead of torch's operations. Where neither can, the
+    takes all steps of a batch in one launch (``cuda_graph_loop.py``), and the "CUDA graph with
+    policy kernel" acts by one kernel a step (``triton_loop.py``) in it. Where neither can, the
     "step loop" calls policy and environment at each step (``step_loop.py``).
 
     The collector acts by the policy itself: weights need not be sent to it. It has the attributes

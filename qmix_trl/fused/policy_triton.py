@@ -150,7 +150,7 @@ def first_layer(
 
 @triton.jit
 def highest(score, A: tl.constexpr):
-    """Return the first action of the highest score, as torch's argmax; NaN counts as infinity."""
+    """Return the first action of the highest score, as torch's argmax, but NaN equals infinity."""
     score = tl.where(score != score, float("inf"), score)
     score = tl.where((tl.arange(0, padded(A)) < A)[None, :], score, float("-inf"))
     return tl.argmax(score, 1, tie_break_left=True).to(tl.int64)

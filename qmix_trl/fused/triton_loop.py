@@ -37,6 +37,9 @@ def why_not(policy: Any, env: Any) -> str | None:
     widest = max(*(layer.weight.shape[0] for layer in layers.below), policy.agent.n_actions)
     if widest > WIDEST:
         return f"expected layers of at most {WIDEST} units, got {widest}"
+    below, rnn = layers.below[-1].weight.shape[0], layers.rnn
+    if rnn is not None and not rnn.weight_ih.shape == rnn.weight_hh.shape == (3 * below, below):
+        return "the GRU has another width than the layer below it"
     if type(policy.head) not in (GreedyAction, EpsilonGreedyAction):
         return f"the head {type(policy.head).__name__} may choose in another way"
     if ACTION_MASK in env.observation_spec.keys(True, True):

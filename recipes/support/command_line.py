@@ -161,7 +161,7 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", **size, help="interleaved rounds of each case (default: 7; CUDA: 3)"
     )
-    parser.add_argument("--compile", action="store_true", help="updates: torch.compile our loss")
+    parser.add_argument("--compile", action="store_true", help="run our loss under torch.compile")
     parser.add_argument("--threads", **size, default=1, help="threads of the CPU (default: 1)")
     parser.add_argument("--json", type=Path, help="a file for the lines of the table")
     parser.add_argument("--profile", type=Path, help="a folder for profiles of one round each")

@@ -34,7 +34,7 @@ class Plan:
         rollout_steps: of one call of each engine.
         round_updates: of our updates in a round.
         train_envs: the number of environments of whole training.
-        compile: our loss runs under ``torch.compile`` in updates.
+        compile: our loss runs under ``torch.compile``, in updates and in training.
     """
 
     device: torch.device

@@ -307,7 +307,9 @@ def _ours(plan: Plan, agent: Callable, batch: TensorDictBase) -> Runner:
     def parts() -> dict[str, float]:
         numbers = {"with_sampling_ms": _with_sampling_ms(plan, agent, batch)}
         if plan.on_gpu:
-            eager = our_update(agent(plan.device), SIMPLE_SPREAD, cuda_graph=False)
+            eager = our_update(
+                agent(plan.device), SIMPLE_SPREAD, compile=plan.compile, cuda_graph=False
+            )
             several_eager = several(partial(eager, batch), BASELINE_UPDATES)
             numbers["without_graph_ms"] = part_ms(several_eager, BASELINE_UPDATES, plan.device)
         return numbers

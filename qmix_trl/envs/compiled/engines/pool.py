@@ -27,7 +27,7 @@ from qmix_trl.envs.compiled.trace.guard import Watch
 from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.time_limit import NoEnd
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
-from qmix_trl.errors import Refused
+from qmix_trl.errors import MachineError, Refused, one_line
 
 CPU = torch.device("cpu")
 SHARED_STATES = 16  # environments of a reset that draws once for all of them
@@ -35,7 +35,7 @@ STATES_PER_ENV = 4  # states of a pool for each environment; 1 where resets shar
 PASSES = 4  # through a pool before a refill, which takes VMAS 0.1 s
 LEAST_STATES = 1024
 MOST_TOGETHER = 4096  # environments of one reset, unless E is greater; bounds VMAS's memory
-MOST_ON_A_GPU = 2**16  # in the time of a single one, since the launches take it
+MOST_ON_A_GPU = 2**16  # a GPU resets so many in the time of one: launches take it
 WATCHED = (*KINDS, *OTHER_DRAWS, torch.Tensor.uniform_, torch.Tensor.normal_)
 
 
@@ -208,6 +208,11 @@ class FreshStates:
             self.simulation.reset()
         except NoEnd as error:
             raise Refused(str(error)) from error
+        except torch.OutOfMemoryError as error:
+            raise MachineError(
+                f"initial states: expected room for {self.simulation.n_envs:,} environments of "
+                f"VMAS on {self.device}, got {one_line(error)}; lower env.n_envs"
+            ) from error
         seen = self.step.layout.pack(self.simulation.observe())
         contents = walk(self.simulation.simulator)
         broken = self._watch.broken_path(contents)
@@ -248,7 +253,9 @@ class FreshStates:
         return pack(walk(simulation.simulator), simulation.simulator, numbers, 0)
 
     def check_resets(self) -> None:
-        """Refuse resets that differ between E environments and as many as the pool resets at once.
+        """Refuse resets that depend on the number of environments, if the pool resets more than E.
+
+        Simulations on the CPU are compared, of E environments and of more.
 
         Raises:
             Untraceable: if they are.
@@ -256,7 +263,8 @@ class FreshStates:
         n_envs, of_pool = min(self.n_envs, MOST_TOGETHER), self.simulation
         if n_envs < of_pool.n_envs or self.step.shared:
             if of_pool.device != CPU:  # the equal numbers are drawn there
-                of_pool = VmasSimulation(of_pool.task, of_pool.n_envs, 0, CPU)
+                more = min(of_pool.n_envs, 2 * MOST_TOGETHER)
+                of_pool = VmasSimulation(of_pool.task, more, 0, CPU)
             other = VmasSimulation(of_pool.task, n_envs, 0, CPU)
             check_any_number(of_pool, other, self.step.paths, self.step.carried)
 

@@ -10,7 +10,7 @@ import threading
 import types
 import weakref
 from collections import deque
-from functools import cache, partial
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -43,6 +43,7 @@ LEAVES = (
     *(*OF_C, threading.local, logging.Logger, torch.device, *DESCRIBED, np.ndarray, io.IOBase),
     *GENERATORS,
 )
+HAVE_PARTS: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
 # Objects without attributes whose parts ``walk`` knows.
 PARTS = (
     dict,
@@ -96,12 +97,14 @@ def leaf_text(thing: Any) -> Any:
     return _pickled(thing)
 
 
-@cache
 def has_parts(cls: type) -> bool:
     """Return whether the parts of all objects of a class can be followed."""
-    if issubclass(cls, LEAVES) or cls.__module__.split(".")[0] in SILENT:
-        return False
-    return cls.__dictoffset__ != 0 or issubclass(cls, PARTS) or has_slots(cls)
+    known = HAVE_PARTS.get(cls)
+    if known is None:
+        is_leaf = issubclass(cls, LEAVES) or cls.__module__.split(".")[0] in SILENT
+        holds = cls.__dictoffset__ != 0 or issubclass(cls, PARTS) or has_slots(cls)
+        known = HAVE_PARTS[cls] = holds and not is_leaf
+    return known
 
 
 def digest(content: bytes) -> str:
