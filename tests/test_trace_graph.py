@@ -214,3 +214,37 @@ def test_static_collisions_ignore_the_distance():
         assert not world.collides(a, ghost)
         assert not world.collides(a, a)
     assert not world.collides(a, b)
+
+
+class Looked(Plain):
+    """Looks a number up in a table of each environment, at the agent's cell."""
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.table = torch.zeros(batch_dim, 4)
+        return super().make_world(batch_dim, device)
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        self.table[slice(None) if env_index is None else env_index] = torch.arange(4.0)
+
+    def cell(self):
+        return self.world.agents[0].state.pos[:, 0].clamp(0, 3).to(torch.long)
+
+    def reward(self, agent):
+        return self.table[torch.arange(self.world.batch_dim), self.cell()]
+
+
+class Chosen(Looked):
+    """Chooses the numbers of a table by a mask of its own."""
+
+    def reward(self, agent):
+        return self.table[0, self.table[0] > self.cell()[0]].sum().expand(self.world.batch_dim)
+
+
+def test_numbers_at_computed_places_are_traced_and_choices_by_a_mask_are_not():
+    simulation = simulation_of(Looked(), TRACE_ENVS)
+    step = trace_step(simulation, state_of(simulation))
+    assert any(n.target is torch.ops.aten.index.Tensor for n in step.graph.graph.nodes)
+    simulation = simulation_of(Chosen(), TRACE_ENVS)
+    with pytest.raises(pure.Untraceable):
+        trace_step(simulation, state_of(simulation))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 from torch.overrides import TorchFunctionMode
@@ -223,8 +223,16 @@ def check_shapes(graph: GraphModule) -> None:
         Untraceable: if there is one.
     """
     for node in graph.graph.nodes:
-        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+        if _depends_on_numbers(node):
             raise Untraceable(f"the shape of a result depends on numbers: {node.target}")
+
+
+def _depends_on_numbers(node: Node) -> bool:
+    """Return whether the shape of a node's result depends on numbers."""
+    if node.target is torch.ops.aten.index.Tensor:  # only where an index is a mask
+        indices = [index for index in node.args[1] if index is not None]
+        return any(index.meta["val"].dtype in (torch.bool, torch.uint8) for index in indices)
+    return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
 
 
 def watched_step(
