@@ -230,8 +230,9 @@ def check_shapes(graph: GraphModule) -> None:
 def _depends_on_numbers(node: Node) -> bool:
     """Return whether the shape of a node's result depends on numbers."""
     if node.target is torch.ops.aten.index.Tensor:  # only where an index is a mask
-        indices = [index for index in node.args[1] if index is not None]
-        return any(index.meta["val"].dtype in (torch.bool, torch.uint8) for index in indices)
+        indices = tree_leaves(node.args[1])  # nodes, and None for whole axes
+        dtypes = {index.meta["val"].dtype for index in indices if index is not None}
+        return not dtypes.isdisjoint((torch.bool, torch.uint8))
     return torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
 
 

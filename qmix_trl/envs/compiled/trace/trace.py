@@ -134,7 +134,7 @@ def checked(simulation: VmasSimulation, found: Recording, needed: Collection[str
     """
     graphs, paths = found.graphs, found.paths
     read = [path for path in paths.all if path in needed]
-    check_apart(simulation, read)
+    check_apart(simulation, graphs, read)
     check_each(graphs, read)
     carried = carried_over(simulation, paths, read)
     check_alike(simulation, paths, read, carried)
@@ -164,18 +164,33 @@ def find_settable_state(simulation: VmasSimulation) -> StatePaths:
     return paths
 
 
-def check_apart(simulation: VmasSimulation, read: list[str]) -> None:
-    """Refuse tensors that a step reads and that share memory with other tensors.
+def check_apart(simulation: VmasSimulation, graphs: list[StepGraph], read: list[str]) -> None:
+    """Refuse tensors that a step reads and that share memory, if steps write shared memory.
 
     A graph writes each tensor by itself.
+
+    Args:
+        simulation: that was traced.
+        graphs: of its steps.
+        read: the paths of the state that they read.
 
     Raises:
         Untraceable: if there are such tensors.
     """
     contents = walk(simulation.simulator)
-    shared = overlapping(contents, contents.slots).intersection(read)
-    if shared:
-        raise Untraceable(f"a tensor of its state shares memory: {min(shared)}")
+    shared = overlapping(contents, contents.slots)
+    if any(not shared.isdisjoint(written_by(graph)) for graph in graphs):
+        held = shared.intersection(read)
+        if held:
+            raise Untraceable(f"a tensor of its state shares memory: {min(held)}")
+
+
+def written_by(graph: StepGraph) -> set[str]:
+    """Return the paths of a state that a step writes."""
+    nodes = list(graph.graph.graph.nodes)
+    (results,) = nodes[-1].args
+    now_and_then = zip(graph.paths.all, nodes, results[N_RESULTS:], strict=False)
+    return {path for path, now, then in now_and_then if without_copies(then) is not now}
 
 
 def check_each(graphs: list[StepGraph], read: list[str]) -> None:
@@ -187,14 +202,10 @@ def check_each(graphs: list[StepGraph], read: list[str]) -> None:
         Untraceable: if a step does.
     """
     for graph in graphs:
-        nodes = list(graph.graph.graph.nodes)
-        (results,) = nodes[-1].args
-        then = results[N_RESULTS:]
-        for path, like, now, next_value in zip(
-            graph.paths.all, graph.state, nodes, then, strict=False
-        ):
+        written = written_by(graph)
+        for path, like in zip(graph.paths.all, graph.state, strict=True):
             is_common = path in graph.paths.tensors and like.shape[:1] != (graph.n_envs,)
-            if is_common and path in read and without_copies(next_value) is not now:
+            if is_common and path in read and path in written:
                 raise Untraceable(f"its steps write a number of all environments: {path}")
 
 
