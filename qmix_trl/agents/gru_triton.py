@@ -1,4 +1,7 @@
-"""A GRU over sequences on CUDA devices: one Triton kernel forward, one backward."""
+"""A GRU over sequences on CUDA devices: one Triton kernel forward, one backward.
+
+``forward`` and ``backward`` take and return the tensors of ``native/networks/gru.py``, in float32.
+"""
 
 from functools import cache
 from importlib.util import find_spec
@@ -63,18 +66,16 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """Return hidden states and, with ``keep``, the intermediate values for ``backward``.
 
-    Products and sums are in float32.
-
     Args:
-        gates: float32 [B, T, N, 3H], the input's part.
-        is_init: bool [B, T, 1], the steps that begin with a hidden state of zeros.
-        hidden: float32 [B, N, H], before the first step; None for zeros.
-        weight: float32 [3H, H], shared, or [N, 3H, H].
-        bias: float32 [3H] or [N, 3H].
+        gates: [B, T, N, 3H].
+        is_init: bool [B, T, 1].
+        hidden: [B, N, H]; None for zeros.
+        weight: [3H, H] or [N, 3H, H].
+        bias: [3H] or [N, 3H].
         keep: there will be a ``backward``.
 
     Returns:
-        float32 [B, T, N, H], and float32 [5, B, T, N, H] or None.
+        [B, T, N, H], and [5, B, T, N, H] or None.
     """
     width = weight.shape[-1]
     shape = (*gates.shape[:-1], width)
@@ -103,14 +104,14 @@ def backward(
     """Return the gradients of gates, first hidden state, weight and bias.
 
     Args:
-        kept: float32 [5, B, T, N, H], of ``forward``.
-        is_init: as in ``forward``.
-        weight: as in ``forward``.
-        bias: as in ``forward``.
-        grad_hidden: float32 [B, T, N, H].
+        kept: [5, B, T, N, H], of ``forward``.
+        is_init: bool [B, T, 1].
+        weight: [3H, H] or [N, 3H, H].
+        bias: [3H] or [N, 3H].
+        grad_hidden: [B, T, N, H].
 
     Returns:
-        float32 [B, T, N, 3H], [B, N, H], and of the shapes of weight and bias.
+        [B, T, N, 3H], [B, N, H], and of the shapes of weight and bias.
     """
     n_sequences, n_steps, n_agents, width = grad_hidden.shape
     grad_gates, grad_shares = kept.new_empty(
