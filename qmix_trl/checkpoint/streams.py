@@ -1,0 +1,40 @@
+"""The random streams of a process: Python, NumPy, torch on all devices, and VMAS."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torchrl.checkpoint import GlobalRNGState
+
+VMAS = "vmas.simulator.environment.environment"
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of the process's random streams: TorchRL's dictionary, and "vmas".
+
+    VMAS has one stream for all environments of a process that TorchRL's ``VmasEnv`` makes; those
+    of this package have their own, which are part of their ``run_state``.
+    """
+    shared = _vmas_streams()
+    return {**GlobalRNGState().state_dict(), "vmas": None if shared is None else list(shared)}
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Continue the process's random streams from a dictionary that ``random_state`` returned.
+
+    A state with numbers of a GPU leaves them out where there is no GPU.
+    """
+    state = dict(state)
+    shared, saved = _vmas_streams(), state.pop("vmas")
+    if not torch.cuda.is_available():
+        state.pop("torch_cuda", None)
+    GlobalRNGState().load_state_dict(state)
+    if shared is not None and saved is not None:
+        shared[:] = saved
+
+
+def _vmas_streams() -> list[Any] | None:
+    """Return the list of states that VMAS keeps; None if VMAS is not imported."""
+    module = sys.modules.get(VMAS)
+    return None if module is None else module.Environment.vmas_random_state
