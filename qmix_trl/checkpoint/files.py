@@ -8,8 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,82 +22,33 @@ UNFINISHED = ".new-"  # how the names of folders begin that are being written
 GONE = ".old-"  # and of those that are being removed
 
 
-class Hash:
-    """The SHA-256 of a file, computed in a thread while the file is written or read."""
-
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Queue the next bytes, which must not change; at most two pieces are in the queue."""
-        if self._last is not None:
-            self._last.result()
-        self._last = self._thread.submit(self._hash.update, data)
-
-    def close(self) -> str:
-        """Return the hash in hexadecimal digits."""
-        self._thread.shutdown()
-        return self._hash.hexdigest()
-
-
 def bytes_of(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor; its own where it is contiguous and on the CPU."""
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
 
 
-class Writer:
-    """Writes a new file within a ``with`` block.
+def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """Write a new file and flush it to the disk; return its size and hash.
 
-    Args:
-        path: of the file.
+    Raises:
+        OSError: if the disk is full or fails.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._place = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        self._hash = Hash()
-        self._size = 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Write bytes.
-
-        Raises:
-            OSError: if the disk is full or fails.
-        """
-        whole = memoryview(data)
-        for first in range(0, len(whole), CHUNK_BYTES):
-            chunk = whole[first : first + CHUNK_BYTES]
-            self._hash.update(chunk)
-            while len(chunk):
-                chunk = chunk[os.write(self._place, chunk) :]
-        self._size += len(whole)
-
-    def write_tensor(self, tensor: Tensor) -> None:
-        """Write the bytes of a tensor.
-
-        Raises:
-            OSError: if the disk is full or fails.
-        """
-        if tensor.numel():
-            self.write(bytes_of(tensor))
-
-    def flush(self) -> dict[str, Any]:
-        """Flush the file to the disk; return its size and hash.
-
-        Raises:
-            OSError: if the disk is full or fails.
-        """
-        os.fsync(self._place)
-        return {"bytes": self._size, "sha256": self._hash.close()}
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._hash.close()
-        os.close(self._place)
+    place = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    size, hash_ = 0, hashlib.sha256()
+    try:
+        for piece in pieces:
+            whole = memoryview(piece)
+            size += len(whole)
+            for first in range(0, len(whole), CHUNK_BYTES):
+                chunk = whole[first : first + CHUNK_BYTES]
+                hash_.update(chunk)  # while it is in the processor's cache
+                while len(chunk):
+                    chunk = chunk[os.write(place, chunk) :]
+        os.fsync(place)
+    finally:
+        os.close(place)
+    return {"bytes": size, "sha256": hash_.hexdigest()}
 
 
 class Reader:
@@ -123,7 +73,7 @@ class Reader:
         if not stat.S_ISREG(found.st_mode):
             os.close(self._place)
             raise Damaged(f"{path.name} is no file")
-        self._hash = Hash()
+        self._hash = hashlib.sha256()
         self.left = found.st_size
 
     def into(self, target: memoryview) -> None:
@@ -170,13 +120,12 @@ class Reader:
 
     def hash(self) -> str:
         """Return the hash of the bytes that were read."""
-        return self._hash.close()
+        return self._hash.hexdigest()
 
     def __enter__(self) -> "Reader":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._hash.close()
         os.close(self._place)
 
 

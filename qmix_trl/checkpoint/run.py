@@ -27,15 +27,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qmix_trl import __version__
 from qmix_trl.checkpoint.files import (
     Reader,
-    Writer,
+    bytes_of,
     flush_folder,
     new_folder,
     remove_folder,
     sweep,
+    write_file,
 )
 from qmix_trl.checkpoint.nested import Damaged, decoded, encoded
 from qmix_trl.checkpoint.parts import is_value, load_part, part_state
@@ -192,24 +194,19 @@ def _write(folder: Path, states: Mapping[str, Any], about: dict[str, Any]) -> No
     files: dict[str, Any] = {}
     trees = {}
     for name, state in states.items():
-        with Writer(folder / f"{name}.bin") as writer:
-            trees[name] = encoded(state, writer.write_tensor, name)
-            files[f"{name}.bin"] = writer.flush()
+        tensors: list[Tensor] = []
+        trees[name] = encoded(state, tensors.append, name)
+        if tensors:
+            files[f"{name}.bin"] = write_file(folder / f"{name}.bin", map(bytes_of, tensors))
     text = json.dumps(trees).encode()
     if len(text) > MOST_STATE_BYTES:
         raise TypeError(
             f"save_run: expected at most {MOST_STATE_BYTES:,} bytes of names, numbers and texts, "
             f"got {len(text):,}; keep long lists of numbers in tensors"
         )
-    files[STATE] = _write_text(folder / STATE, text)
-    _write_text(folder / MANIFEST, _sealed({**about, "files": files}))
+    files[STATE] = write_file(folder / STATE, [text])
+    write_file(folder / MANIFEST, [_sealed({**about, "files": files})])
     flush_folder(folder)
-
-
-def _write_text(path: Path, text: bytes) -> dict[str, Any]:
-    with Writer(path) as writer:
-        writer.write(text)
-        return writer.flush()
 
 
 def _sealed(manifest: dict[str, Any]) -> bytes:
@@ -247,13 +244,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         files: dict[str, Any] = manifest["files"]
         trees = _read_trees(path, files)
-        if {f"{name}.bin" for name in trees} | {STATE} != files.keys():
-            raise Damaged(f"{MANIFEST} names other files than {STATE}")
         if not {STREAMS, *manifest["values"]} <= trees.keys():
             raise Damaged(f"{STATE} lacks parts that {MANIFEST} names")
         _differences(manifest)
         states = {
-            name: _read_tensors(path / f"{name}.bin", tree, files[f"{name}.bin"])
+            name: _read_tensors(path / f"{name}.bin", tree, files.get(f"{name}.bin"))
             for name, tree in trees.items()
         }
     except Damaged:
@@ -282,12 +277,14 @@ def _read_trees(path: Path, files: Mapping[str, Any]) -> dict[str, Any]:
     return trees
 
 
-def _read_tensors(path: Path, tree: Any, expected: Mapping[str, Any]) -> Any:
-    """Return the state of a part.
+def _read_tensors(path: Path, tree: Any, expected: Mapping[str, Any] | None) -> Any:
+    """Return the state of a part; ``expected`` is None if it has no tensors and no file.
 
     Raises:
         Damaged: if its file is not as it was written.
     """
+    if expected is None:
+        return decoded(tree, _no_tensor)
     with Reader(path) as reader:
         n_bytes = reader.left
         if n_bytes != expected["bytes"]:
@@ -297,6 +294,10 @@ def _read_tensors(path: Path, tree: Any, expected: Mapping[str, Any]) -> Any:
             raise Damaged(f"{path.name} is longer than its tensors")
         _check(path.name, expected, n_bytes, reader.hash())
     return state
+
+
+def _no_tensor(dtype: torch.dtype, shape: list[int]) -> Tensor:
+    raise Damaged(f"{MANIFEST} names no file for a tensor {dtype} {shape}")
 
 
 def _check(name: str, expected: Mapping[str, Any], n_bytes: int, hash_: str) -> None:
