@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torchrl.checkpoint import GlobalRNGState
 
@@ -17,7 +18,11 @@ def random_state() -> dict[str, Any]:
     of this package have their own, which are part of their ``run_state``.
     """
     shared = _vmas_streams()
-    return {**GlobalRNGState().state_dict(), "vmas": None if shared is None else list(shared)}
+    of_vmas = None
+    if shared is not None:
+        of_torch, (kind, words, *rest), of_python = shared
+        of_vmas = of_torch, (kind, torch.from_numpy(words.astype(np.int64)), *rest), of_python
+    return {**GlobalRNGState().state_dict(), "vmas": of_vmas}
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
@@ -31,7 +36,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         state.pop("torch_cuda", None)
     GlobalRNGState().load_state_dict(state)
     if shared is not None and saved is not None:
-        shared[:] = saved
+        of_torch, (kind, words, *rest), of_python = saved
+        shared[:] = of_torch, (kind, words.numpy().astype(np.uint32), *rest), of_python
 
 
 def _vmas_streams() -> list[Any] | None:
