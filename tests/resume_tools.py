@@ -16,8 +16,8 @@ def exact(value: Any) -> Any:
     """Return a nested value with tensors as dtype, shape and bytes, so that ``==`` is exact."""
     if isinstance(value, torch.Tensor):
         plain = value.detach().cpu().contiguous()
-        number = plain.reshape(-1).view(torch.uint8) if plain.numel() else plain
-        return value.dtype, tuple(value.shape), bytes(number.numpy().tobytes())
+        content = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
+        return value.dtype, tuple(value.shape), content
     if isinstance(value, TensorDictBase):
         return {
             "batch_size": tuple(value.batch_size),

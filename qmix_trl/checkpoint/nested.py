@@ -62,7 +62,10 @@ def encoded(value: Any, write: Callable[[Tensor], None], at: str, depth: int = 0
         return encoded(part, write, f"{at}.{name}", depth + 1)
 
     if isinstance(value, TensorDictBase):
-        pairs = [[name, inner(name, value.get(name))] for name in value.keys()]  # noqa: SIM118
+        entries = dict(value.items())
+        if not _are_entries(entries):
+            raise TypeError(f"{at}: expected a TensorDict of tensors, got {list(entries)}")
+        pairs = [[name, inner(name, part)] for name, part in entries.items()]
         return {"tensordict": pairs, "batch_size": list(value.batch_size)}
     if isinstance(value, Mapping):
         for key in value:
@@ -125,12 +128,19 @@ def decoded(node: Any, read: Callable[[torch.dtype, list[int]], Tensor], depth: 
             return tuple(inner(part) for part in values)
         case {"tensordict": list(pairs), "batch_size": list(sizes), **rest} if not rest:
             entries = {key: inner(part) for key, part in map(_pair, pairs)}
+            if not _are_entries(entries):
+                raise Damaged("it holds a TensorDict that is none")
             return TensorDict(entries, _sizes(sizes))
         case {"size": list(sizes), **rest} if not rest:
             return torch.Size(_sizes(sizes))
         case {"device": str(name), **rest} if not rest:
             return torch.device(name)
     raise Damaged("it holds a node of no known kind")
+
+
+def _are_entries(entries: Mapping[Any, Any]) -> bool:
+    kinds = (Tensor, TensorDictBase)
+    return all(isinstance(k, str) and isinstance(v, kinds) for k, v in entries.items())
 
 
 def _sizes(sizes: list[Any]) -> list[int]:

@@ -54,6 +54,11 @@ MOST_MANIFEST_BYTES = 2**20
 MOST_STATE_BYTES = 2**26
 STREAMS = "random"  # the name of the process's random streams among the parts
 PACKAGES = ("torch", "torchrl", "tensordict", "vmas", "numpy")
+# Errors of content that is not as ``save_run`` writes it.
+UNEXPECTED = (
+    *(ArithmeticError, AttributeError, LookupError),
+    *(RuntimeError, TypeError, ValueError),
+)
 
 
 @dataclass(frozen=True)
@@ -253,8 +258,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         }
     except Damaged:
         raise
-    # Content that is not as ``save_run`` writes it can break any expectation.
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         raise Damaged(f"it is none of save_run: {one_line(error)}") from error
     return manifest, states
 
