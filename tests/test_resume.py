@@ -17,6 +17,7 @@ from qmix_trl import (
     GreedyAction,
     RandomPolicy,
     SequenceRows,
+    TeamEnv,
     Update,
     load_run,
     make_collector,
@@ -54,13 +55,14 @@ GAME = {
 NAVIGATION = {**VMAS, "scenario": "navigation"}
 
 
-def env_of(settings, seed, *, rows, **changes):
-    """Return 3 environments with short episodes."""
+def env_of(settings, seed, *, rows, team=False, **changes):
+    """Return 3 environments with short episodes; ``team`` wraps them."""
     settings = {**settings, **changes}
     family = settings.pop("family")
-    return make_env(
+    env = make_env(
         family, **settings, n_envs=3, max_steps=7, seed=seed, reset_when_done=rows == "slices"
     )
+    return TeamEnv(env, max_steps=3) if team else env
 
 
 # -------------------------------------------------------------------- updates
@@ -230,6 +232,7 @@ CASES = {
     "eager": (VMAS, {"engine": "eager"}, "fused", "slices", "recurrent"),
     "eager, stock": (VMAS, {"engine": "eager"}, "stock", "episodes", "recurrent"),
     "infos": (NAVIGATION, {"engine": "eager", "info": True}, "fused", "slices", "feedforward"),
+    "TeamEnv": (GAME, {"team": True}, "stock", "slices", "recurrent"),
     "games": (GAME, {}, "stock", "slices", "recurrent"),
     "games, episodes": (GAME, {}, "stock", "episodes", "feedforward"),
 }

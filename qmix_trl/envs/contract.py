@@ -75,7 +75,7 @@ def fills_buffers(env: EnvBase) -> bool:
 
 
 def env_state(env: EnvBase) -> dict[str, Any]:
-    """Return all that later steps of an environment depend on, with those of its transforms.
+    """Return all that later steps of an environment and its transforms depend on.
 
     Raises:
         TypeError: if the environment has no ``run_state`` and ``load_run_state``.
