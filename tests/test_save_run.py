@@ -141,9 +141,11 @@ def test_nesting_has_a_limit_that_saving_and_loading_share(tmp_path):
 
 
 def test_a_state_whose_text_is_too_long_to_load_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "MOST_STATE_BYTES", 100_000)
-    with pytest.raises(TypeError, match="keep long lists of numbers in tensors"):
-        save_run(tmp_path, value=[0] * 100_000)
+    for most, file in (("MOST_STATE_BYTES", "state"), ("MOST_MANIFEST_BYTES", "manifest")):
+        with monkeypatch.context() as patch:
+            patch.setattr(run, most, 500)
+            with pytest.raises(TypeError, match=rf"at most 500 bytes .* in {file}\.json"):
+                save_run(tmp_path, value=[0] * 500)
     assert not list(tmp_path.iterdir())
 
 
@@ -251,7 +253,7 @@ def test_a_manifest_tells_versions_time_and_sizes(tmp_path):
 
 def test_other_versions_are_warned_of(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
-        patch.setattr(run, "processor", lambda: "flags: none")
+        patch.setattr(run, "_machine", lambda: {"processor": "x86_64 0", "gpu": "none"})
         save_run(tmp_path, x=1)
     with pytest.warns(UserWarning, match=r"written with processor .*: numbers may differ"):
         assert load_run(tmp_path).values == {"x": 1}
@@ -612,6 +614,20 @@ def test_a_limit_of_the_system_leaves_the_last_good_one(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(tmp_path) == ["checkpoint-000001"]
+
+
+def test_older_checkpoints_that_cannot_be_removed_are_told(tmp_path, monkeypatch):
+    def fails(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    save_run(tmp_path, keep=1, i=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "remove_folder", fails)
+        with pytest.raises(SaveError, match=r"000002 is written, older ones cannot be removed"):
+            save_run(tmp_path, keep=1, i=2)
+    assert load_run(tmp_path).values == {"i": 2}
+    save_run(tmp_path, keep=1, i=3)
+    assert names(tmp_path) == ["checkpoint-000003"]
 
 
 def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):

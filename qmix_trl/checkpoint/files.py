@@ -161,7 +161,7 @@ def remove_folder(path: Path) -> None:
     """Remove a folder with its files; an interruption leaves it whole, or for ``sweep``."""
     gone = path.with_name(f"{GONE}{path.name}-{os.getpid()}")
     path.rename(gone)
-    shutil.rmtree(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # another process may sweep it now
 
 
 def sweep(folder: Path) -> None:

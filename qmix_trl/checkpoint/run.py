@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,8 @@ MOST_MANIFEST_BYTES = 2**20
 MOST_STATE_BYTES = 2**26
 STREAMS = "random"  # the name of the process's random streams among the parts
 PACKAGES = ("torch", "torchrl", "tensordict", "vmas", "numpy")
-# Errors of content that is not as ``save_run`` writes it.
-UNEXPECTED = (
-    *(ArithmeticError, AttributeError, LookupError),
-    *(RuntimeError, TypeError, ValueError),
-)
+# Errors that content raises which is not as ``save_run`` writes it.
+UNEXPECTED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -115,14 +113,18 @@ def save_run(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
-        path = folder / f"checkpoint-{_next_number(folder):06d}"
+        number = 1 + max(map(_number, checkpoints(folder)), default=0)
+        path = folder / f"checkpoint-{number:06d}"
         with new_folder(folder) as new:
             _write(new, states, about)
             new.rename(path)
         flush_folder(folder)
-        _remove_old(folder, keep)
     except OSError as error:
         raise SaveError(_not_saved(folder, error)) from error
+    try:
+        _remove_old(folder, keep)
+    except OSError as error:
+        raise SaveError(f"{path} is written, older ones cannot be removed: {error}") from error
     return path
 
 
@@ -177,16 +179,12 @@ def _load(path: Path, name: str, load: Callable[[Any], None], state: Any) -> Non
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, the newest first; links are none."""
     found = [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name)]
-    return sorted(
-        (path for path in found if path.is_dir() and not path.is_symlink()),
-        key=lambda path: int(path.name.partition("-")[2]),
-        reverse=True,
-    )
+    folders = [path for path in found if path.is_dir() and not path.is_symlink()]
+    return sorted(folders, key=_number, reverse=True)
 
 
-def _next_number(folder: Path) -> int:
-    newest = checkpoints(folder)[:1]
-    return 1 + max((int(path.name.partition("-")[2]) for path in newest), default=0)
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[2])
 
 
 def _write(folder: Path, states: Mapping[str, Any], about: dict[str, Any]) -> None:
@@ -203,15 +201,18 @@ def _write(folder: Path, states: Mapping[str, Any], about: dict[str, Any]) -> No
         trees[name] = encoded(state, tensors.append, name)
         if tensors:
             files[f"{name}.bin"] = write_file(folder / f"{name}.bin", map(bytes_of, tensors))
-    text = json.dumps(trees).encode()
-    if len(text) > MOST_STATE_BYTES:
-        raise TypeError(
-            f"save_run: expected at most {MOST_STATE_BYTES:,} bytes of names, numbers and texts, "
-            f"got {len(text):,}; keep long lists of numbers in tensors"
-        )
-    files[STATE] = write_file(folder / STATE, [text])
-    write_file(folder / MANIFEST, [_sealed({**about, "files": files})])
+    files[STATE] = _write_text(folder / STATE, json.dumps(trees).encode(), MOST_STATE_BYTES)
+    _write_text(folder / MANIFEST, _sealed({**about, "files": files}), MOST_MANIFEST_BYTES)
     flush_folder(folder)
+
+
+def _write_text(path: Path, text: bytes, most_bytes: int) -> dict[str, Any]:
+    if len(text) > most_bytes:
+        raise TypeError(
+            f"save_run: expected at most {most_bytes:,} bytes of names, numbers and texts in "
+            f"{path.name}, got {len(text):,}; keep long lists of numbers in tensors"
+        )
+    return write_file(path, [text])
 
 
 def _sealed(manifest: dict[str, Any]) -> bytes:
@@ -256,16 +257,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             name: _read_tensors(path / f"{name}.bin", tree, files.get(f"{name}.bin"))
             for name, tree in trees.items()
         }
-    except Damaged:
-        raise
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-        AttributeError,
-        OverflowError,
-    ) as error:
+    except UNEXPECTED as error:
         raise Damaged(f"it is none of save_run: {one_line(error)}") from error
     return manifest, states
 
@@ -372,6 +364,7 @@ def _not_saved(folder: Path, error: OSError) -> str:
     return f"{folder}: no checkpoint can be written: {error.strerror or error}; {free}; {stays}"
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "qmix_trl": __version__}
     for name in PACKAGES:
@@ -382,6 +375,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@cache
 def _machine() -> dict[str, str]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     flags = hashlib.sha256(processor().encode()).hexdigest()[:16]

@@ -28,12 +28,13 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Continue the process's random streams from a dictionary that ``random_state`` returned.
 
-    A state with numbers of a GPU leaves them out where there is no GPU.
+    States of more GPUs than there are here are left out.
     """
     state = dict(state)
     shared, saved = _vmas_streams(), state.pop("vmas")
-    if not torch.cuda.is_available():
-        state.pop("torch_cuda", None)
+    of_gpus = state.pop("torch_cuda", [])[: torch.cuda.device_count()]
+    if of_gpus:
+        state["torch_cuda"] = of_gpus
     GlobalRNGState().load_state_dict(state)
     if shared is not None and saved is not None:
         of_torch, (kind, words, *rest), of_python = saved
