@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qmix_trl.agents import AGENTS, FeedforwardAgent, RecurrentAgent
-    from qmix_trl.checkpoint import load_weights, save_weights
+    from qmix_trl.checkpoint import LoadedRun, load_run, load_weights, save_run, save_weights
     from qmix_trl.collect import make_collector
     from qmix_trl.config import RunConfig, load_config, save_config
     from qmix_trl.envs import ENVS, EnvDims, env_dims, make_env
     from qmix_trl.envs.team import TeamEnv
-    from qmix_trl.errors import ConfigError, DivergedError, MachineError
+    from qmix_trl.errors import CheckpointError, ConfigError, DivergedError, MachineError, SaveError
     from qmix_trl.evaluate import episode_returns
     from qmix_trl.learner import Learner
     from qmix_trl.loss import QMixLoss
@@ -37,6 +37,7 @@ __all__ = [
     "AGENTS",
     "ENVS",
     "MIXERS",
+    "CheckpointError",
     "ConfigError",
     "DivergedError",
     "EnvDims",
@@ -44,6 +45,7 @@ __all__ = [
     "FeedforwardAgent",
     "GreedyAction",
     "Learner",
+    "LoadedRun",
     "MachineError",
     "NoOpPolicy",
     "QMixLoss",
@@ -51,6 +53,7 @@ __all__ = [
     "RandomPolicy",
     "RecurrentAgent",
     "RunConfig",
+    "SaveError",
     "SequenceRows",
     "TeamEnv",
     "Update",
@@ -58,6 +61,7 @@ __all__ = [
     "env_dims",
     "episode_returns",
     "load_config",
+    "load_run",
     "load_weights",
     "make_collector",
     "make_env",
@@ -66,6 +70,7 @@ __all__ = [
     "make_replay",
     "make_soft_updater",
     "save_config",
+    "save_run",
     "save_weights",
     "with_memory",
 ]
@@ -74,6 +79,7 @@ _MODULES = {
     "AGENTS": "qmix_trl.agents",
     "ENVS": "qmix_trl.envs",
     "MIXERS": "qmix_trl.mixers",
+    "CheckpointError": "qmix_trl.errors",
     "ConfigError": "qmix_trl.errors",
     "DivergedError": "qmix_trl.errors",
     "EnvDims": "qmix_trl.envs",
@@ -81,6 +87,7 @@ _MODULES = {
     "FeedforwardAgent": "qmix_trl.agents",
     "GreedyAction": "qmix_trl.policy",
     "Learner": "qmix_trl.learner",
+    "LoadedRun": "qmix_trl.checkpoint",
     "MachineError": "qmix_trl.errors",
     "NoOpPolicy": "qmix_trl.policy",
     "QMixLoss": "qmix_trl.loss",
@@ -88,6 +95,7 @@ _MODULES = {
     "RandomPolicy": "qmix_trl.policy",
     "RecurrentAgent": "qmix_trl.agents",
     "RunConfig": "qmix_trl.config",
+    "SaveError": "qmix_trl.errors",
     "SequenceRows": "qmix_trl.replay",
     "TeamEnv": "qmix_trl.envs.team",
     "Update": "qmix_trl.update",
@@ -95,6 +103,7 @@ _MODULES = {
     "env_dims": "qmix_trl.envs",
     "episode_returns": "qmix_trl.evaluate",
     "load_config": "qmix_trl.config",
+    "load_run": "qmix_trl.checkpoint",
     "load_weights": "qmix_trl.checkpoint",
     "make_collector": "qmix_trl.collect",
     "make_env": "qmix_trl.envs",
@@ -103,6 +112,7 @@ _MODULES = {
     "make_replay": "qmix_trl.replay",
     "make_soft_updater": "qmix_trl.update",
     "save_config": "qmix_trl.config",
+    "save_run": "qmix_trl.checkpoint",
     "save_weights": "qmix_trl.checkpoint",
     "with_memory": "qmix_trl.policy",
 }

@@ -30,6 +30,16 @@ class MachineError(RuntimeError):
     exit_code = 3
 
 
+class SaveError(MachineError):
+    """A checkpoint or weights cannot be written, as on a full disk; a run may go on without."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is refused; recipes print the message and exit with 5."""
+
+    exit_code = 5
+
+
 class WrongStepError(RuntimeError):
     """A compiled step differs from VMAS's; recipes print the message and exit with 5.
 
@@ -68,7 +78,13 @@ def exit_on_mistake() -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, MachineError, DivergedError, WrongStepError) as mistake:
+    except (
+        ConfigError,
+        MachineError,
+        DivergedError,
+        CheckpointError,
+        WrongStepError,
+    ) as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         raise SystemExit(mistake.exit_code) from None
     except RuntimeError as error:

@@ -1,7 +1,8 @@
 """Replay of sequences: rows of T + 1 observations in TorchRL's replay buffer."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -64,6 +65,17 @@ class SequenceRows(Transform):
         self.others = tuple(others)
         self._tail: TensorDictBase | None = None
         self._stored: set[NestedKey] | None = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return, for ``state_dict``, the entries of rows, and the steps that precede the next."""
+        stored = None if self._stored is None else sorted(self._stored, key=str)
+        return {"stored": stored, "tail": self._tail}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Continue after the batches before a ``state_dict``."""
+        stored, tail = state["stored"], state["tail"]
+        self._stored = None if stored is None else set(stored)
+        self._tail = tail
 
     @property
     def requires_shared_write_state(self) -> bool:
@@ -276,6 +288,7 @@ class SequenceRows(Transform):
                 f"SequenceRows: expected {len(tail)} environments as in the batch before, whose "
                 f"last steps are burn-in, got {len(batch)}"
             )
+        tail = tail.to(batch.get(k.mask).device)  # a loaded one is on the CPU
         whole = torch.cat([tail, batch], 1)
         self._tail = whole[:, -self.burn_in :].clone()
         return whole

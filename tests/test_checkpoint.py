@@ -1,22 +1,30 @@
 """Saving and loading the weights of a run."""
 
 import contextlib
-import pickle
+import copy
+import errno
+import os
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from qmix_trl import (
+    CheckpointError,
     ConfigError,
+    DivergedError,
     FeedforwardAgent,
     QMixer,
     QMixLoss,
     RecurrentAgent,
+    SaveError,
     VDNMixer,
     load_weights,
     save_weights,
 )
+
+DAMAGED = "damaged, or no file of save_weights"
 
 
 def feedforward(n_agents: int = 2) -> FeedforwardAgent:
@@ -92,19 +100,41 @@ def test_later_changes_of_parameters_do_not_reach_saved_weights(tmp_path):
         torch.testing.assert_close(then + 1, now)
 
 
-def test_an_interrupted_write_leaves_the_old_weights(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_weights(tmp_path, monkeypatch):
     agent, loaded = feedforward(), feedforward()
     save_weights(tmp_path, agent, None)
 
-    def torn(state: dict, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError("disk full")
+    def torn(place: int, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", torn)
-    with pytest.raises(OSError, match="disk full"):
-        save_weights(tmp_path, feedforward(), None)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", torn)
+        with pytest.raises(SaveError, match=r"weights\.pt: cannot be written: No space left on"):
+            save_weights(tmp_path, feedforward(), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
     load_weights(tmp_path, loaded)
     assert same(agent, loaded)
+
+
+def test_a_rest_of_an_interrupted_write_is_replaced(tmp_path):
+    (tmp_path / "weights.pt.part").write_bytes(b"half")
+    save_weights(tmp_path, feedforward(), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(number, tmp_path):
+    agent, loaded = feedforward(), feedforward()
+    save_weights(tmp_path, agent, None)
+    before = (tmp_path / "weights.pt").read_bytes()
+    name, parameter = next(agent.named_parameters())
+    parameter.data.flatten()[-1] = number
+    with pytest.raises(DivergedError, match=rf"agent\.{name} is no longer finite"):
+        save_weights(tmp_path, agent, None)
+    assert (tmp_path / "weights.pt").read_bytes() == before
+    torch.save({"agent": agent.state_dict(), "mixer": {}}, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match=rf"agent\.{name} is not finite"):
+        load_weights(tmp_path, loaded)
 
 
 def test_only_tensors_are_stored(tmp_path):
@@ -129,8 +159,7 @@ class Code:
 def test_code_in_a_file_of_weights_is_not_run(tmp_path):
     touched = tmp_path / "touched"
     torch.save({"agent": Code(touched), "mixer": {}}, tmp_path / "weights.pt")
-    with pytest.raises((ConfigError, pickle.UnpicklingError)):
-        load_weights(tmp_path, feedforward())
+    assert DAMAGED in refusal(tmp_path, feedforward())
     assert not touched.exists()
     torch.load(tmp_path / "weights.pt", weights_only=False)
     assert touched.exists()
@@ -138,9 +167,11 @@ def test_code_in_a_file_of_weights_is_not_run(tmp_path):
 
 def refusal(folder: Path, agent: torch.nn.Module, mixer: torch.nn.Module | None = None) -> str:
     """Return the one-line error of loading a run's weights."""
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises((CheckpointError, ConfigError)) as caught:
         load_weights(folder, agent, mixer)
     message = str(caught.value)
+    assert isinstance(caught.value, CheckpointError) == (DAMAGED in message)
+    assert "weights_only" not in message  # which torch's own error advises to turn off
     assert message.startswith(f"{folder / 'weights.pt'}: ")
     assert len(message.splitlines()) == 1
     return message
@@ -172,7 +203,7 @@ def test_a_truncated_file_of_weights_is_refused(share, tmp_path):
     save_weights(tmp_path, feedforward(), None)
     path = tmp_path / "weights.pt"
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    assert "cannot be read" in refusal(tmp_path, feedforward())
+    assert DAMAGED in refusal(tmp_path, feedforward())
 
 
 def damage(kind: str, path: Path) -> None:
@@ -185,14 +216,83 @@ def damage(kind: str, path: Path) -> None:
         torch.save({"agent": 3}, path)
     elif kind == "folder":
         path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
+    elif kind == "old format":
+        state = {"agent": feedforward().state_dict(), "mixer": {}}
+        torch.save(state, path, _use_new_zipfile_serialization=False)
     else:
         path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("kind", ["empty", "code", "list", "number", "folder"])
+KINDS = ["empty", "code", "list", "number", "folder", "pipe", "endless", "old format"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_of_weights_gets_one_line(kind, tmp_path):
     damage(kind, tmp_path / "weights.pt")
-    refusal(tmp_path, feedforward())
+    assert DAMAGED in refusal(tmp_path, feedforward())
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.eye(2).to_sparse(),
+        torch.empty(2, device="meta"),
+        torch.zeros(1).expand(10**12),
+    ],
+    ids=["sparse", "without numbers", "a view larger than the file"],
+)
+def test_weights_that_are_no_dense_tensors_are_refused(tensor, tmp_path):
+    torch.save({"agent": {"x": tensor}, "mixer": {}}, tmp_path / "weights.pt")
+    assert "(no state dicts)" in refusal(tmp_path, feedforward())
+
+
+def archive_of(agent: torch.nn.Module, folder: Path) -> dict[str, bytes]:
+    """Return the entries of a file of weights, by name."""
+    save_weights(folder, agent, None)
+    with zipfile.ZipFile(folder / "weights.pt") as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def write_archive(path: Path, entries: dict[str, bytes], compression: int) -> None:
+    """Write entries to an archive."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+def test_a_compressed_file_of_weights_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    agent = FeedforwardAgent(2, 3, 4, hidden_dims=(3000,))
+    for parameter in agent.parameters():
+        parameter.data.zero_()
+    entries = archive_of(agent, tmp_path)
+    write_archive(tmp_path / "weights.pt", entries, zipfile.ZIP_STORED)
+    load_weights(tmp_path, agent)  # an archive of the same entries is as good
+    write_archive(tmp_path / "weights.pt", entries, zipfile.ZIP_DEFLATED)
+    torch.load(tmp_path / "weights.pt", weights_only=True)  # torch unpacks it
+    assert 10 * (tmp_path / "weights.pt").stat().st_size < sum(map(len, entries.values()))
+
+    def loads(*args, **kwargs):
+        raise AssertionError("it is unpacked")
+
+    monkeypatch.setattr(torch, "load", loads)
+    assert "(ValueError)" in refusal(tmp_path, agent)
+
+
+def test_an_archive_whose_entries_overlap_is_refused(tmp_path):
+    entries = archive_of(feedforward(), tmp_path)
+    path = tmp_path / "weights.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+        for i in range(1000):  # other names for the same bytes
+            again = copy.copy(archive.filelist[0])
+            again.filename = f"archive/data/x{i}"
+            archive.filelist.append(again)
+    assert "(ValueError)" in refusal(tmp_path, feedforward())
 
 
 def test_one_damaged_byte_gets_one_line_or_loads(tmp_path):
@@ -202,7 +302,7 @@ def test_one_damaged_byte_gets_one_line_or_loads(tmp_path):
     content = path.read_bytes()
     for i in range(0, len(content), 7):
         path.write_bytes(content[:i] + bytes([content[i] ^ 0xFF]) + content[i + 1 :])
-        with contextlib.suppress(ConfigError):
+        with contextlib.suppress(CheckpointError, ConfigError):
             load_weights(tmp_path, agent)
 
 

@@ -74,6 +74,42 @@ def fills_buffers(env: EnvBase) -> bool:
     return all(callable(getattr(type(env), name, None)) for name in methods)
 
 
+def env_state(env: EnvBase) -> dict[str, Any]:
+    """Return all that later steps of an environment and its transforms depend on.
+
+    Raises:
+        TypeError: if the environment has no ``run_state`` and ``load_run_state``.
+    """
+    if isinstance(env, TransformedEnv):
+        return {"transforms": env.transform.state_dict(), "env": env_state(env.base_env)}
+    _check_resumes(env)
+    return {"env": env.run_state()}
+
+
+def load_env_state(env: EnvBase, state: Mapping[str, Any]) -> None:
+    """Let an environment and its transforms continue from an ``env_state``.
+
+    Raises:
+        TypeError: if the environment has no ``run_state`` and ``load_run_state``.
+    """
+    if isinstance(env, TransformedEnv):
+        env.transform.load_state_dict(state["transforms"])
+        load_env_state(env.base_env, state["env"])
+        return
+    _check_resumes(env)
+    env.load_run_state(state["env"])
+
+
+def _check_resumes(env: EnvBase) -> None:
+    # The class is asked: environments of several workers answer for their workers' attributes.
+    if not all(hasattr(type(env), name) for name in ("run_state", "load_run_state")):
+        raise TypeError(
+            f"{env_name(env)}: expected run_state() and load_run_state(state), which return and "
+            "set all that later steps depend on, got none; its episodes cannot go on from a "
+            "checkpoint: save the collector's state_dict() to begin new ones"
+        )
+
+
 def env_dims(env: EnvBase) -> EnvDims:
     """Return an environment's sizes; refuse an environment that breaks the contract.
 
@@ -237,6 +273,25 @@ def check_choice(name: str, choice: str, known: Sequence[str]) -> None:
     """
     if choice not in known:
         raise ConfigError(f"env.{name}: expected one of {', '.join(known)}, got {choice!r}")
+
+
+def check_resumed(of: str, state: Mapping[str, Any], **tensors: Tensor) -> None:
+    """Refuse a state whose tensors do not have the shapes of an environment's.
+
+    Args:
+        of: the environment's class, for the message.
+        state: with the saved tensors, by name.
+        **tensors: the environment's own.
+
+    Raises:
+        ValueError: if a shape differs.
+    """
+    for name, tensor in tensors.items():
+        if state[name].shape != tensor.shape:
+            raise ValueError(
+                f"{of}: expected {name!r} of shape {tuple(tensor.shape)}, got "
+                f"{tuple(state[name].shape)}; load a state of as many environments"
+            )
 
 
 def check_share(name: str, share: float) -> None:

@@ -17,6 +17,7 @@ from qmix_trl.envs.contract import (
     STATES,
     EnvDims,
     check_choice,
+    check_resumed,
     check_sizes,
     resets,
     set_flags,
@@ -164,3 +165,22 @@ class GameTeam(EnvBase):
 
     def _set_seed(self, seed: int | None) -> None:
         self._generator.manual_seed(0 if seed is None else seed)
+
+    def run_state(self) -> dict[str, Tensor]:
+        """Return all that later steps depend on."""
+        return {
+            "place": self._place,
+            "steps": self._steps,
+            "generator": self._generator.get_state(),
+        }
+
+    def load_run_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a ``run_state`` of as many environments.
+
+        Raises:
+            ValueError: if it is of another number of environments.
+        """
+        check_resumed("GameTeam", state, place=self._place, steps=self._steps)
+        self._place = state["place"].to(self.device)
+        self._steps = state["steps"].to(self.device)
+        self._generator.set_state(state["generator"])

@@ -79,6 +79,19 @@ class Infos:
             for key, value in self._now.items()
         }
 
+    def run_state(self) -> list[Tensor]:
+        """Return the present infos, in the order of ``shapes``."""
+        return [self._now[key] for key in self.shapes]
+
+    def load_run_state(self, state: list[Tensor]) -> None:
+        """Continue from a ``run_state``.
+
+        Raises:
+            ValueError: if it holds another number of infos.
+        """
+        now = zip(self.shapes, state, strict=True)
+        self._now = {key: value.to(self._now[key].device) for key, value in now}
+
     def write(self, packed: TensorDict) -> None:
         """Write the present infos to an output [E]."""
         for key, value in self._now.items():

@@ -15,8 +15,11 @@ from qmix_trl.chosen import Chosen
 from qmix_trl.envs.contract import (
     EnvDims,
     check_choice,
+    check_resumed,
     check_sizes,
     env_name,
+    env_state,
+    load_env_state,
     resets,
     set_flags,
     set_specs,
@@ -124,6 +127,28 @@ class TeamEnv(EnvBase):
                 f"TeamEnv of {self.how}: others: expected no policy, as all agents are in the "
                 "team, got one; leave it out"
             )
+
+    def run_state(self) -> dict[str, Any]:
+        """Return all that later steps depend on; ``others`` has no state that is saved.
+
+        Raises:
+            TypeError: if the environment has no state that it could continue from.
+        """
+        return {"env": env_state(self.env), "current": self._current, "steps": self._steps}
+
+    def load_run_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a ``run_state``.
+
+        Raises:
+            TypeError: if the environment cannot continue from a state.
+            ValueError: if it is of a batch of another shape.
+        """
+        check_resumed("TeamEnv", state, steps=self._steps)
+        load_env_state(self.env, state["env"])
+        current = state["current"]
+        if current is not None and self.device is not None:
+            current = current.to(self.device)
+        self._current, self._steps = current, state["steps"].to(self._steps.device)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         reset = resets(self, tensordict, reset_when_done=True)  # [*B, 1]

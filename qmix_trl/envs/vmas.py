@@ -259,13 +259,16 @@ class VmasTeam(EnvBase):
                 f"env.engine: VMAS scenario {self.name!r} runs no longer on {self._wanted}: "
                 f"{self.refusal}; engine=auto goes on with eager"
             )
+        self._go_on_with_eager(reasons)
+        warnings.warn(
+            f"env.engine: VMAS scenario {self.name!r} goes on with {self.how}", stacklevel=2
+        )
+
+    def _go_on_with_eager(self, reasons: dict[str, str]) -> None:
         self.engine, how = make_engine(self._settings, "eager")
         if self.shadow is not None:
             self.shadow.stop("VMAS itself steps now")
         self.how = Chosen(how.name, reasons)
-        warnings.warn(
-            f"env.engine: VMAS scenario {self.name!r} goes on with {self.how}", stacklevel=2
-        )
 
     def render(self, *args, **kwargs) -> Any:
         """Return VMAS's picture of an environment; only the eager engine has one.
@@ -416,3 +419,39 @@ class VmasTeam(EnvBase):
         if self.shadow is not None:
             self.shadow.forget()
         self.seen.copy_(seen)
+
+    def run_state(self) -> dict[str, Any]:
+        """Return all that later steps depend on, and the engine that took the steps before."""
+        return {
+            "engine": self.how.name,
+            "refusal": self.refusal,
+            "simulation": self.simulation_state(),
+            "infos": self._infos.run_state(),
+        }
+
+    def load_run_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a ``run_state``, bit for bit on the same engine.
+
+        If VMAS itself took the steps, and the engine is "auto", it goes on. Another compiled engine
+        than before is warned of.
+
+        Raises:
+            ValueError: if the engine, the task or the number of environments does not fit.
+        """
+        saved, here = state["engine"], self.how.name
+        if saved == "eager" != here and self._wanted == "auto":
+            self._go_on_with_eager({**self.how.passed_over, here: "the run went on with VMAS"})
+        elif "eager" in (saved, here) and saved != here:
+            raise ValueError(
+                f"env.engine: expected {saved}, which took the steps before, got {here}"
+            )
+        elif saved != here:
+            warnings.warn(
+                f"env.engine: {saved} took the steps before, {here} goes on: numbers may differ in "
+                "their last bits",
+                stacklevel=2,
+            )
+        self.load_simulation_state(state["simulation"])
+        if self.how.name != "eager":
+            self.engine.env_state.fresh.refusal = state["refusal"]
+        self._infos.load_run_state(state["infos"])

@@ -17,7 +17,7 @@ from torchrl.envs import (
 )
 
 from qmix_trl.chosen import CPP_LOOP, CUDA_GRAPH, POLICY_KERNEL, Chosen
-from qmix_trl.envs.contract import fills_buffers
+from qmix_trl.envs.contract import env_state, fills_buffers, load_env_state
 from qmix_trl.errors import MachineError, one_line
 from qmix_trl.functional import episode_returns
 from qmix_trl.fused.step_loop import Key, Loop, StepLoop
@@ -264,6 +264,45 @@ class FusedCollector:
         self.policy.load_state_dict(state_dict["policy_state_dict"])
         self._iter = state_dict["iter"]
         self._begin()
+
+    def run_state(self) -> dict[str, Any]:
+        """Return all that later batches depend on: running episodes, environment and policy.
+
+        Raises:
+            TypeError: if the environment has no state that it could continue from.
+        """
+        return {
+            "iter": self._iter,
+            "env": env_state(self.env),
+            "begins": self._begins,
+            "memory": TensorDict(self._memory, self.env.batch_size),
+            "returns": self._returns,
+            "policy": self.policy.state_dict(),
+        }
+
+    def load_run_state(self, state: Mapping[str, Any]) -> None:
+        """Continue, in the middle of episodes, from a ``run_state`` of a collector made alike.
+
+        Raises:
+            TypeError: if the environment cannot continue from a state.
+            ValueError: if the environment or the policy's memory does not fit.
+        """
+        loop_before = self.env.compiled_loop
+        load_env_state(self.env, state["env"])
+        if self.env.compiled_loop != loop_before:  # it goes on with another engine
+            self._loop, self.how = self._first_loop()
+        zero = self._zero_memory
+        memory = dict(state["memory"].to(self.env.device).items(True, True))
+        if {k: x.shape for k, x in memory.items()} != {k: x.shape for k, x in zero.items()}:
+            raise ValueError(
+                f"FusedCollector: expected a memory of {list(zero)} for {len(state['begins'])} "
+                f"environments, got {list(memory)}; load the state of a collector made alike"
+            )
+        self._memory = {key: memory[key] for key in zero}
+        self._begins = state["begins"].to(self.env.device)
+        self._returns = state["returns"].to(self.env.device)
+        self._iter = state["iter"]
+        self.policy.load_state_dict(state["policy"])
 
     def shutdown(
         self,

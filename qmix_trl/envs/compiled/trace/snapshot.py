@@ -150,8 +150,9 @@ def _restore_tensors(
         elif path in saved:
             value, now = saved[path], slot.value
             in_place = path in views and now.shape == value.shape and now.dtype == value.dtype
+            place = now.device if isinstance(now, Tensor) else value.device  # a loaded one: CPU
             # In place, so that its views see it.
-            restored[path] = now.copy_(value) if in_place else value.clone()
+            restored[path] = now.copy_(value) if in_place else value.to(place, copy=True)
             slot.set(restored[path])
 
 

@@ -1,0 +1,393 @@
+"""A run's whole state on disk: a folder of checkpoints that cannot lie, and cannot run code.
+
+``FOLDER/checkpoint-000007/`` holds
+
+- ``manifest.json``: the size and SHA-256 of each other file, versions, machine, time and greedy
+  return, and a hash of itself;
+- ``state.json``: the states of all parts without the numbers of tensors (``nested.py``);
+- ``PART.bin``: the numbers of a part's tensors, one after another.
+
+It is written under another name, flushed to the disk and renamed, so that there is a whole
+checkpoint or none. Only JSON and numbers are read: nothing of a checkpoint is run.
+"""
+
+import hashlib
+import json
+import math
+import platform
+import re
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qmix_trl import __version__
+from qmix_trl.checkpoint.files import (
+    Reader,
+    bytes_of,
+    flush_folder,
+    new_folder,
+    remove_folder,
+    sweep,
+    write_file,
+)
+from qmix_trl.checkpoint.nested import Damaged, decoded, encoded
+from qmix_trl.checkpoint.parts import is_value, load_part, part_state
+from qmix_trl.checkpoint.streams import random_state, set_random_state
+from qmix_trl.errors import CheckpointError, SaveError, one_line
+from qmix_trl.native.build import processor
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+FORMAT = f"1 {sys.byteorder}"  # numbers are written in the order of the machine
+NAME = re.compile(r"checkpoint-(\d{6,12})")
+PART = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+MOST_MANIFEST_BYTES = 2**20
+MOST_STATE_BYTES = 2**26
+STREAMS = "random"  # the name of the process's random streams among the parts
+PACKAGES = ("torch", "torchrl", "tensordict", "vmas", "numpy")
+# Errors that content raises which is not as ``save_run`` writes it.
+UNEXPECTED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A checkpoint that was loaded.
+
+    Attributes:
+        path: its folder.
+        values: by name, the parts that were saved as values and not as objects with a state.
+        manifest: with "versions", "machine", "time" in seconds since 1970, "greedy_return".
+    """
+
+    path: Path
+    values: dict[str, Any]
+    manifest: dict[str, Any]
+
+
+def save_run(
+    folder: str | Path, *, keep: int = 2, greedy_return: float | None = None, **parts: Any
+) -> Path:
+    """Write a checkpoint of a run into a folder; return its path.
+
+    The process's random streams (Python, NumPy, torch, VMAS) are always part of it.
+
+    Args:
+        folder: of the run's checkpoints; it is made if there is none.
+        keep: the number of newest checkpoints that stay, with the one of the highest greedy return.
+        greedy_return: of the weights, if it was measured.
+        **parts: objects with a state (see ``parts.py``), or values: tensors, numbers, texts, None,
+            and lists, tuples and dictionaries of them.
+
+    Raises:
+        SaveError: if it cannot be written, as on a full disk; the checkpoints before it stay.
+        TypeError: if a part has no state, or its state holds anything but values.
+        ValueError: if ``keep`` is below 1, or a part cannot have its name.
+    """
+    if keep < 1:
+        raise ValueError(f"save_run: expected keep of at least 1, got {keep}")
+    for name in parts:
+        if not PART.fullmatch(name) or name == STREAMS:
+            raise ValueError(f"save_run: a part cannot have the name {name!r}; choose another")
+    folder = Path(folder)
+    values = [name for name, part in parts.items() if is_value(part)]
+    states = {n: part if n in values else part_state(n, part) for n, part in parts.items()}
+    states[STREAMS] = random_state()
+    about = {
+        "format": FORMAT,
+        "time": time.time(),
+        "greedy_return": None if greedy_return is None else float(greedy_return),
+        "values": values,
+        "versions": _versions(),
+        "machine": _machine(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        number = 1 + max(map(_number, checkpoints(folder)), default=0)
+        path = folder / f"checkpoint-{number:06d}"
+        with new_folder(folder) as new:
+            _write(new, states, about)
+            new.rename(path)
+        flush_folder(folder)
+    except OSError as error:
+        raise SaveError(_not_saved(folder, error)) from error
+    try:
+        _remove_old(folder, keep)
+    except OSError as error:
+        raise SaveError(f"{path} is written, older ones cannot be removed: {error}") from error
+    return path
+
+
+def load_run(folder: str | Path, **parts: Any) -> LoadedRun:
+    """Let the parts of a run continue from its newest checkpoint that is whole.
+
+    All of a checkpoint is read and checked before any part is touched. Then the parts are loaded in
+    the given order, and the process's random streams last.
+
+    Args:
+        folder: of the run's checkpoints, or one checkpoint.
+        **parts: the objects that ``save_run`` was given, or new ones made alike, by the same names.
+            Those that were given as values are returned and not given here.
+
+    Returns:
+        The checkpoint that was loaded, with the values.
+
+    Raises:
+        CheckpointError: if no checkpoint is whole; or, with some parts loaded and others not, if it
+            has other parts or does not fit them.
+    """
+    folder = Path(folder)
+    sweep(folder)
+    path, manifest, states = _newest_whole(folder)
+    differences = _differences(manifest)
+    if differences:
+        warnings.warn(
+            f"{path} was written with {'; '.join(differences)}: numbers may differ in their last "
+            "bits",
+            stacklevel=2,
+        )
+    values = {name: states.pop(name) for name in manifest["values"]}
+    streams = states.pop(STREAMS)
+    if states.keys() != parts.keys():
+        raise CheckpointError(
+            f"{path}: expected the parts {', '.join(sorted(states))} as it was saved, got "
+            f"{', '.join(sorted(parts)) or 'none'}"
+        )
+    for name, part in parts.items():
+        _load(path, name, lambda state, n=name, p=part: load_part(n, p, state), states[name])
+    _load(path, STREAMS, set_random_state, streams)
+    return LoadedRun(path, values, manifest)
+
+
+def _load(path: Path, name: str, load: Callable[[Any], None], state: Any) -> None:
+    try:
+        load(state)
+    except Exception as error:  # a part's own code may raise anything
+        raise CheckpointError(f"{path}: {name} does not fit: {one_line(error)}") from error
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, the newest first; links are none."""
+    found = [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name)]
+    folders = [path for path in found if path.is_dir() and not path.is_symlink()]
+    return sorted(folders, key=_number, reverse=True)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[2])
+
+
+def _write(folder: Path, states: Mapping[str, Any], about: dict[str, Any]) -> None:
+    """Write the files of a checkpoint into a folder, and flush them to the disk.
+
+    Raises:
+        OSError: if the disk is full or fails.
+        TypeError: if a state holds anything but values.
+    """
+    files: dict[str, Any] = {}
+    trees = {}
+    for name, state in states.items():
+        tensors: list[Tensor] = []
+        trees[name] = encoded(state, tensors.append, name)
+        if tensors:
+            files[f"{name}.bin"] = write_file(folder / f"{name}.bin", map(bytes_of, tensors))
+    files[STATE] = _write_text(folder / STATE, json.dumps(trees).encode(), MOST_STATE_BYTES)
+    _write_text(folder / MANIFEST, _sealed({**about, "files": files}), MOST_MANIFEST_BYTES)
+    flush_folder(folder)
+
+
+def _write_text(path: Path, text: bytes, most_bytes: int) -> dict[str, Any]:
+    if len(text) > most_bytes:
+        raise TypeError(
+            f"save_run: expected at most {most_bytes:,} bytes of names, numbers and texts in "
+            f"{path.name}, got {len(text):,}; keep long lists of numbers in tensors"
+        )
+    return write_file(path, [text])
+
+
+def _sealed(manifest: dict[str, Any]) -> bytes:
+    """Return a manifest as text that begins with a hash of the rest."""
+    text = json.dumps(manifest, indent=1).encode()
+    return json.dumps({"sha256": hashlib.sha256(text).hexdigest()}).encode() + b"\n" + text + b"\n"
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint.
+
+    Raises:
+        Damaged: if it is not as it was written.
+    """
+    with Reader(path / MANIFEST) as reader:
+        text = reader.text(MOST_MANIFEST_BYTES)
+    try:
+        manifest = json.loads(text.partition(b"\n")[2])
+    except (ValueError, RecursionError):
+        raise Damaged(f"{MANIFEST} is no JSON") from None
+    if not isinstance(manifest, dict) or _sealed(manifest) != text:
+        raise Damaged(f"{MANIFEST} does not have its hash")
+    if manifest.get("format") != FORMAT:
+        raise Damaged(f"{MANIFEST}: expected the format {FORMAT!r}, got {manifest.get('format')!r}")
+    return manifest
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the manifest of a checkpoint and the states of its parts.
+
+    Raises:
+        Damaged: if a file is not as it was written.
+    """
+    manifest = read_manifest(path)
+    try:
+        files: dict[str, Any] = manifest["files"]
+        trees = _read_trees(path, files)
+        if not {STREAMS, *manifest["values"]} <= trees.keys():
+            raise Damaged(f"{STATE} lacks parts that {MANIFEST} names")
+        _differences(manifest)
+        states = {
+            name: _read_tensors(path / f"{name}.bin", tree, files.get(f"{name}.bin"))
+            for name, tree in trees.items()
+        }
+    except UNEXPECTED as error:
+        raise Damaged(f"it is none of save_run: {one_line(error)}") from error
+    return manifest, states
+
+
+def _read_trees(path: Path, files: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON of each part.
+
+    Raises:
+        Damaged: if it is not as it was written, or names a part that is no name.
+    """
+    with Reader(path / STATE) as reader:
+        text = reader.text(MOST_STATE_BYTES)
+        _check(STATE, files[STATE], len(text), reader.hash())
+    try:
+        trees = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Damaged(f"{STATE} is no JSON") from None
+    if not all(PART.fullmatch(name) for name in trees):
+        raise Damaged(f"{STATE} names a part that is no name")
+    return trees
+
+
+def _read_tensors(path: Path, tree: Any, expected: Mapping[str, Any] | None) -> Any:
+    """Return the state of a part; ``expected`` is None if it has no tensors and no file.
+
+    Raises:
+        Damaged: if its file is not as it was written.
+    """
+    if expected is None:
+        return decoded(tree, _no_tensor)
+    with Reader(path) as reader:
+        n_bytes = reader.left
+        if n_bytes != expected["bytes"]:
+            raise Damaged(f"{path.name}: expected {expected['bytes']} bytes, got {n_bytes}")
+        state = decoded(tree, reader.tensor)
+        if reader.left:
+            raise Damaged(f"{path.name} is longer than its tensors")
+        _check(path.name, expected, n_bytes, reader.hash())
+    return state
+
+
+def _no_tensor(dtype: torch.dtype, shape: list[int]) -> Tensor:
+    raise Damaged(f"{MANIFEST} names no file for a tensor {dtype} {shape}")
+
+
+def _check(name: str, expected: Mapping[str, Any], n_bytes: int, hash_: str) -> None:
+    """Refuse a file that has another size or hash than its manifest says.
+
+    Raises:
+        Damaged: if it has.
+    """
+    if n_bytes != expected["bytes"]:
+        raise Damaged(f"{name}: expected {expected['bytes']} bytes, got {n_bytes}")
+    if hash_ != expected["sha256"]:
+        raise Damaged(f"{name} does not have its hash")
+
+
+def _newest_whole(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Return the newest checkpoint that is whole, its manifest and its states.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    refused: list[str] = []
+    single = NAME.fullmatch(folder.name) and not checkpoints(folder)
+    for path in [folder] if single else checkpoints(folder):
+        try:
+            manifest, states = _read(path)
+        except Damaged as damaged:
+            refused.append(f"{path} is damaged: {damaged}")
+            continue
+        if refused:
+            warnings.warn(f"{'; '.join(refused)}; {path} is loaded", stacklevel=3)
+        return path, manifest, states
+    reason = "; ".join(refused) or f"{folder} has no checkpoint of save_run"
+    raise CheckpointError(f"{reason}; nothing was loaded")
+
+
+def _remove_old(folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest and the one of the highest greedy return."""
+    found = checkpoints(folder)
+    best = max(found, key=_greedy_return)  # the newest of equals
+    for path in found[keep:]:
+        if path != best:
+            remove_folder(path)
+
+
+def _greedy_return(path: Path) -> float:
+    try:
+        found = read_manifest(path)["greedy_return"]
+    except (Damaged, KeyError):
+        return -math.inf
+    return found if isinstance(found, float) and not math.isnan(found) else -math.inf
+
+
+def _not_saved(folder: Path, error: OSError) -> str:
+    """Return the message of a save that failed."""
+    try:
+        free = f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB are free"
+        newest = checkpoints(folder)[:1]
+    except OSError:
+        free, newest = "the free space is unknown", []
+    stays = f"{newest[0].name} stays the newest" if newest else "there is none"
+    return f"{folder}: no checkpoint can be written: {error.strerror or error}; {free}; {stays}"
+
+
+@cache
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "qmix_trl": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def _machine() -> dict[str, str]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    flags = hashlib.sha256(processor().encode()).hexdigest()[:16]
+    return {"processor": f"{platform.machine()} {flags}", "gpu": gpu}
+
+
+def _differences(manifest: Mapping[str, Any]) -> list[str]:
+    """Return the versions and features of the machine that differ from a manifest's."""
+    now = {**_versions(), **_machine()}
+    saved = {**manifest["versions"], **manifest["machine"]}
+    return [
+        f"{name} {saved.get(name, 'none')}, here {now.get(name, 'none')}"
+        for name in sorted({*now, *saved})
+        if now.get(name) != saved.get(name)
+    ]
