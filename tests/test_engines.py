@@ -433,7 +433,7 @@ def test_without_a_compiler_vmas_itself_steps_and_the_reason_says_what_to_instal
     def none():
         raise build.NoCompiler("no C++ compiler was found; install one (apt install g++)")
 
-    monkeypatch.setattr(engines, "compiler", none)
+    monkeypatch.setattr(engines, "check_compiler", none)
     monkeypatch.setattr("qmix_trl.envs.compiled.backends.toolchain", none)
     env = env_of(engine="auto")
     reason = "no C++ compiler was found; install one (apt install g++)"

@@ -514,6 +514,7 @@ def test_a_step_from_disk_that_differs_is_built_again_once(tmp_path, monkeypatch
         step = bare_step([], None)
         return {
             "file": "step.so",
+            "sha256": "",
             "numbers": [],
             "layout": {"n_agents": 1, "observation_dim": 1, "state_dim": 1},
             "paths": step.paths.as_json(),
@@ -528,16 +529,16 @@ def test_a_step_from_disk_that_differs_is_built_again_once(tmp_path, monkeypatch
 
     def check(step, task, backend, n_envs):
         assert n_envs == 2
-        checked.append(step.library.read_text())
+        checked.append(step.library.path.read_text())
         if checked[-1] in differing:
             raise Mismatch("its step differs from VMAS's")
 
     monkeypatch.setattr(compiling, "_make", make)
     monkeypatch.setattr(compiling, "check_at_start", check)
     differing = {"1"}
-    assert compiling.checked_step(task, backend, 2).library.read_text() == "2"
+    assert compiling.checked_step(task, backend, 2).library.path.read_text() == "2"
     assert (len(made), checked) == (2, ["1", "2"])
-    assert compiling.checked_step(task, backend, 2).library.read_text() == "2"
+    assert compiling.checked_step(task, backend, 2).library.path.read_text() == "2"
     assert (len(made), checked) == (2, ["1", "2", "2"])
     differing = {"2", "3"}
     with pytest.raises(Mismatch):

@@ -13,6 +13,7 @@ from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.envs.compiled.engines.triton import TritonEngine, triton_toolchain
 from qmix_trl.envs.compiled.lower.step import Step
 from qmix_trl.native.build import build, toolchain
+from qmix_trl.native.built_file import BuiltFile
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Backend:
     tools: Callable[[], str]
     source: Callable[[Step], str]
     build: Callable[[str, Path], None]
-    engine: Callable[[Path, FreshStates, int, int], KernelEngine | TritonEngine]
+    engine: Callable[[BuiltFile, FreshStates, int, int], KernelEngine | TritonEngine]
 
 
 def of_cpu() -> Backend:
@@ -62,7 +63,7 @@ def of_gpu(device: torch.device) -> Backend:
 
 def write_source(source: str, path: Path) -> None:
     """Write a source to a file."""
-    path.write_text(source)
+    path.write_text(source, encoding="utf-8")
 
 
 BACKENDS: dict[str, Callable[[torch.device], Backend]] = {
