@@ -33,6 +33,7 @@ COMPILERS = ("g++", "clang++", "c++")
 TIMEOUT_SECONDS = 300
 VERSION_SECONDS = 30  # a compiler on a network's disk may take some to start
 ROOM_BYTES = 1 << 20  # a linker that finds less may die without a word about the disk
+HEAD_BYTES = 64  # of an ELF file; no library is as small
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 NO_OPENMP = re.compile(r"-fopenmp|lib?g?omp|-l ?g?omp|omp\.h", re.IGNORECASE)
 
@@ -185,8 +186,10 @@ def is_whole(library: Path) -> bool:
     if not library.is_file():
         return False
     content = library.read_bytes()
-    if not content.startswith(b"\x7fELF\x02\x01"):  # ELF, 64 bits, little endian
-        return bool(content) and not content.startswith(b"\x7fELF")
+    if len(content) < HEAD_BYTES:
+        return False
+    if not content.startswith(b"\x7fELF\x02\x01"):  # other systems, and processors of 32 bits
+        return True
     try:
         programs, sections = struct.unpack_from("<QQ", content, 32)
         size, n_programs, section_size, n_sections = struct.unpack_from("<4H", content, 54)
@@ -194,7 +197,7 @@ def is_whole(library: Path) -> bool:
         for at in range(programs, programs + size * n_programs, size):
             offset, _, _, length = struct.unpack_from("<4Q", content, at + 8)
             ends.append(offset + length)
-    except (struct.error, ValueError):
+    except (struct.error, ValueError):  # the table of parts is damaged
         return False
     return max(ends) <= len(content)
 
