@@ -26,10 +26,10 @@ pytestmark = pytest.mark.skipif(GXX is None, reason="there is no g++")
 def _no_compiler_is_known(monkeypatch):
     """Look for the compiler again, before and after a test."""
     monkeypatch.setattr(build, "_GIVEN_UP", [])
-    for function in (build.command, build.toolchain):
+    for function in (build.command, build.toolchain, build._broken):
         function.cache_clear()
     yield
-    for function in (build.command, build.toolchain):
+    for function in (build.command, build.toolchain, build._broken):
         function.cache_clear()
 
 
@@ -198,7 +198,7 @@ def test_a_compiler_that_hangs_is_killed_with_its_children_and_never_started_aga
     hang, calls = HANGS.replace("{}", str(tmp_path)), tmp_path / "calls"
     version = hang if hangs_in == "version" else "echo 1"
     script(f'echo "$*" >> {calls}; case "$*" in *--version*) {version};; *) {hang};; esac')
-    monkeypatch.setattr(build, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(build, "SMALL_SECONDS", 0.5)
     monkeypatch.setattr(build, "VERSION_SECONDS", 0.5 if hangs_in == "version" else 30)
     monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path / "steps"))
     reasons = []

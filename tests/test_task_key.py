@@ -522,6 +522,7 @@ def test_a_step_from_disk_that_differs_is_built_again_once(tmp_path, monkeypatch
             "guard": step.guard.as_json(),
             "constants": {},
             "carried": [],
+            "draws": False,
             "shared": False,
             "reads_in_resets": False,
             "seconds": {},

@@ -9,6 +9,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import tempfile
 import threading
 import warnings
 from contextlib import suppress
@@ -31,6 +32,8 @@ FLAGS = (
 )
 COMPILERS = ("g++", "clang++", "c++")
 TIMEOUT_SECONDS = 300
+SMALL = 'extern "C" int small() { return 1; }'
+SMALL_SECONDS = 60  # for that; a machine may be busy
 VERSION_SECONDS = 30  # a compiler on a network's disk may take some to start
 ROOM_BYTES = 1 << 20  # a linker that finds less may die without a word about the disk
 HEAD_BYTES = 64  # of an ELF file; no library is as small
@@ -116,14 +119,33 @@ def toolchain() -> str:
 
 
 def check_compiler() -> None:
-    """Check that there is a compiler, and that none has taken too long in this process.
+    """Check that the compiler builds a small library, before work begins that needs it.
 
     Raises:
         NoCompiler: if there is no compiler.
-        BuildFailed: if it cannot be run, or was given up.
+        BuildFailed: if it builds none, or has taken too long in this process.
     """
-    toolchain()
     _check_patience()
+    reason = _broken()
+    if reason is not None:
+        raise BuildFailed(reason)
+
+
+@cache
+def _broken() -> str | None:
+    """Return the reason why the compiler builds no library; None if it does, or it is not known.
+
+    Raises:
+        NoCompiler: if there is no compiler.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="qmix_trl-") as folder:
+            _build(SMALL, Path(folder) / "small.so", (), SMALL_SECONDS)
+    except (OSError, DiskFull):  # of the temporary folder; the store may have room
+        return None
+    except BuildFailed as error:
+        return str(error)
+    return None
 
 
 @cache
@@ -151,13 +173,18 @@ def build(source: str, library: Path, *, fused_products: bool = False) -> None:
             library; ``DiskFull`` if there is no room for one.
         OSError: if the source cannot be written.
     """
+    more = ("-ffp-contract=fast",) if fused_products else ()  # overrides the flag before
+    _build(source, library, more, TIMEOUT_SECONDS)
+
+
+def _build(source: str, library: Path, more: tuple[str, ...], seconds: float) -> None:
+    """Compile a source, as ``build``, with more flags and a limit of seconds."""
     code = library.with_suffix(".cpp")
     code.write_text(source, encoding="utf-8")
-    contract = ["-ffp-contract=fast"] if fused_products else []  # overrides the flag before
-    plain = [*command(), *FLAGS, *contract, str(code), "-o", str(library)]
-    done = _run([*plain, "-fopenmp"], TIMEOUT_SECONDS, library.parent)
+    plain = [*command(), *FLAGS, *more, str(code), "-o", str(library)]
+    done = _run([*plain, "-fopenmp"], seconds, library.parent)
     if done.returncode > 0 and NO_OPENMP.search(done.stderr):  # not every compiler has OpenMP
-        done = _run(plain, TIMEOUT_SECONDS, library.parent)
+        done = _run(plain, seconds, library.parent)
     if done.returncode == 0 and is_whole(library):
         return
     reason = f"{compiler()}: {_reason(done, library)}"
@@ -172,7 +199,7 @@ def _reason(done: subprocess.CompletedProcess[str], library: Path) -> str:
     if done.returncode == 0:
         return f"it wrote {'half a' if library.is_file() else 'no'} library"
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    first = next((line for line in lines if "error" in line), " ".join(lines))[:300]
+    first = next((line for line in lines if "error" in line), "".join(lines[:1]))[:300]
     if done.returncode < 0:
         return f"ended by signal {-done.returncode} {first}".strip()
     return first or f"exit code {done.returncode}"

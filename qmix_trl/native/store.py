@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from qmix_trl.errors import one_line
-from qmix_trl.native.build import BuildFailed, DiskFull, build, toolchain
+from qmix_trl.native.build import BuildFailed, DiskFull, build, check_compiler, toolchain
 from qmix_trl.native.built_file import (
     BuiltFile,
     NotLoadable,
@@ -276,6 +276,7 @@ def library(name: str, source: str, *functions: str) -> ctypes.CDLL:
     made: list[Path] = []
 
     def make(place: Path) -> dict[str, str]:
+        check_compiler()
         # A process that has loaded a library gets it again by its path, even if the file is another
         path = place / f"library-{secrets.token_hex(4)}.so"
         made.append(path)

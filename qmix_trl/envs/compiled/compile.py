@@ -130,6 +130,7 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
 
 def _make(task: Task, place: Path, backend: Backend) -> dict[str, Any]:
     """Build a task's step in a folder; return its notes, or the reason of a refusal."""
+    backend.check()  # tracing takes seconds
     n_nodes = None
     begin = time.perf_counter()
     try:
