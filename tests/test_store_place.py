@@ -123,6 +123,21 @@ def test_a_complete_store_that_is_read_only_serves(cache_folder, monkeypatch):
         assert is_temporary(store.kept("other", make)[0])
 
 
+def test_an_entry_that_cannot_be_removed_is_not_used_again(cache_folder, monkeypatch):
+    found, _ = store.kept("key", make)
+
+    def refuse(*args):
+        raise OSError(30, "Read-only file system", str(found))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.os, "rename", refuse)
+        store.drop("key")
+    assert store.read("key") is None
+    assert found.exists()
+    assert store.kept("key", make)[0] == found  # in place of the old one
+    assert store.read("key") == {"a": 1}
+
+
 @pytest.mark.parametrize(
     "error",
     [OSError(28, "No space left on device"), build.DiskFull("g++: No space left on device")],

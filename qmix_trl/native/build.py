@@ -305,4 +305,5 @@ def _end() -> None:
             _kill(group)
 
 
-os.register_at_fork(after_in_child=_RUNNING.clear)  # they are the parent's
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_RUNNING.clear)  # they are the parent's

@@ -82,6 +82,11 @@ def temporary() -> Path:
         return Path(_TEMPORARY[0].name)
 
 
+def temporary_if_made() -> list[Path]:
+    """Return the temporary folder of this process; none if it was not needed yet."""
+    return [Path(made.name) for made in _TEMPORARY]
+
+
 def warn_of(reason: str) -> None:
     """Warn once in a process that the temporary folder serves in place of the store."""
     with _LOCK:

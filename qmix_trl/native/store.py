@@ -37,6 +37,7 @@ from qmix_trl.native.place import (
     folder,
     is_trusted,
     temporary,
+    temporary_if_made,
     warn_of,
 )
 
@@ -48,7 +49,7 @@ LOCK_SECONDS = 900  # the longest wait for another process, whose compiler has a
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Make = Callable[[Path], Mapping[str, Any]]
-_FULL: dict[Path, str] = {}  # stores that failed in this process, with the reason
+_UNWRITABLE: dict[Path, str] = {}  # stores that failed in this process, with the reason
 _DROPPED: set[Path] = set()  # entries that are of no use and could not be removed
 
 
@@ -110,24 +111,24 @@ def _kept(root: Path, key: str, make: Make) -> tuple[Path, dict[str, Any]]:
     notes = _read(root / key)
     if notes is not None:
         return root / key, notes
-    if root in _FULL:
-        raise Unusable(_FULL[root])
+    if root in _UNWRITABLE:
+        raise Unusable(_UNWRITABLE[root])
     try:
         _make_root(root)
         with locked(root / f"{LOCK}{key}", LOCK_SECONDS):
             notes = _read(root / key)  # another process may have made it by now
             notes = _made(root / key, make) if notes is None else notes
     except Unusable as error:
-        _FULL[root] = str(error)
+        _UNWRITABLE[root] = str(error)
         raise
     except OSError as error:
         if not _is_about(error, root):
             raise
-        _FULL[root] = f"the store {root} cannot be written ({one_line(error)})"
-        raise Unusable(_FULL[root]) from error
+        _UNWRITABLE[root] = f"the store {root} cannot be written ({one_line(error)})"
+        raise Unusable(_UNWRITABLE[root]) from error
     except DiskFull as error:
-        _FULL[root] = f"the store {root} is full: {error}"
-        raise Unusable(_FULL[root]) from error
+        _UNWRITABLE[root] = f"the store {root} is full: {error}"
+        raise Unusable(_UNWRITABLE[root]) from error
     return root / key, notes
 
 
@@ -177,12 +178,17 @@ def _unfinished(place: Path) -> tempfile.TemporaryDirectory:
 
 def read(key: str) -> dict[str, Any] | None:
     """Return the notes of an entry, None if there is none, it is damaged, or cannot be trusted."""
-    try:
+    found = map(_read, _places(key))
+    return next((notes for notes in found if notes is not None), None)
+
+
+def _places(key: str) -> list[Path]:
+    """Return where an entry may be: in the store if it is trusted, and in the temporary folder."""
+    roots = temporary_if_made()
+    with suppress(Unusable):
         check_trusted(folder())
-        found = _read(folder() / key)
-        return _read(temporary() / key) if found is None else found
-    except Unusable:
-        return None
+        roots.insert(0, folder())
+    return [root / key for root in roots]
 
 
 def _read(place: Path) -> dict[str, Any] | None:
@@ -197,7 +203,7 @@ def _read(place: Path) -> dict[str, Any] | None:
         if sealed["hash"] != hash_of(_text(notes, of_files).encode()):
             return None
         same = all(hash_of(content_of(inside(place, x))) == h for x, h in of_files.items())
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, NotLoadable):
         return None
     return notes if same else None
 
@@ -206,24 +212,23 @@ def inside(place: Path, name: str) -> Path:
     """Return the path of a file of a folder.
 
     Raises:
-        ValueError: if the name leads out of the folder.
+        NotLoadable: if the name leads out of the folder.
     """
     if Path(name).name != name or name == "..":
-        raise ValueError(f"expected the name of a file in {place}, got {name!r}")
+        raise NotLoadable(f"expected the name of a file in {place}, got {name!r}")
     return place / name
 
 
 def drop(key: str) -> None:
     """Remove an entry; where it cannot be removed, it is not read any more in this process."""
-    with suppress(Unusable):
-        for place in (folder() / key, temporary() / key):
-            try:
-                with _unfinished(place) as bin_:
-                    os.rename(place, Path(bin_) / "dropped")
-            except FileNotFoundError:
-                continue
-            except OSError:
-                _DROPPED.add(place)
+    for place in _places(key):
+        try:
+            with _unfinished(place) as bin_:
+                os.rename(place, Path(bin_) / "dropped")
+        except FileNotFoundError:  # another process was faster
+            continue
+        except OSError:
+            _DROPPED.add(place)
 
 
 def _sealed(notes: Mapping[str, Any], place: Path) -> str:
@@ -272,7 +277,8 @@ def library(name: str, source: str, *functions: str) -> ctypes.CDLL:
         NoCompiler: if there is no compiler.
         BuildFailed: if it refuses the source, or the library cannot be kept or loaded.
     """
-    key = f"{name}-{hash_of(chr(10).join([source, toolchain(), *functions]).encode())[:24]}"
+    text = "\n".join([source, toolchain(), *functions])
+    key = f"{name}-{hash_of(text.encode())[:24]}"
     made: list[Path] = []
 
     def make(place: Path) -> dict[str, str]:
