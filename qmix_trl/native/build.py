@@ -152,7 +152,7 @@ def _broken() -> str | None:
 def processor() -> str:
     """Return the features of the processor as text; a library is built for these."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
