@@ -40,7 +40,7 @@ from support.throughput.timing import Case, Side, measured, release
 from support.throughput.training import training
 from support.throughput.updates import updates
 
-from qmix_trl.errors import ConfigError, exit_on_mistake
+from qmix_trl.errors import ConfigError, MachineError, exit_on_mistake
 
 
 def start_seconds(plan: Plan, scenario: str, n_envs: int, engine: str) -> tuple[float, float]:
@@ -77,7 +77,7 @@ def starts(plan: Plan, scenario: str, n_envs: int) -> dict[str, tuple[float, flo
     for engine in plan.engines:
         try:
             seconds[engine] = start_seconds(plan, scenario, n_envs, engine)
-        except ConfigError as error:
+        except (ConfigError, MachineError) as error:
             print(error)
     return seconds
 

@@ -286,7 +286,7 @@ def test_cxx_names_the_compiler_and_none_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CXX", "own_compiler")
     with pytest.raises(build.NoCompiler, match="install one"):
-        build.compiler.__wrapped__()
+        build.command.__wrapped__()
     own = tmp_path / "own_compiler"
     own.touch(0o755)
-    assert build.compiler.__wrapped__() == str(own)
+    assert build.command.__wrapped__() == (str(own),)

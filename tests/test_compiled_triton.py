@@ -32,6 +32,7 @@ from qmix_trl.envs.compiled.engines.triton import TritonEngine, faster_compilati
 from qmix_trl.envs.compiled.lower.ops import OPS
 from qmix_trl.errors import Refused
 from qmix_trl.native import build
+from qmix_trl.native.built_file import built_file
 
 needs_cuda = pytest.mark.skipif(
     not torch.cuda.is_available() or find_spec("triton") is None,
@@ -102,7 +103,7 @@ def test_what_triton_does_not_compile_is_refused_in_one_line(tmp_path):
     )
     fresh = triton_checks.pool_of_operations(1)
     with pytest.raises(build.BuildFailed, match="Triton: ZeroDivisionError integer division"):
-        TritonEngine(source, fresh, 10, 0)
+        TritonEngine(built_file(source), fresh, 10, 0)
 
 
 @needs_triton

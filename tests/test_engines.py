@@ -28,7 +28,7 @@ from qmix_trl.envs.compiled.engines.packed_state import read_packed_state
 from qmix_trl.envs.compiled.trace.pure import static_collisions
 from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
-from qmix_trl.errors import ConfigError, Refused
+from qmix_trl.errors import ConfigError, MachineError, Refused
 from qmix_trl.keys import OBSERVATION
 from qmix_trl.native import build
 
@@ -433,13 +433,61 @@ def test_without_a_compiler_vmas_itself_steps_and_the_reason_says_what_to_instal
     def none():
         raise build.NoCompiler("no C++ compiler was found; install one (apt install g++)")
 
-    monkeypatch.setattr(engines, "compiler", none)
+    monkeypatch.setattr(engines, "check_compiler", none)
     monkeypatch.setattr("qmix_trl.envs.compiled.backends.toolchain", none)
     env = env_of(engine="auto")
     reason = "no C++ compiler was found; install one (apt install g++)"
     assert env.how == Chosen("eager", {"kernel": reason, "inductor": reason})
     env.reset()
     rollout(env, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("echo boom >&2; exit 1", "boom"), ("", "no library")]
+)
+def test_with_a_compiler_that_fails_nothing_is_traced_and_vmas_itself_steps(
+    monkeypatch, tmp_path, text, reason
+):
+    cxx = tmp_path / "cxx"
+    cxx.write_text(f"#!/bin/sh\n{text}\n")
+    cxx.chmod(0o755)
+    monkeypatch.setenv("CXX", str(cxx))
+    monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path / "steps"))
+    for function in (build.command, build.toolchain, build._broken):  # they know another compiler
+        monkeypatch.setattr(build, function.__name__, function.__wrapped__)
+    monkeypatch.setattr("qmix_trl.envs.compiled.backends.toolchain", build.toolchain)
+    monkeypatch.setattr("qmix_trl.envs.compiled.compile.recorded", None)
+    monkeypatch.setattr(engines, "InductorEngine", None)
+    env = env_of(OwnScenario(), engine="auto")
+    assert env.how.name == "eager"
+    assert list(env.how.passed_over) == ["kernel", "inductor"]
+    assert all(reason in text for text in env.how.passed_over.values())
+    for engine in ("kernel", "inductor"):
+        with pytest.raises(MachineError, match=rf"does not run on {engine}: .*cxx: .*{reason}"):
+            env_of(OwnScenario(), engine=engine)
+
+
+def test_an_engine_whose_library_is_damaged_is_not_unpickled(monkeypatch, tmp_path):
+    monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path / "steps"))
+    env = env_of(OwnScenario())
+    pickled = cloudpickle.dumps(env)
+    (library,) = tmp_path.glob("steps/*/*.so")
+    library.write_bytes(library.read_bytes()[:-1])
+    with pytest.raises(build.BuildFailed, match="has changed since it was built; start again"):
+        pickle.loads(pickled)
+
+
+def test_a_damaged_kernel_is_built_again_in_the_same_process(monkeypatch, tmp_path):
+    monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path / "steps"))
+    steps = rollout(env_of(OwnScenario()), 5)
+    (library,) = tmp_path.glob("steps/*/*.so")
+    content = library.read_bytes()
+    library.unlink()  # what the process has loaded stays as it is
+    library.write_bytes(content[:9000])
+    again = rollout(env_of(OwnScenario()), 5)
+    assert torch.equal(steps.reward, again.reward)
+    (library,) = tmp_path.glob("steps/*/*.so")
+    assert build.is_whole(library)
 
 
 def test_a_failed_build_is_told_and_tried_again(monkeypatch, tmp_path):

@@ -24,6 +24,7 @@ from qmix_trl.envs.compiled import task_key, task_sources
 from qmix_trl.envs.compiled.backends import of_cpu
 from qmix_trl.envs.compiled.gate import Mismatch
 from qmix_trl.native import store
+from qmix_trl.native.built_file import NotLoadable
 
 SCENARIO = """
 from vmas.simulator.scenario import BaseScenario
@@ -504,7 +505,10 @@ def test_the_key_changes_with_the_version_of_a_library_that_a_helper_imports(min
 # ------------------------------------------------------------- steps from disk that differ
 
 
-def test_a_step_from_disk_that_differs_is_built_again_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [Mismatch, NotLoadable])
+def test_a_step_from_disk_that_differs_or_does_not_load_is_built_again_once(
+    tmp_path, monkeypatch, error
+):
     monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path / "steps"))
     task, backend, made, checked = task_of(scenario_of(tmp_path)), of_cpu(), [], []
 
@@ -514,6 +518,7 @@ def test_a_step_from_disk_that_differs_is_built_again_once(tmp_path, monkeypatch
         step = bare_step([], None)
         return {
             "file": "step.so",
+            "sha256": "",
             "numbers": [],
             "layout": {"n_agents": 1, "observation_dim": 1, "state_dim": 1},
             "paths": step.paths.as_json(),
@@ -529,19 +534,19 @@ def test_a_step_from_disk_that_differs_is_built_again_once(tmp_path, monkeypatch
 
     def check(step, task, backend, n_envs):
         assert n_envs == 2
-        checked.append(step.library.read_text())
+        checked.append(step.library.path.read_text())
         if checked[-1] in differing:
-            raise Mismatch("its step differs from VMAS's")
+            raise error("its step differs from VMAS's")
 
     monkeypatch.setattr(compiling, "_make", make)
     monkeypatch.setattr(compiling, "check_at_start", check)
     differing = {"1"}
-    assert compiling.checked_step(task, backend, 2).library.read_text() == "2"
+    assert compiling.checked_step(task, backend, 2).library.path.read_text() == "2"
     assert (len(made), checked) == (2, ["1", "2"])
-    assert compiling.checked_step(task, backend, 2).library.read_text() == "2"
+    assert compiling.checked_step(task, backend, 2).library.path.read_text() == "2"
     assert (len(made), checked) == (2, ["1", "2", "2"])
     differing = {"2", "3"}
-    with pytest.raises(Mismatch):
+    with pytest.raises(error):
         compiling.checked_step(task, backend, 2)
     assert len(made) == 3
 

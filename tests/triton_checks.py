@@ -44,6 +44,7 @@ from qmix_trl.envs.vmas_simulation import Task
 from qmix_trl.errors import ConfigError
 from qmix_trl.keys import ACTION, AGENT_REWARD, DONE, OBSERVATION, REWARD, STATE, next_key
 from qmix_trl.native import store
+from qmix_trl.native.built_file import built_file
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
 needs_interpreter = pytest.mark.skipif(
@@ -262,11 +263,11 @@ def check_task_to_batch(folder):
 
 
 def operations_source(folder):
-    """Return the file of a kernel with all operations."""
+    """Return the built file of a kernel with all operations."""
     triton_print.SPAWN_TRIES = ops.TRIES
     path = folder / "operations.py"
     path.write_text(triton_print.source(ops.operations_step()))
-    return path
+    return built_file(path)
 
 
 def pool_of_operations(n_seen):
@@ -338,7 +339,7 @@ def check_code_for_a_gpu(folder):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_kernel, "load", lambda source: Compiles())
-        engine = TritonEngine(folder, pool_of_operations(100), 100, 0)
+        engine = TritonEngine(operations_source(folder), pool_of_operations(100), 100, 0)
     buffers = zeros(engine, 3, CPU)
     for t, n in ((0, 1), (1, 1), (1, 2)):
         engine.advance(buffers, t, n, reset_when_done=True)

@@ -86,6 +86,7 @@ def make_env(
         ConfigError: if the scenario, a keyword or the group is unknown, a size is below 1, an
             option is none of the above, the scenario's code fails, or the scenario does not run on
             the engine.
+        MachineError: if it would run on the engine with a compiler that works.
     """
     check_sizes(n_envs=n_envs, max_steps=max_steps)
     check_choice("state", state, STATES)

@@ -77,9 +77,9 @@ def library() -> ctypes.CDLL:
 
     Raises:
         NoCompiler: if there is no compiler.
-        BuildFailed: if it refuses the source.
+        BuildFailed: if it refuses the source, or the library cannot be kept or loaded.
     """
-    loaded = network_library(__package__, "policy", Acting)
+    loaded = network_library(__package__, "policy", Acting, "act", "lanes")
     loaded.act.argtypes = [ctypes.POINTER(Acting), ctypes.c_void_p, ctypes.c_void_p]
     loaded.act.restype = loaded.lanes.restype = INT
     return loaded

@@ -12,7 +12,8 @@ from qmix_trl.envs.compiled.engines.kernel import KernelEngine
 from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.envs.compiled.engines.triton import TritonEngine, triton_toolchain
 from qmix_trl.envs.compiled.lower.step import Step
-from qmix_trl.native.build import build, toolchain
+from qmix_trl.native.build import build, check_compiler, toolchain
+from qmix_trl.native.built_file import BuiltFile
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Backend:
         most_operations: the most expressions of a step; compilers take minutes for more.
         tools: returns the versions of the tools that a built file depends on; raises ``NoCompiler``
             if they are not installed.
+        check: raises ``NoCompiler`` or ``BuildFailed`` if its compiler does not work.
         source: prints a step.
         build: builds a source to a file; raises ``BuildFailed``.
         engine: makes an engine from a built file, a pool on the device, the time limit and a seed;
@@ -35,15 +37,23 @@ class Backend:
     file: str
     most_operations: int
     tools: Callable[[], str]
+    check: Callable[[], None]
     source: Callable[[Step], str]
     build: Callable[[str, Path], None]
-    engine: Callable[[Path, FreshStates, int, int], KernelEngine | TritonEngine]
+    engine: Callable[[BuiltFile, FreshStates, int, int], KernelEngine | TritonEngine]
 
 
 def of_cpu() -> Backend:
     """Return the backend of C++ libraries."""
     return Backend(
-        torch.device("cpu"), "step.so", 60_000, toolchain, cpp.source, build, KernelEngine
+        torch.device("cpu"),
+        "step.so",
+        60_000,
+        toolchain,
+        check_compiler,
+        cpp.source,
+        build,
+        KernelEngine,
     )
 
 
@@ -54,6 +64,7 @@ def of_gpu(device: torch.device) -> Backend:
         "step.py",
         30_000,
         lambda: triton_toolchain(device),
+        lambda: None,  # Triton brings its own
         triton_print.source,
         write_source,
         TritonEngine,
@@ -62,7 +73,7 @@ def of_gpu(device: torch.device) -> Backend:
 
 def write_source(source: str, path: Path) -> None:
     """Write a source to a file."""
-    path.write_text(source)
+    path.write_text(source, encoding="utf-8")
 
 
 BACKENDS: dict[str, Callable[[torch.device], Backend]] = {

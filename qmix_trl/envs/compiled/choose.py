@@ -22,8 +22,8 @@ from qmix_trl.envs.compiled.gate_runs import full_extent
 from qmix_trl.envs.compiled.shadow import Shadow, Verifiable
 from qmix_trl.envs.compiled.trace.snapshot import Outside
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
-from qmix_trl.errors import ConfigError, Refused, one_line
-from qmix_trl.native.build import compiler
+from qmix_trl.errors import ConfigError, MachineError, Refused, one_line
+from qmix_trl.native.build import BuildFailed, NoCompiler, check_compiler
 
 
 class Engine(Protocol):
@@ -97,7 +97,7 @@ def inductor(s: Settings) -> Engine:
     """
     if s.device.type != "cpu":
         raise Refused(f"there is no inductor engine for {s.device.type}")
-    compiler()  # inductor needs it, too
+    check_compiler()  # inductor needs it, too
     check_known(s.task)
     simulation = VmasSimulation(s.task, s.n_envs, 0, s.device)
     try:
@@ -164,8 +164,10 @@ def make_engine(settings: Settings, wanted: str) -> tuple[Engine, Chosen]:
 
     Raises:
         ConfigError: if the wanted engine does not run the task.
+        MachineError: if it could, with a compiler that works.
     """
     reasons: dict[str, str] = {}
+    kind = ConfigError
     outside = Outside(settings.task.scenario)
     for name in MAKERS if wanted == "auto" else (wanted,):
         try:
@@ -173,10 +175,11 @@ def make_engine(settings: Settings, wanted: str) -> tuple[Engine, Chosen]:
         except Exception as error:  # a scenario's code may raise anything in a compiled engine
             if name == "eager":
                 raise
+            kind = MachineError if isinstance(error, (NoCompiler, BuildFailed)) else ConfigError
             is_told = isinstance(error, (Refused, ConfigError))
             reasons[name] = str(error) if is_told else one_line(error)
             outside.restore()
-    raise ConfigError(
+    raise kind(
         f"env.engine: VMAS scenario {settings.task.name!r} does not run on {wanted}: "
         f"{reasons[wanted]}; engine=auto takes one that runs it"
     )

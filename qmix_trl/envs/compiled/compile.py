@@ -1,6 +1,6 @@
 """From a task to its compiled step: trace, lower, print, build and check, once."""
 
-import hashlib
+import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused
 from qmix_trl.native import store
 from qmix_trl.native.build import BuildFailed, NoCompiler
+from qmix_trl.native.built_file import BuiltFile, NotLoadable, built_file
 
 
 def compiled_step(task: Task, backend: Backend) -> CompiledStep:
@@ -52,7 +53,7 @@ def compiled_step(task: Task, backend: Backend) -> CompiledStep:
 def checked_step(task: Task, backend: Backend, n_envs: int) -> CompiledStep:
     """Return the compiled step of a task after another comparison with VMAS.
 
-    A step from disk that differs is built again, once.
+    A step from disk that differs, or does not load, is built again, once.
 
     Args:
         task: the task.
@@ -66,7 +67,7 @@ def checked_step(task: Task, backend: Backend, n_envs: int) -> CompiledStep:
     step = _step_of_key(key, task, backend)
     try:
         check_at_start(step, task, backend, n_envs)
-    except Mismatch:
+    except (Mismatch, NotLoadable):
         if key is None:
             raise
         store.drop(key)
@@ -112,7 +113,7 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
     if "refused" in notes:
         raise Refused(notes["refused"])
     return CompiledStep(
-        library=place / notes["file"],
+        library=BuiltFile(store.inside(place, notes["file"]), notes["sha256"]),
         numbers=numbers_from_json(notes["numbers"]),
         paths=StatePaths.from_json(notes["paths"]),
         layout=SeenLayout(**notes["layout"]),
@@ -129,6 +130,7 @@ def _from_notes(place: Path, notes: dict[str, Any]) -> CompiledStep:
 
 def _make(task: Task, place: Path, backend: Backend) -> dict[str, Any]:
     """Build a task's step in a folder; return its notes, or the reason of a refusal."""
+    backend.check()  # tracing takes seconds
     n_nodes = None
     begin = time.perf_counter()
     try:
@@ -178,12 +180,13 @@ def _built(
     laps.end("resets")
     text = backend.source(step)
     # A process that has loaded a library gets it again by its path, even if the file is another.
-    path = path.with_stem(f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
+    path = path.with_stem(f"{path.stem}-{secrets.token_hex(4)}")
     laps.end("print")
     backend.build(text, path)
     laps.end("build")
     notes = {
         "file": path.name,
+        "sha256": built_file(path).sha256,
         "numbers": numbers_as_json(numbers),
         "paths": paths.as_json(),
         "layout": vars(_layout(step, of_team)),

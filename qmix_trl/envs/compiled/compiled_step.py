@@ -1,13 +1,13 @@
 """The compiled step: a built file and the facts that are needed to run it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qmix_trl.envs.compiled.engines.buffers import SeenLayout
 from qmix_trl.envs.compiled.engines.packed_state import PackedNumber
 from qmix_trl.envs.compiled.trace.guard import Guard
 from qmix_trl.envs.compiled.trace.state import StatePaths
+from qmix_trl.native.built_file import BuiltFile
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class CompiledStep:
     """A built and checked step, and the facts that are needed to run it.
 
     Attributes:
-        library: the path of the built file; None where the step is a function of torch.
+        library: the built file; None where the step is a function of torch.
         numbers: of the packed state.
         layout: of observation and state.
         paths: of the state, and of the choices that resets make in Python and the step may read.
@@ -30,7 +30,7 @@ class CompiledStep:
         seconds: of each part of the build.
     """
 
-    library: Path | None
+    library: BuiltFile | None
     numbers: list[PackedNumber]
     layout: SeenLayout
     paths: StatePaths

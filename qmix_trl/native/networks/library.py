@@ -119,7 +119,11 @@ def _missing(library: Library, dtype: torch.dtype) -> str | None:
 
 
 def network_library(
-    package: str, name: str, arguments: type[ctypes.Structure], dtype: torch.dtype = torch.float32
+    package: str,
+    name: str,
+    arguments: type[ctypes.Structure],
+    *functions: str,
+    dtype: torch.dtype = torch.float32,
 ) -> ctypes.CDLL:
     """Return the library of ``NAME.h``, from disk or newly built.
 
@@ -127,13 +131,14 @@ def network_library(
         package: that holds the header.
         name: of the header, and of the library's folder.
         arguments: the structure that the header's functions read.
+        *functions: of the header, which the library must have.
         dtype: float32 or float64, of ``Real``.
 
     Raises:
         NoCompiler: if there is no compiler.
-        BuildFailed: if it refuses the source.
+        BuildFailed: if it refuses the source, or the library cannot be kept or loaded.
     """
-    return store.library(name, network_source(package, name, arguments, dtype))
+    return store.library(name, network_source(package, name, arguments, dtype), *functions)
 
 
 def network_source(
@@ -171,7 +176,7 @@ def loader(name: str, arguments: type[ctypes.Structure]) -> Library:
 
     @cache
     def load(dtype: torch.dtype) -> ctypes.CDLL:
-        loaded = network_library(__package__, name, arguments, dtype)
+        loaded = network_library(__package__, name, arguments, "forward", "backward", dtype=dtype)
         for function in (loaded.forward, loaded.backward):
             function.argtypes, function.restype = [ctypes.POINTER(arguments)], None
         return loaded

@@ -3,7 +3,6 @@
 import ctypes
 from collections.abc import Callable
 from copy import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from qmix_trl.envs.compiled.codegen.rollout import BUFFERS, Rollout
 from qmix_trl.envs.compiled.engines.buffers import Buffers
 from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.pool import FreshStates
-from qmix_trl.native.store import load
+from qmix_trl.native.built_file import BuiltFile, load
 
 LANES = 16  # environments of the widest blocks that a library may have
 
@@ -34,7 +33,7 @@ class KernelEngine:
     """Steps environments by a compiled library.
 
     Args:
-        library: the library's path.
+        library: the built library.
         fresh: the pool that resets take states from.
         max_steps: the time limit in steps.
         seed: of the random numbers of steps.
@@ -42,7 +41,7 @@ class KernelEngine:
 
     compiled_loop = CPP_LOOP
 
-    def __init__(self, library: Path, fresh: FreshStates, max_steps: int, seed: int) -> None:
+    def __init__(self, library: BuiltFile, fresh: FreshStates, max_steps: int, seed: int) -> None:
         self.fresh = fresh
         self.layout = fresh.step.layout
         self.max_steps = max_steps
@@ -53,7 +52,7 @@ class KernelEngine:
 
     def _link(self) -> None:
         """Load the library, and prepare a call with the addresses of this engine's tensors."""
-        loaded = load(self._library)
+        loaded = load(self._library, "rollout", "reset", "one_step")
         self._rollout, self._reset = loaded.rollout, loaded.reset
         self._rollout.argtypes = [ctypes.POINTER(Rollout)]
         self._reset.argtypes = [ctypes.POINTER(Rollout), ctypes.c_void_p, ctypes.c_void_p]

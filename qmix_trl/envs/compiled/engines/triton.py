@@ -18,6 +18,7 @@ from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.kernel import blocks_of_lanes
 from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.native.build import BuildFailed, NoCompiler
+from qmix_trl.native.built_file import BuiltFile
 
 BLOCK = 32  # environments of a program: one warp, one environment a thread; guards need no barrier
 # Roundings equal simd.h's: no product is fused into a sum.
@@ -33,7 +34,7 @@ class TritonEngine:
     between rollouts, refills the pool.
 
     Args:
-        source: the file of the kernel's source.
+        source: the built file of the kernel's source.
         fresh: the pool that resets take states from.
         max_steps: the time limit in steps.
         seed: of the random numbers of steps.
@@ -45,11 +46,12 @@ class TritonEngine:
 
     compiled_loop = CUDA_GRAPH
 
-    def __init__(self, source: Path, fresh: FreshStates, max_steps: int, seed: int) -> None:
+    def __init__(self, source: BuiltFile, fresh: FreshStates, max_steps: int, seed: int) -> None:
         self.fresh = fresh
         self.layout = fresh.step.layout
         self.device = fresh.device
-        self._rollout = load(source)
+        source.check()
+        self._rollout = load(source.path)
         self._max_steps = max_steps
         self._grid = (-(-fresh.n_envs // BLOCK),)
         self._blocks = blocks_of_lanes(fresh)  # [K, stride], as in the C++ engine
