@@ -187,11 +187,13 @@ def test_the_librarys_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "balance_qmix_recurrent-1").mkdir(parents=True)
     save_weights("runs/balance_qmix_recurrent-1", RecurrentAgent(4, 16, 9), None)
-    team, load, mixer = blocks(TEXTS["qmix_trl/README.md"], "python")
+    team, load, resume, mixer = blocks(TEXTS["qmix_trl/README.md"], "python")
     exec(team, names := {})
     # TorchRL's balance: three agents of 16 numbers, and 3 x 3 forces.
     assert (names["dims"].n_agents, names["dims"].observation_dim) == (3, 16)
     exec(load, {})
+    exec(resume, names := {})
+    assert names["run"].values == {"frames": 6000}
     names = {}
     exec(mixer, names)
     assert names["loss"](batch(n_agents=2, observation_dim=3, n_actions=4))["loss"].isfinite()
