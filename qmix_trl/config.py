@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qmix_trl.errors import ConfigError, nearest
+from qmix_trl.logs import write_whole
 from qmix_trl.strict_yaml import build, dump, number, overridden, read
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -212,6 +213,14 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Checkpoints, from which a run goes on: the seconds between them, null for none at all."""
+
+    every_seconds: float | None = number(least=0)
+    keep: int = number(least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     """The device of a run, its threads, and the way its updates run (``Update``).
 
@@ -244,6 +253,7 @@ class RunConfig:
     loss: LossConfig
     update: UpdateConfig
     evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -271,8 +281,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def save_config(config: RunConfig, path: Path) -> None:
-    """Write a configuration to a file; ``load_config`` reads an equal one from it."""
-    path.write_text(dump(asdict(config)), encoding="utf-8")
+    """Write a configuration to a file; ``load_config`` reads an equal one from it.
+
+    Raises:
+        SaveError: if it cannot be written; a file that was there before stays.
+    """
+    write_whole(path, dump(asdict(config)))
 
 
 def settings(section: Any) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """A run's folder, and the table of metrics that shows its progress."""
 
 import csv
+import io
 import json
+import os
 import re
+import shutil
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -10,9 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from qmix_trl.errors import ConfigError
+from qmix_trl.errors import ConfigError, SaveError
 
 AUTO = "auto"
+METRICS_FILE = "metrics.csv"
 SHOWN_LINES = 16  # latest metrics in a live table
 PLAIN_WIDTH = 9
 FRAME_LINES = 8  # of a terminal: the table's frame, and the lines above it
@@ -60,8 +64,138 @@ def _next_number(root: Path, stem: str) -> int:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a mapping to an indented JSON file."""
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    """Write a mapping to an indented JSON file.
+
+    Raises:
+        SaveError: if it cannot be written; a file that was there before stays.
+    """
+    write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that there is a whole one or, if it fails, the one before.
+
+    Raises:
+        SaveError: if it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise _not_written(path, len(text), error) from error
+
+
+def _not_written(path: Path, n_bytes: int, error: OSError) -> SaveError:
+    """Return the error of a file that cannot be written."""
+    free = "an unknown number of"
+    if path.parent.is_dir():
+        free = f"{shutil.disk_usage(path.parent).free:,}"
+    return SaveError(
+        f"{path}: cannot be written: {error.strerror or error}; {n_bytes:,} bytes are needed, "
+        f"{free} are free"
+    )
+
+
+def say(text: str) -> None:
+    """Print a line; a standard output that is full, closed or read by nobody stays silent then.
+
+    The files of a run matter more than its printed lines.
+    """
+    try:
+        print(text, flush=True)
+    except (OSError, ValueError):
+        silence()
+
+
+def silence() -> None:
+    """Let all that is printed from now on disappear, as the interpreter's last flush."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+class MetricsFile:
+    """``metrics.csv``, which holds whole lines at any time, also on a full disk.
+
+    A file that is there already is continued, as a resumed run's.
+
+    Args:
+        folder: the run's folder.
+        columns: their names.
+
+    Attributes:
+        n_bytes: the size of the file.
+
+    Raises:
+        ConfigError: if the file that is there has other columns.
+        SaveError: if the columns' names cannot be written.
+    """
+
+    def __init__(self, folder: Path, columns: Sequence[str]) -> None:
+        self._path = folder / METRICS_FILE
+        header = _csv_line(columns)
+        try:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise _not_written(self._path, len(header), error) from error
+        self.n_bytes = os.fstat(self._file).st_size
+        if self.n_bytes == 0:
+            self._append(header)
+        elif os.pread(self._file, len(header), 0) != header:
+            raise ConfigError(f"{self._path}: expected the columns {header.decode().strip()}")
+
+    def write(self, values: Sequence[Any]) -> None:
+        """Append a line.
+
+        Raises:
+            SaveError: if it cannot be written; the file has the lines before it.
+        """
+        self._append(_csv_line(values))
+
+    def _append(self, line: bytes) -> None:
+        left = memoryview(line)
+        try:
+            while len(left):
+                left = left[os.pwrite(self._file, left, self.n_bytes + len(line) - len(left)) :]
+        except OSError as error:
+            os.ftruncate(self._file, self.n_bytes)
+            raise _not_written(self._path, len(line), error) from error
+        self.n_bytes += len(line)
+
+    def flush(self) -> None:
+        """Flush the file to the disk.
+
+        Raises:
+            SaveError: if it fails, as on a full disk.
+        """
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise _not_written(self._path, self.n_bytes, error) from error
+
+    def cut(self, n_bytes: int) -> None:
+        """Remove the lines behind the first ``n_bytes``.
+
+        Raises:
+            ValueError: if the file is shorter.
+        """
+        if n_bytes > self.n_bytes:
+            raise ValueError(f"{self._path}: expected {n_bytes} bytes or more, got {self.n_bytes}")
+        os.ftruncate(self._file, n_bytes)
+        self.n_bytes = n_bytes
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def _csv_line(values: Sequence[Any]) -> bytes:
+    """Return a line of a CSV file."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(values)
+    return text.getvalue().encode()
 
 
 class RunLog:
@@ -74,6 +208,13 @@ class RunLog:
         folder: the run's folder.
         columns: the metrics, in order. Each line has all of them; None is an empty cell.
         caption: the text below the table, such as the returns of baselines.
+
+    Attributes:
+        file: of the metrics.
+
+    Raises:
+        ConfigError: if the folder has metrics of other columns.
+        SaveError: if the metrics cannot be written.
     """
 
     def __init__(self, folder: Path, columns: Sequence[Column], *, caption: str) -> None:
@@ -81,14 +222,12 @@ class RunLog:
         self._caption = caption
         self._title = folder.name
         self._shown: deque[list[str]] = deque(maxlen=SHOWN_LINES)
-        self._file = (folder / "metrics.csv").open("w", newline="")
-        self._csv = csv.writer(self._file)
-        self._csv.writerow(column.name for column in self._columns)
+        self.file = MetricsFile(folder, [column.name for column in self._columns])
         self._live = self._make_live()
 
     def _make_live(self) -> Any:
         """Return rich's live display; None without a terminal or without rich."""
-        if not sys.stdout.isatty():
+        if sys.stdout is None or not sys.stdout.isatty():
             return None
         try:
             from rich.live import Live
@@ -98,7 +237,7 @@ class RunLog:
 
     def __enter__(self) -> "RunLog":
         if self._live is None:
-            print("  ".join(heading.rjust(PLAIN_WIDTH) for _, heading, _ in self._columns))
+            say("  ".join(heading.rjust(PLAIN_WIDTH) for _, heading, _ in self._columns))
         else:
             self._live.start()
             self._show_table()
@@ -110,7 +249,7 @@ class RunLog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self.file.close()
         if self._live is not None:
             self._live.stop()
 
@@ -119,17 +258,17 @@ class RunLog:
 
         Raises:
             KeyError: if a metric is missing.
+            SaveError: if the line cannot be written.
         """
         values = [metrics[column.name] for column in self._columns]
-        self._csv.writerow(["" if value is None else value for value in values])
-        self._file.flush()
+        self.file.write(["" if value is None else value for value in values])
         shown = [
             "" if value is None else format(value, column.spec)
             for value, column in zip(values, self._columns, strict=True)
         ]
         self._shown.append(shown)
         if self._live is None:
-            print("  ".join(cell.rjust(PLAIN_WIDTH) for cell in shown), flush=True)
+            say("  ".join(cell.rjust(PLAIN_WIDTH) for cell in shown))
         else:
             self._show_table()
 

@@ -75,8 +75,9 @@ class Cell:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """All overrides, the seed and the name included."""
-        return (*self.overrides, f"seed={self.seed}", f"name={self.name}")
+        """All overrides, seed and name included; an interrupted cell is trained from its start."""
+        own = f"seed={self.seed}", f"name={self.name}", "checkpoint.every_seconds=null"
+        return (*self.overrides, *own)
 
     def command(self, runs: Path) -> list[str]:
         """Return the command that trains the cell."""

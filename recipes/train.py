@@ -1,17 +1,19 @@
 """Train VDN, QMIX or IQL: python recipes/train.py CONFIG.yaml [key.sub=value ...]
 
-It leaves runs/NAME with config.yaml, metrics.csv, weights.pt and summary.json.
+It leaves runs/NAME with config.yaml, metrics.csv, weights.pt, summary.json and checkpoints/, from
+which --resume runs/NAME goes on.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from support.command_line import training_arguments
+from support.command_line import train_arguments
 
 if __name__ == "__main__":
-    arguments = training_arguments(__doc__)  # before torch is imported: mistakes are told at once
+    arguments = train_arguments(__doc__)  # before torch is imported: mistakes are told at once
 
 import torch
+from support.checkpoints import Checkpoints
 from support.components import (
     build_agent,
     build_collector,
@@ -21,40 +23,49 @@ from support.components import (
     build_mixer,
     build_replay,
     build_update,
-    check_finite,
     choose_device,
     evaluation_is_due,
+    last_frame,
     mean_outputs,
     set_threads,
     stream_seed,
 )
+from support.ends import Stop
 from support.evaluation import Evaluation
-from support.run_folder import CONFIG_FILE, run_stem
+from support.finite import check_batch, check_update
+from support.planned_run import planned_run
+from support.run_folder import CONFIG_FILE
 from support.training_report import TrainingReport
 from torchrl.envs import RewardSum
 
-from qmix_trl import Learner, load_config, make_policy, save_config, save_weights, with_memory
+from qmix_trl import Learner, make_policy, save_config, save_weights, with_memory
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
-from qmix_trl.logs import make_run_folder
+from qmix_trl.logs import say
 from qmix_trl.native.networks.ahead import build_ahead
 
 
-def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
+def train(
+    config: str | None, overrides: Sequence[str], runs: str, resume: str | None = None
+) -> Path:
     """Train as the file and the overrides say; return the run's folder.
 
     Args:
-        config_path: a YAML file.
+        config: a YAML file; None where ``resume`` is a run's folder.
         overrides: ``key.sub=value``, the value in YAML.
         runs: the folder in which the run's folder is made.
+        resume: the folder of a run that goes on, or "auto"; see ``planned_run``.
 
     Raises:
         ConfigError: if the configuration has a mistake.
-        MachineError: if the machine lacks the device.
-        DivergedError: if the loss is no longer finite.
+        MachineError: if the machine lacks the device, or the disk is full.
+        DivergedError: if the loss, or a number of the environment, is no longer finite.
+        CheckpointError: if no checkpoint of a run that goes on is whole.
         WrongStepError: if a step differs from VMAS's; the run's folder has both traces.
+        SystemExit: if a signal stops the run.
     """
-    config = load_config(config_path, overrides)
+    run = planned_run(config, overrides, runs, resume)
+    config = run.config
     device = choose_device(config.runtime.device)
     set_threads(config.runtime.threads)
     if device.type == "cpu":
@@ -79,30 +90,50 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     update = build_update(config, build_loss(config, agent, mixer))
     learner = Learner(update, replay, n_steps=config.update.per_batch)
 
-    folder = make_run_folder(Path(runs), config.name, stem=run_stem(Path(config_path)))
-    save_config(config, folder / CONFIG_FILE)
-    parts = {"engine": env, "collector": collector, "update": learner}
-    frames = n_updates = 0
-    with TrainingReport(config, folder, device, parts, shadow, evaluation.baselines()) as report:
-        for batch in collector:
-            frames += batch.numel()
-            explore.step(batch.numel())
-            replay.extend(batch)
-            outputs = learner()  # [K], of K updates
-            n_updates += len(outputs)
-            means = mean_outputs(outputs)
-            check_finite(means, n_updates, folder)
-            collector.update_policy_weights_()
-            greedy = None
-            if evaluation_is_due(config, frames):
-                greedy = evaluation.greedy(agent)
-                save_weights(folder, agent, mixer)
-            report.write(frames, batch, means, explore.epsilon, greedy)
-    collector.shutdown()
-    report.end(n_updates)
+    baselines = evaluation.baselines()
+
+    with run.opened() as folder, Stop() as stop:
+        shown = {"engine": env, "collector": collector, "update": learner}
+        report = TrainingReport(config, folder, device, shown, shadow, baselines)
+        parts = {
+            "loss": update.loss,
+            "optimizer": update.optimizer,
+            "updater": update.target_updater,
+            "replay": replay,
+            "collector": collector,
+            "report": report,
+        }
+        checkpoints = Checkpoints(config, folder, parts)
+        frames, n_updates = checkpoints.load() if run.folder else (0, 0)
+        save_config(config, folder / CONFIG_FILE)
+        with report:
+            for batch in collector:
+                check_batch(batch)
+                frames += batch.numel()
+                explore.step(batch.numel())
+                replay.extend(batch)
+                outputs = learner()  # [K], of K updates
+                n_updates += len(outputs)
+                means = mean_outputs(outputs)
+                check_update(means, update, n_updates, folder)
+                collector.update_policy_weights_()
+                greedy = None
+                if evaluation_is_due(config, frames):
+                    greedy = evaluation.greedy(agent)
+                    save_weights(folder, agent, mixer)
+                report.write(frames, batch, means, explore.epsilon, greedy)
+                if checkpoints.is_due(frames) or stop.asked:
+                    checkpoints.save(frames, n_updates, greedy)
+                if stop.asked:
+                    break
+        collector.shutdown()
+        if stop.asked and frames < last_frame(config):
+            say(f"stopped at {frames:,} frames; {checkpoints.how_to_go_on(frames)}")
+            raise SystemExit(stop.exit_code)
+        report.end(n_updates)
     return folder
 
 
 if __name__ == "__main__":
     with exit_on_mistake():
-        train(arguments.config, arguments.overrides, arguments.runs)
+        train(**vars(arguments))

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from support.benchmarl_process import PACKAGES, load_vmas_config, make_virtualenv, trained
-from support.command_line import training_arguments
+from support.command_line import benchmarl_arguments
 
 if __name__ == "__main__":
     # Before torch is imported: mistakes are told at once.
-    arguments = training_arguments(__doc__, load=load_vmas_config)
+    arguments = benchmarl_arguments(__doc__, load_vmas_config)
 
 import torch
 from support.components import choose_device, set_threads

@@ -68,6 +68,9 @@ evaluation:
   every_frames: 1000
   episodes: 2
   seed: 1000
+checkpoint:
+  every_seconds: null
+  keep: 2
 """  # 2 batches of 2 episodes of 4 steps: 16 frames
 MIXERS = {
     "qmix": ("mixer={name: qmix, mixing_embed_dim: 8, hypernet_layers: 1, hypernet_embed_dim: 8}"),

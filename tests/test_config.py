@@ -69,6 +69,9 @@ evaluation:
   every_frames: 30000
   episodes: 100
   seed: 1000
+checkpoint:
+  every_seconds: 120
+  keep: 2
 """
 
 RECURRENT = (

@@ -5,23 +5,75 @@ told at once.
 """
 
 import argparse
+import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from support.ends import end_at_once_on
 from support.game_settings import GAMES
+from support.planned_run import NEWEST, check_name_is_free, planned_run
 from support.run_folder import CONFIG_FILE
 from support.throughput.report import COLORS, TITLES
 
 from qmix_trl.config import MAX_SEED, RunConfig, load_config, vmas_scenarios
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
-from qmix_trl.logs import AUTO
 
 
-def training_arguments(
-    description: str | None, load: Callable[[str, Sequence[str]], RunConfig] = load_config
+def train_arguments(description: str | None) -> argparse.Namespace:
+    """Return the arguments of ``train.py``: ``config``, ``overrides``, ``runs`` and ``resume``.
+
+    From here on a signal ends the process at once, until the training takes care of it.
+
+    Raises:
+        SystemExit: if the command line or the configuration has a mistake.
+    """
+    end_at_once_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    keep_first_places()
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "config", nargs="?", help="a file such as recipes/configs/balance_qmix.yaml"
+    )
+    parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
+    parser.add_argument("--runs", default="runs", help="the folder of all runs (default: runs)")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with a run: its folder, without CONFIG; or auto: the newest run of CONFIG that "
+        "has a checkpoint, or a new one",
+    )
+    arguments = parser.parse_intermixed_args()
+    if arguments.resume not in (None, NEWEST):
+        if arguments.config is not None:
+            arguments.overrides.insert(0, arguments.config)
+            arguments.config = None
+        for override in arguments.overrides:
+            if "=" not in override:
+                parser.error(
+                    f"--resume {arguments.resume}: the run has its own CONFIG; leave out {override}"
+                )
+    elif arguments.config is None:
+        parser.error("expected CONFIG, such as recipes/configs/balance_qmix.yaml")
+    with exit_on_mistake():
+        planned_run(**vars(arguments))
+    return arguments
+
+
+def keep_first_places() -> None:
+    """Open what the process was started without of standard input, output and errors.
+
+    Otherwise a file of the run would take their place, and get what others print.
+    """
+    while (place := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(place)
+
+
+def benchmarl_arguments(
+    description: str | None, load: Callable[[str, Sequence[str]], RunConfig]
 ) -> argparse.Namespace:
-    """Return the arguments of a command that trains: ``config``, ``overrides`` and ``runs``.
+    """Return the arguments of ``train_benchmarl.py``: ``config``, ``overrides`` and ``runs``.
 
     Args:
         description: the help text of the command.
@@ -37,12 +89,7 @@ def training_arguments(
     arguments = parser.parse_intermixed_args()
     with exit_on_mistake():
         config = load(arguments.config, arguments.overrides)
-        folder = Path(arguments.runs, config.name)
-        if config.name != AUTO and folder.exists():
-            raise ConfigError(
-                f"name: {folder} exists and is not overwritten; "
-                "choose another, name=..., or name=auto"
-            )
+        check_name_is_free(config, Path(arguments.runs))
     return arguments
 
 
@@ -52,6 +99,7 @@ def evaluation_arguments(description: str | None) -> argparse.Namespace:
     Raises:
         SystemExit: if the command line or the run's configuration has a mistake.
     """
+    end_at_once_on(signal.SIGINT)
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path, help="a run's folder, such as runs/balance_quick-1")
     parser.add_argument("--episodes", type=int, help="the number of episodes (default: the run's)")
@@ -96,6 +144,7 @@ def games_arguments(description: str | None) -> argparse.Namespace:
     Raises:
         SystemExit: if a game is unknown, or there is no seed.
     """
+    end_at_once_on(signal.SIGINT)
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "games", nargs="*", help=f"games to learn: {', '.join(GAMES)} (default: all)"
@@ -123,6 +172,7 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
     Raises:
         SystemExit: if the command line has a mistake.
     """
+    end_at_once_on(signal.SIGINT)
     parser = argparse.ArgumentParser(description=description)
     several = {"nargs": "+"}
     size = {"type": _size, "metavar": "N"}

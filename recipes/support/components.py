@@ -4,7 +4,6 @@ import logging
 import math
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,14 +30,20 @@ from qmix_trl import (
     make_soft_updater,
 )
 from qmix_trl.config import RunConfig, settings
-from qmix_trl.errors import DivergedError
 from qmix_trl.fused import FusedCollector
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
 
 OPTIMIZERS = {"adam": partial(torch.optim.Adam, fused=True), "rmsprop": torch.optim.RMSprop}
 STREAMS = ("weights", "env", "exploration", "replay", "test_env", "random_policy")
-LEARNING = ("loss", "td_error", "total_value", "grad_norm")  # outputs of an update to show
+# Outputs of an update that are reported.
+LEARNING = (
+    "loss",
+    "td_error",
+    "total_value",
+    "target_value",
+    "grad_norm",
+)
 UPDATERS = {"hard": make_hard_updater, "soft": make_soft_updater}
 
 
@@ -208,23 +213,3 @@ def set_threads(threads: int | None) -> None:
 def mean_outputs(outputs: TensorDictBase) -> TensorDictBase:
     """Return the means of the updates' outputs [K] that ``LEARNING`` names."""
     return outputs.select(*LEARNING).mean(0)
-
-
-def check_finite(means: TensorDictBase, n_updates: int, folder: Path) -> None:
-    """Stop a training that diverges.
-
-    Args:
-        means: as ``mean_outputs`` returns them.
-        n_updates: the number of updates until now.
-        folder: of the run.
-
-    Raises:
-        DivergedError: if the mean loss or gradient norm of a batch's updates is not finite.
-    """
-    if not (means["loss"].isfinite() and means["grad_norm"].isfinite()):
-        raise DivergedError(
-            f"the loss is {means['loss']:.3g} at update {n_updates} (gradient norm "
-            f"{means['grad_norm']:.3g}, mean Q_tot {means['total_value']:.3g}); the weights "
-            f"of the last evaluation, if any, are in {folder}; try a lower update.optimizer.lr or "
-            "loss.reward_scale"
-        )

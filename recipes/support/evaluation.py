@@ -18,6 +18,7 @@ from qmix_trl import (
     with_memory,
 )
 from qmix_trl.config import RunConfig
+from qmix_trl.errors import DivergedError
 
 
 class Evaluation:
@@ -47,21 +48,39 @@ class Evaluation:
         self.dims = env_dims(self._env)
 
     def returns(self, policy: TensorDictModuleBase) -> dict[str, float]:
-        """Return mean, standard deviation and number of a memoryless policy's returns."""
+        """Return mean, standard deviation and number of a memoryless policy's returns.
+
+        Raises:
+            DivergedError: if one is not finite.
+        """
         return self._returns(self._env, policy)
 
     def greedy(self, agent: TensorDictModuleBase) -> dict[str, float]:
-        """Return mean, standard deviation and number of the returns of an agent's best actions."""
+        """Return mean, standard deviation and number of the returns of an agent's best actions.
+
+        Raises:
+            DivergedError: if one is not finite.
+        """
         return self._returns(with_memory(self._env, agent), make_policy(agent, GreedyAction()))
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """Return the summaries of random actions ("random") and of doing nothing ("no_op")."""
+        """Return the summaries of random actions ("random") and of doing nothing ("no_op").
+
+        Raises:
+            DivergedError: if a return is not finite.
+        """
         n_actions = self.dims.n_actions
         random = RandomPolicy(n_actions, seed=self._random_seed, device=self._device)
         return {"random": self.returns(random), "no_op": self.returns(NoOpPolicy(n_actions))}
 
     def _returns(self, env: EnvBase, policy: TensorDictModuleBase) -> dict[str, float]:
-        return summarize(episode_returns(env, policy, max_steps=self._max_steps, seed=self._seed))
+        returns = episode_returns(env, policy, max_steps=self._max_steps, seed=self._seed)
+        if not returns.isfinite().all():
+            raise DivergedError(
+                f"the environment's rewards are not numbers: {(~returns.isfinite()).sum()} of "
+                f"{len(returns)} test episodes have a return of nan or infinity"
+            )
+        return summarize(returns)
 
 
 def summarize(returns: Tensor) -> dict[str, float]:

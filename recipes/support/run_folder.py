@@ -5,6 +5,7 @@ from pathlib import Path
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 MISMATCH_FILE = "mismatch.json"
+CHECKPOINTS = "checkpoints"
 
 
 def run_stem(config_path: Path) -> str:
@@ -14,3 +15,8 @@ def run_stem(config_path: Path) -> str:
     """
     is_of_a_run = config_path.name == CONFIG_FILE
     return config_path.resolve().parent.name if is_of_a_run else config_path.stem
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the folder of a run's newest checkpoint, whole or not; None if it has none."""
+    return max((folder / CHECKPOINTS).glob("checkpoint-*"), default=None)

@@ -16,7 +16,8 @@ from qmix_trl.collect import finished_return
 from qmix_trl.config import RunConfig
 from qmix_trl.envs.compiled.shadow import Shadow
 from qmix_trl.errors import WrongStepError
-from qmix_trl.logs import Column, RunLog, write_json
+from qmix_trl.logs import Column, RunLog, say, write_json
+from qmix_trl.value_bound import ValueBound
 
 COLUMNS = (
     Column("frames", "frames", ",d"),
@@ -26,6 +27,7 @@ COLUMNS = (
     Column("loss", "loss", ".4f"),
     Column("td_error", "|TD|", ".3f"),
     Column("total_value", "Q_tot", ".2f"),
+    Column("beyond_bound", "beyond", ".2f"),
     Column("grad_norm", "gradient", ".2f"),
     Column("epsilon", "epsilon", ".2f"),
     Column("seconds_left", "s left", ",.0f"),
@@ -34,6 +36,8 @@ COLUMNS = (
 
 class TrainingReport:
     """The progress of a training, printed and written; use it in a ``with`` statement.
+
+    It is a part of checkpoints: a resumed run continues its metrics and its seconds.
 
     Args:
         config: of the run.
@@ -61,19 +65,25 @@ class TrainingReport:
         self._shadow = shadow
         self._returns = dict(baselines)
         self._frames, self._seconds = 0, 0.0
+        self._before = {"seconds": 0.0, "verified_steps": 0}  # the run was resumed
+        self._bound = ValueBound(
+            gamma=config.loss.gamma,
+            max_steps=config.env.max_steps,
+            reward_scale=config.loss.reward_scale,
+            of_agents=config.mixer.name == "none",
+        )
+        self._is_exceeded = False
         means = {name: returns["mean"] for name, returns in baselines.items()}
         caption = (
             f"return of {config.evaluation.episodes} episodes: "
             f"doing nothing {means['no_op']:.2f}, chance {means['random']:.2f}"
         )
-        print(
-            f"{folder}: {config.mixer.name} on {config.env.scenario}, {device}, seed {config.seed}"
-        )
+        say(f"{folder}: {config.mixer.name} on {config.env.scenario}, {device}, seed {config.seed}")
         for name, part in parts.items():
-            print(f"{name}: {part.how}")
+            say(f"{name}: {part.how}")
         if shadow is not None:
-            print(f"verified: {shadow.how}")
-        print(caption, flush=True)
+            say(f"verified: {shadow.how}")
+        say(caption)
         self._log = RunLog(folder, COLUMNS, caption=caption)
 
     def __enter__(self) -> "TrainingReport":
@@ -108,20 +118,79 @@ class TrainingReport:
             epsilon: of the exploration.
             greedy: the summary of the greedy returns; None where they are not measured.
         """
-        self._frames, self._seconds = frames, time.perf_counter() - self._start
+        self._frames = frames
+        self._seconds = self._before["seconds"] + time.perf_counter() - self._start
         if greedy:
             self._returns["greedy"] = greedy
+        learned = {name: value.item() for name, value in means.items()}
+        values = learned["total_value"], learned["target_value"]
+        self._bound.see(batch)
+        self._tell_overestimation(*values)
         self._log.write(
             {
                 "frames": frames,
                 "frames_per_second": frames / self._seconds,
                 "train_return": finished_return(batch),
                 "greedy_return": greedy["mean"] if greedy else None,
-                **{name: value.item() for name, value in means.items()},
+                **learned,
+                "beyond_bound": self._bound.excess(*values),
                 "epsilon": epsilon,
                 "seconds_left": self._seconds * (last_frame(self._config) / frames - 1),
             }
         )
+
+    def _tell_overestimation(self, value: float, target: float) -> None:
+        """Say it, once, when a mean value or target lies where no value can lie."""
+        if self._is_exceeded or not self._bound.is_exceeded(value, target):
+            return
+        self._is_exceeded = True
+        low, high = self._bound.interval
+        name = "Q_a" if self._config.mixer.name == "none" else "Q_tot"
+        rewards = f"{self._bound.least_reward:.4g} and {self._bound.greatest_reward:.4g}"
+        double_q = "" if self._config.loss.double_q else "loss.double_q=true, "
+        say(
+            f"warning: the values are overestimated from frame {self._frames:,} on: the mean "
+            f"{name} is {value:.4g}, its target {target:.4g}, but rewards between {rewards} allow "
+            f"values between {low:.4g} and {high:.4g} only; try {double_q}a lower "
+            "update.optimizer.lr or slower targets (update.target)"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the size of the metrics, which are flushed to the disk, and all that adds up.
+
+        Raises:
+            SaveError: if the metrics cannot be flushed.
+        """
+        self._log.file.flush()
+        return {
+            "metrics_bytes": self._log.file.n_bytes,
+            "frames": self._frames,
+            "seconds": self._seconds,
+            "verified_steps": self._verified_steps,
+            "greedy": self._returns.get("greedy"),
+            "bound": self._bound.state_dict(),
+            "is_exceeded": self._is_exceeded,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a ``state_dict``; later lines of the metrics are removed.
+
+        Raises:
+            ValueError: if the metrics are shorter than they were.
+        """
+        self._log.file.cut(state["metrics_bytes"])
+        self._before = {name: state[name] for name in self._before}
+        self._frames, self._seconds = state["frames"], state["seconds"]
+        if state["greedy"] is not None:
+            self._returns["greedy"] = state["greedy"]
+        self._bound.load_state_dict(state["bound"])
+        self._is_exceeded = state["is_exceeded"]
+
+    @property
+    def _verified_steps(self) -> int:
+        """The number of steps that were compared with VMAS's."""
+        now = 0 if self._shadow is None else self._shadow.verified_steps
+        return self._before["verified_steps"] + now
 
     def end(self, n_updates: int) -> None:
         """Write the summary and compare the greedy return with the baselines."""
@@ -133,12 +202,12 @@ class TrainingReport:
             "seed": self._config.seed,
             "device": str(self._device),
             **{name: str(part.how) for name, part in self._parts.items()},
-            "verified_steps": 0 if self._shadow is None else self._shadow.verified_steps,
+            "verified_steps": self._verified_steps,
             "return": self._returns,
         }
         write_json(self._folder / SUMMARY_FILE, summary)
         greedy = self._returns["greedy"]
-        print(
+        say(
             f"greedy return {greedy['mean']:.2f} after {self._frames:,} frames and "
             f"{self._seconds:.0f} s: {compare(greedy, self._returns['no_op'])} doing nothing, "
             f"{compare(greedy, self._returns['random'])} chance"

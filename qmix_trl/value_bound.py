@@ -1,0 +1,92 @@
+"""The interval in which values can lie, by which overestimation is told from learning."""
+
+import math
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+
+from qmix_trl.keys import AGENT_REWARD, DONE, MASK, REWARD, TERMINATED, next_key
+
+SLACK, SHARE = 1.0, 0.01  # by which a value may be off before it counts as overestimated
+
+
+class ValueBound:
+    """The least and the greatest value that the rewards seen so far allow.
+
+    With rewards between r_min and r_max, a discounted sum over at most H steps lies between
+    ``min(0, r_min)`` and ``max(0, r_max)``, each times ``1 + gamma + .. + gamma^(H-1)``; 0 takes
+    part because an episode may end. H is infinite: a truncated step bootstraps from its next
+    observation, so that values count rewards behind the time limit, too. Only where episodes have
+    ended and all of them by termination, H is ``max_steps``.
+
+    Learned values are off by an error before anything is learned. ``is_exceeded`` leaves room for
+    it; a divergence grows far beyond.
+
+    Args:
+        gamma: the discount of the loss.
+        max_steps: the time limit of an episode.
+        reward_scale: the factor of the loss on rewards.
+        of_agents: the values are each agent's from its own reward, as without a mixer.
+    """
+
+    def __init__(
+        self, *, gamma: float, max_steps: int, reward_scale: float = 1.0, of_agents: bool = False
+    ) -> None:
+        self._gamma = gamma
+        self._max_steps = max_steps
+        self._scale = reward_scale
+        self._reward: NestedKey = next_key(AGENT_REWARD if of_agents else REWARD)
+        self.least_reward = 0.0
+        self.greatest_reward = 0.0
+        self._terminates = False
+        self._truncates = False
+
+    def see(self, batch: TensorDictBase) -> None:
+        """Take the rewards and ends of a batch [E, T] into account, but for its padding."""
+        valid = batch.get(MASK)  # [E, T]
+        reward = batch.get(self._reward).flatten(2)  # [E, T, M]
+        reward = torch.where(valid.unsqueeze(-1), reward, 0)
+        least, greatest = torch.stack(reward.aminmax()).tolist()
+        self.least_reward = min(self.least_reward, least)
+        self.greatest_reward = max(self.greatest_reward, greatest)
+        done, terminated = (batch.get(next_key(key))[..., 0] & valid for key in (DONE, TERMINATED))
+        self._terminates |= bool(terminated.any())
+        self._truncates |= bool((done & ~terminated).any())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The least and the greatest value."""
+        n_steps = self._max_steps if self._terminates and not self._truncates else math.inf
+        factor = self._scale * self._sum(n_steps)
+        # 0 times infinity, of a discount of 1, is 0 here: without such rewards the sum is 0.
+        low, high = (r * factor if r else 0.0 for r in (self.least_reward, self.greatest_reward))
+        return low, high
+
+    def _sum(self, n_steps: float) -> float:
+        """Return ``1 + gamma + ..`` of so many steps."""
+        if self._gamma == 1:
+            return n_steps
+        return (1 - self._gamma**n_steps) / (1 - self._gamma)
+
+    def excess(self, *values: float) -> float:
+        """Return by how much the farthest of some values lies outside; 0 if all lie inside."""
+        low, high = self.interval
+        return max(0.0, *(max(value - high, low - value) for value in values))
+
+    def is_exceeded(self, *values: float) -> bool:
+        """Return whether one of some values is beyond what errors of learning explain."""
+        low, high = self.interval
+        return self.excess(*values) > SLACK + SHARE * (high - low)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been seen."""
+        return {
+            "rewards": [self.least_reward, self.greatest_reward],
+            "ends": [self._terminates, self._truncates],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a ``state_dict``."""
+        self.least_reward, self.greatest_reward = state["rewards"]
+        self._terminates, self._truncates = state["ends"]

@@ -1,0 +1,118 @@
+"""The checkpoints of a run: when they are due, what they hold, and what happens if one fails."""
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from support.components import last_frame
+from support.planned_run import check_same
+from support.run_folder import CHECKPOINTS
+
+from qmix_trl import ConfigError, SaveError, load_run, save_run
+from qmix_trl.checkpoint.parts import part_state
+from qmix_trl.config import RunConfig
+from qmix_trl.logs import say
+
+
+class Checkpoints:
+    """Saves a run now and then, and lets it go on from its newest checkpoint.
+
+    A checkpoint that cannot be written does not end the run: it says so once and tries again when
+    the next is due.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        parts: all that later steps depend on, in the order in which they are loaded.
+
+    Attributes:
+        refusal: why there are no checkpoints; None if there are.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, parts: Mapping[str, Any]) -> None:
+        self._config = config
+        self._run = folder
+        self._folder = folder / CHECKPOINTS
+        self._parts = parts
+        self._failed = False
+        self._saved_at = time.perf_counter()
+        self._saved_frames: int | None = None
+        self.refusal = self._why_none()
+        if self.refusal and config.checkpoint.every_seconds is not None:
+            say(f"no checkpoints: {self.refusal}")
+
+    def _why_none(self) -> str | None:
+        if self._config.checkpoint.every_seconds is None:
+            return "checkpoint.every_seconds is null"
+        try:
+            part_state("collector", self._parts["collector"])
+        except TypeError as error:
+            return str(error)
+        return None
+
+    def load(self) -> tuple[int, int]:
+        """Let the parts go on from the newest checkpoint; return its frames and its updates.
+
+        Raises:
+            ConfigError: if the run began with another configuration, or is longer already.
+            CheckpointError: if no checkpoint is whole, or it does not fit.
+        """
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            run = load_run(self._folder, **self._parts)
+        for warning in told:
+            say(f"warning: {warning.message}")
+        check_same(run.values["config"], self._config, self._run)
+        frames, n_updates = run.values["frames"], run.values["n_updates"]
+        if frames > last_frame(self._config):
+            raise ConfigError(
+                f"{self._run}: expected collection.total_frames of at least {frames}, which the "
+                f"run has collected, got {self._config.collection.total_frames}"
+            )
+        say(f"resumed: {run.path}, {frames:,} frames")
+        self._saved_at, self._saved_frames = time.perf_counter(), frames
+        return frames, n_updates
+
+    def is_due(self, frames: int) -> bool:
+        """Return whether to save after the batch with which the run has so many frames."""
+        every = self._config.checkpoint.every_seconds
+        if every is None or self.refusal is not None:
+            return False
+        return frames == last_frame(self._config) or time.perf_counter() - self._saved_at >= every
+
+    def save(self, frames: int, n_updates: int, greedy: Mapping[str, float] | None) -> None:
+        """Write a checkpoint, unless there are none.
+
+        Args:
+            frames: collected so far.
+            n_updates: taken so far.
+            greedy: the summary of the greedy returns of these weights; None if not measured.
+        """
+        if self.refusal is not None:
+            return
+        try:
+            save_run(
+                self._folder,
+                keep=self._config.checkpoint.keep,
+                greedy_return=greedy["mean"] if greedy else None,
+                config=asdict(self._config),
+                frames=frames,
+                n_updates=n_updates,
+                **self._parts,
+            )
+            self._saved_frames, self._failed = frames, False
+        except SaveError as error:
+            if not self._failed:
+                say(f"warning: {error}; the run goes on and tries again")
+            self._failed = True
+        self._saved_at = time.perf_counter()
+
+    def how_to_go_on(self, frames: int) -> str:
+        """Return the command that goes on, or why there is none, after so many frames."""
+        if self._saved_frames is None:
+            return f"no checkpoint: {self.refusal or 'none could be written'}"
+        behind = "" if self._saved_frames == frames else f" (from {self._saved_frames:,} frames)"
+        return f"go on: python recipes/train.py --resume {self._run}{behind}"

@@ -1,0 +1,74 @@
+"""How a recipe ends when the system or its user asks it to.
+
+No handler here raises: an exception between any two lines of torch or tensordict can leave them in
+a state from which they cannot go on, or be replaced by another exception.
+"""
+
+import os
+import signal
+from collections.abc import Mapping
+from types import FrameType
+
+EXIT_CODES = {
+    signal.SIGINT: 130,
+    signal.SIGTERM: 75,  # EX_TEMPFAIL of sysexits.h: try again
+    signal.SIGHUP: 75,
+    signal.SIGPIPE: 1,  # nobody reads the output any more
+}
+SHOW_CURSOR = b"\x1b[?25h"  # a live table hides it
+
+
+def end_at_once(number: int, frame: FrameType | None = None) -> None:
+    """End the process without any other code; the files that it has written stay."""
+    if os.isatty(1):
+        os.write(1, SHOW_CURSOR)
+    os.write(2, b"interrupted\n")
+    os._exit(EXIT_CODES[signal.Signals(number)])
+
+
+def end_at_once_on(*numbers: int) -> None:
+    """Let signals end the process at once; those that it was started to ignore stay ignored."""
+    for number in numbers:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, end_at_once)
+
+
+class Stop:
+    """Notes the signals that ask a run to stop; use it in a ``with`` statement.
+
+    The first one is noted and nothing else happens. A second Ctrl-C ends the process at once.
+
+    Attributes:
+        number: the signal that asked; None if none has.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __enter__(self) -> "Stop":
+        self._before = {
+            number: signal.signal(number, self._note)
+            for number in EXIT_CODES
+            if number == signal.SIGPIPE or signal.getsignal(number) is not signal.SIG_IGN
+        }
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        before: Mapping[int, object] = self._before
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal has asked."""
+        return self.number is not None
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the signal; 0 without one."""
+        return 0 if self.number is None else EXIT_CODES[signal.Signals(self.number)]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            end_at_once(number)
+        self.number = number if self.number is None else self.number

@@ -1,0 +1,172 @@
+"""The run that a command of train.py names: a new one, or one that goes on.
+
+Torch is not imported here, so that a mistake is told at once.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from support.run_folder import CHECKPOINTS, CONFIG_FILE, newest_checkpoint, run_stem
+
+from qmix_trl.config import RunConfig, load_config
+from qmix_trl.errors import ConfigError
+from qmix_trl.logs import AUTO, make_run_folder
+from qmix_trl.native.lock import held
+
+NEWEST = "auto"  # of --resume
+# Keys that a resumed run may change: its length, and what has no effect on what is learned. Of
+# another device, number of threads or torch.compile the last digits may differ.
+MAY_DIFFER = ("collection.total_frames", "evaluation", "checkpoint", "runtime")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that a command names.
+
+    Attributes:
+        config: of the run.
+        runs: the folder in which a new run's folder is made.
+        stem: of the names of new folders.
+        folder: of the run that goes on; None for a new one.
+    """
+
+    config: RunConfig
+    runs: Path
+    stem: str
+    folder: Path | None
+
+    @contextmanager
+    def opened(self) -> Iterator[Path]:
+        """Make the run's folder, or take the one that goes on, and lock it for a ``with`` block.
+
+        Raises:
+            ConfigError: if it cannot be made, or another process has it.
+        """
+        folder = self.folder or make_run_folder(self.runs, self.config.name, stem=self.stem)
+        with held(folder) as is_held:
+            if not is_held:
+                raise ConfigError(f"{folder}: another process trains this run; wait for its end")
+            yield folder
+
+
+def planned_run(
+    config: str | None, overrides: Sequence[str], runs: str, resume: str | None = None
+) -> PlannedRun:
+    """Return the run that a command names.
+
+    Args:
+        config: a YAML file; None where ``resume`` is a run's folder, which has its own.
+        overrides: ``key.sub=value``, the value in YAML.
+        runs: the folder of runs.
+        resume: a run's folder, or "auto": the newest run of this configuration that has a
+            checkpoint, or a new one if there is none; None for a new one.
+
+    Raises:
+        ConfigError: if the configuration has a mistake, a key differs that a resumed run cannot
+            change, or there is no checkpoint.
+    """
+    if resume is not None and resume != NEWEST:
+        return _resumed(Path(resume), overrides)
+    if config is None:
+        raise ConfigError("expected a configuration, got none")
+    wanted = load_config(config, overrides)
+    folder = _newest_of(wanted, Path(runs)) if resume == NEWEST else None
+    if folder is not None:
+        wanted = replace(wanted, name=load_config(folder / CONFIG_FILE).name)
+    else:
+        check_name_is_free(wanted, Path(runs))
+    return PlannedRun(wanted, Path(runs), run_stem(Path(config)), folder)
+
+
+def check_name_is_free(config: RunConfig, runs: Path) -> None:
+    """Refuse the name of a run that exists.
+
+    Raises:
+        ConfigError: if its folder exists.
+    """
+    folder = runs / config.name
+    if config.name != AUTO and folder.exists():
+        raise ConfigError(
+            f"name: {folder} exists and is not overwritten; choose another, name=..., or name=auto"
+        )
+
+
+def _resumed(folder: Path, overrides: Sequence[str]) -> PlannedRun:
+    """Return the run of a folder, with overrides.
+
+    Raises:
+        ConfigError: if it cannot go on with them, or has no checkpoint.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ConfigError(f"--resume: expected a run's folder, or auto, got {folder}")
+    config = load_config(path, overrides)
+    check_same(asdict(load_config(path)), config, folder)
+    if newest_checkpoint(folder) is None:
+        raise ConfigError(
+            f"--resume: {folder / CHECKPOINTS} has no checkpoint; train a new run of {path}"
+        )
+    return PlannedRun(config, folder.parent, folder.name, folder)
+
+
+def _newest_of(config: RunConfig, runs: Path) -> Path | None:
+    """Return the folder of the newest run of a configuration that can go on; None without one."""
+    found: dict[Path, int] = {}
+    for path in runs.glob(f"*/{CONFIG_FILE}"):
+        newest = newest_checkpoint(path.parent)
+        try:
+            other = load_config(path) if newest else None
+        except ConfigError:  # of another version, or no file of ours
+            continue
+        named = config.name in (AUTO, path.parent.name)
+        if newest and other and named and not _differences(asdict(other), config):
+            found[path.parent] = newest.stat().st_mtime_ns
+    return max(found, key=found.__getitem__, default=None)
+
+
+def check_same(saved: Mapping[str, Any], config: RunConfig, folder: Path) -> None:
+    """Refuse to go on with a configuration that differs in keys that decide what is learned.
+
+    Args:
+        saved: the configuration with which the run began, as nested dictionaries.
+        config: the one with which it is to go on.
+        folder: of the run.
+
+    Raises:
+        ConfigError: if a key differs that is none of ``MAY_DIFFER``.
+    """
+    differences = _differences(saved, config)
+    if saved.get("name") != config.name:
+        differences["name"] = saved.get("name"), config.name
+    for key, (before, now) in differences.items():
+        may = ", ".join(key if "." in key else f"{key}.*" for key in MAY_DIFFER)
+        raise ConfigError(
+            f"{folder}: {key}: expected {before!r}, with which the run began, got {now!r}; "
+            f"a resumed run can change {may}"
+        )
+
+
+def _differences(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Return both values of each key that differs, but for the name and ``MAY_DIFFER``."""
+    before, now = _flat(saved), _flat(asdict(config))
+    keys = [key for key in before | now if before.get(key) != now.get(key)]
+    fixed = [key for key in keys if key != "name" and not _may_differ(key)]
+    return {key: (before.get(key), now.get(key)) for key in fixed}
+
+
+def _may_differ(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER)
+
+
+def _flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return the values of nested dictionaries by their dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{above}{key}.")
+        else:
+            flat[f"{above}{key}"] = value
+    return flat
