@@ -23,11 +23,14 @@ FRAME_LINES = 8  # of a terminal: the table's frame, and the lines above it
 
 
 class Column(NamedTuple):
-    """A metric: its name in ``metrics.csv``, and its heading and format in the table."""
+    """A metric: its name in ``metrics.csv``, and its heading and format in the table.
+
+    One without a heading is written and not shown.
+    """
 
     name: str
-    heading: str
-    spec: str
+    heading: str = ""
+    spec: str = ""
 
 
 def make_run_folder(root: Path, name: str, *, stem: str) -> Path:
@@ -237,7 +240,7 @@ class RunLog:
 
     def __enter__(self) -> "RunLog":
         if self._live is None:
-            say("  ".join(heading.rjust(PLAIN_WIDTH) for _, heading, _ in self._columns))
+            say("  ".join(c.heading.rjust(PLAIN_WIDTH) for c in self._columns if c.heading))
         else:
             self._live.start()
             self._show_table()
@@ -265,6 +268,7 @@ class RunLog:
         shown = [
             "" if value is None else format(value, column.spec)
             for value, column in zip(values, self._columns, strict=True)
+            if column.heading
         ]
         self._shown.append(shown)
         if self._live is None:
@@ -276,7 +280,7 @@ class RunLog:
         from rich.table import Table
 
         table = Table(title=self._title, caption=self._caption, padding=(0, 0))
-        for column in self._columns:
+        for column in [column for column in self._columns if column.heading]:
             table.add_column(column.heading, justify="right", no_wrap=True)
         # In a table that does not fit the terminal the latest lines would be hidden.
         room = max(1, self._live.console.height - FRAME_LINES)

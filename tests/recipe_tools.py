@@ -115,10 +115,13 @@ def tiny(folder: Path) -> Path:
     return path
 
 
-def run(folder: Path, *overrides: str, config: Path | None = None) -> Path:
+def run(
+    folder: Path, *overrides: str, config: Path | None = None, resume: str | Path | None = None
+) -> Path:
     """Train in this process; return the run's folder."""
     config = tiny(folder) if config is None else config
-    return train.train(str(config), overrides, str(folder / "runs"))
+    resume = None if resume is None else str(resume)
+    return train.train(str(config), overrides, str(folder / "runs"), resume)
 
 
 def metrics(folder: Path) -> dict[str, list[float | None]]:

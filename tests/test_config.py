@@ -363,6 +363,8 @@ BOUNDS = {
     "evaluation.every_frames": ([], 1, None),
     "evaluation.episodes": ([], 2, None),
     "evaluation.seed": ([], 0, None),
+    "checkpoint.every_seconds": ([], 0, None),
+    "checkpoint.keep": ([], 1, None),
 }
 
 

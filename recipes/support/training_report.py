@@ -27,7 +27,7 @@ COLUMNS = (
     Column("loss", "loss", ".4f"),
     Column("td_error", "|TD|", ".3f"),
     Column("total_value", "Q_tot", ".2f"),
-    Column("beyond_bound", "beyond", ".2f"),
+    Column("beyond_bound"),
     Column("grad_norm", "gradient", ".2f"),
     Column("epsilon", "epsilon", ".2f"),
     Column("seconds_left", "s left", ",.0f"),

@@ -1,0 +1,317 @@
+"""Training that is saved and resumed: N + N frames equal 2 N bit for bit."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from recipe_tools import AGENTS, MIXERS, RECIPES, game, metrics, run, summary, tiny
+from support.planned_run import planned_run
+from support.run_folder import newest_checkpoint
+
+from qmix_trl import ConfigError
+
+KERNEL = "env.engine=kernel"
+SLICES = ("collection.rows=slices", "collection.steps=3", "env.max_steps=5")
+RECURRENT = AGENTS["recurrent"]
+SOFT = "update.target={name: soft, tau: 0.1}"
+RMSPROP = "update.optimizer={name: rmsprop, lr: 5e-4, alpha: 0.99, eps: 1e-5}"
+STOCK = "collection.collector=stock"
+BURN_IN = "replay.burn_in=2"
+REPEATS = "exploration.repeat_exponent=1.5"
+EXPLORES = "exploration.epsilon_end=0.5"
+SAVED = "checkpoint.every_seconds=0"
+CASES = {
+    "kernel, slices": [KERNEL, *SLICES, SOFT],
+    "kernel, checked by VMAS": [KERNEL, "env.verify=0.5", RMSPROP],
+    "kernel, episodes, recurrent": [KERNEL, RECURRENT, REPEATS],
+    "kernel, slices, recurrent, vdn": [KERNEL, *SLICES, RECURRENT, MIXERS["vdn"], BURN_IN, REPEATS],
+    "eager, stock": [STOCK, REPEATS],
+    "eager, stock, slices, recurrent, vdn": [STOCK, *SLICES, RECURRENT, MIXERS["vdn"], BURN_IN],
+    "eager, fused, none": [RECURRENT, MIXERS["none"], RMSPROP],
+    "game": [game("memory", "delay: 2"), RECURRENT, SOFT],
+    "game, slices": [game("two_step"), *SLICES[:2], MIXERS["vdn"], REPEATS],
+}
+N_BATCHES = 3  # N
+
+
+def frames(overrides, n_batches):
+    """Return the override for a number of batches of two environments, all saved."""
+    steps = 3 if "collection.steps=3" in overrides else 4
+    return f"collection.total_frames={2 * steps * n_batches}"
+
+
+def saved(folder: Path) -> dict:
+    """Return all of a run's newest checkpoint but the time, the size and global random streams."""
+    newest = newest_checkpoint(folder)
+    files = json.loads((newest / "manifest.json").read_text().partition("\n")[2])["files"]
+    state = json.loads((newest / "state.json").read_text())
+    hashes = {name: file["sha256"] for name, file in files.items() if name.endswith(".bin")}
+    for name in ("random", "report", "config"):
+        state.pop(name)
+        hashes.pop(f"{name}.bin", None)
+    assert {"loss.bin", "optimizer.bin", "replay.bin", "collector.bin"} <= hashes.keys()
+    return {"state": state, "hashes": hashes}
+
+
+def check_same(resumed: Path, unbroken: Path):
+    assert saved(resumed) == saved(unbroken)
+    assert metrics(resumed) == metrics(unbroken)
+    weights = [torch.load(folder / "weights.pt") for folder in (resumed, unbroken)]
+    for part in ("agent", "mixer"):
+        assert weights[0][part].keys() == weights[1][part].keys()
+        for name, value in weights[0][part].items():
+            assert torch.equal(value, weights[1][part][name]), name
+    found = [summary(folder) for folder in (resumed, unbroken)]
+    for name in ("frames", "gradient_steps", "return"):
+        assert found[0][name] == found[1][name], name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_resumed_run_equals_an_unbroken_one(name, tmp_path):
+    overrides = [*CASES[name], EXPLORES, "evaluation.every_frames=1", "update.per_batch=3"]
+    whole = run(tmp_path, *overrides, SAVED, frames(overrides, 2 * N_BATCHES))
+    half = run(tmp_path, *overrides, SAVED, frames(overrides, N_BATCHES))
+    torch.rand(3)
+    assert run(tmp_path, frames(overrides, 2 * N_BATCHES), resume=half) == half
+    check_same(half, whole)
+    assert len(metrics(whole)["frames"]) == 2 * N_BATCHES
+    assert len(set(metrics(whole)["loss"])) == 2 * N_BATCHES
+
+
+def test_checkpoints_and_evaluations_do_not_change_the_training(tmp_path):
+    overrides = [*SLICES, EXPLORES, frames(SLICES, 5)]
+    plain = run(tmp_path, *overrides)
+    other = run(tmp_path, *overrides, SAVED, "evaluation.every_frames=1")
+    names = metrics(plain).keys() - {"greedy_return"}
+    assert {n: metrics(plain)[n] for n in names} == {n: metrics(other)[n] for n in names}
+    assert newest_checkpoint(plain) is None
+
+
+def test_lines_behind_the_checkpoint_are_trained_again(tmp_path):
+    whole = run(tmp_path, SAVED, frames([], 4), "checkpoint.keep=9", "evaluation.every_frames=1")
+    folder = run(tmp_path, SAVED, frames([], 4), "checkpoint.keep=9", "evaluation.every_frames=1")
+    for path in sorted((folder / "checkpoints").iterdir())[2:]:
+        (path / "manifest.json").unlink()  # as if the run had been killed before it was written
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("torn, 1.0")
+    run(tmp_path, resume=folder)
+    assert metrics(folder) == metrics(whole)
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
+    folder = run(tmp_path, SAVED)
+    before = (folder / "metrics.csv").read_bytes(), summary(folder)
+    run(tmp_path, resume=folder)
+    assert (folder / "metrics.csv").read_bytes() == before[0]
+    assert summary(folder) == before[1]
+
+
+def test_seconds_count_all_sittings(tmp_path):
+    folder = run(tmp_path, SAVED)
+    first = summary(folder)["seconds"]
+    run(tmp_path, "collection.total_frames=32", resume=folder)
+    found = summary(folder)
+    assert found["seconds"] > first
+    assert found["frames_per_second"] == pytest.approx(32 / found["seconds"])
+
+
+# Which run goes on
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("loss.gamma=0.5", r"loss\.gamma: expected 0\.99, with which the run began, got 0\.5"),
+        ("mixer={name: vdn}", r"mixer\.name: expected 'qmix'.*got 'vdn'"),
+        ("env.n_envs=1", r"env\.n_envs: expected 2"),
+        ("seed=1", "seed: expected 0"),
+        ("name=other", "name: expected 'auto'.*got 'other'"),
+        ("collection.total_frames=8", "total_frames of at least 16.*got 8"),
+    ],
+)
+def test_a_key_that_decides_what_is_learned_cannot_change(override, said, tmp_path):
+    folder = run(tmp_path, SAVED)
+    with pytest.raises(ConfigError, match=said):
+        run(tmp_path, override, resume=folder)
+
+
+def test_other_keys_can_change(tmp_path):
+    folder = run(tmp_path, SAVED)
+    changes = ["evaluation.episodes=3", "checkpoint.keep=9", "runtime.threads=null"]
+    threads = torch.get_num_threads()
+    run(tmp_path, "collection.total_frames=24", *changes, resume=folder)
+    torch.set_num_threads(threads)
+    assert len(list((folder / "checkpoints").iterdir())) == 3
+    assert metrics(folder)["frames"] == [8, 16, 24]
+    # They stay what they are now, so that the run can be extended once more.
+    run(tmp_path, "collection.total_frames=32", resume=folder)
+    assert summary(folder)["return"]["greedy"]["episodes"] == 3
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path):
+    folder = run(tmp_path)
+    with pytest.raises(ConfigError, match="has no checkpoint"):
+        run(tmp_path, resume=folder)
+    with pytest.raises(ConfigError, match="expected a run's folder, or auto, got"):
+        run(tmp_path, resume=tmp_path / "nowhere")
+
+
+def test_the_newest_run_of_a_configuration_goes_on(tmp_path):
+    first, newest = run(tmp_path, SAVED), run(tmp_path, SAVED)
+    other = run(tmp_path, SAVED, "seed=1")
+    without = run(tmp_path)
+    config = str(tmp_path / "tiny.yaml")
+
+    def found(*overrides):
+        return planned_run(config, overrides, str(tmp_path / "runs"), "auto").folder
+
+    assert found() == newest
+    assert found("collection.total_frames=32", "evaluation.seed=5") == newest
+    assert found("seed=1") == other
+    assert found("seed=2") is None
+    os.utime(newest_checkpoint(first))
+    assert found() == first
+    assert without.exists()
+    again = run(tmp_path, "collection.total_frames=32", resume="auto")
+    assert again == first
+    assert run(tmp_path, "seed=2", resume="auto").name == "tiny-5"
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
+    folder = run(tmp_path, SAVED)
+    damaged = newest_checkpoint(folder)
+    (damaged / "loss.bin").write_bytes(b"")
+    capsys.readouterr()
+    run(tmp_path, resume=folder)
+    said = capsys.readouterr().out
+    assert re.search(rf"^warning: {damaged} is damaged: .*$", said, re.MULTILINE)
+    assert "resumed: " in said
+    assert metrics(folder)["frames"] == [8, 16]
+
+
+# Processes
+
+
+def started(folder, *arguments, **settings):
+    """Return the process of a training, with the signals as in a shell's foreground."""
+
+    def as_in_a_shell():
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
+    return subprocess.Popen(
+        [sys.executable, str(RECIPES / "train.py"), *map(str, arguments)],
+        cwd=folder,
+        text=True,
+        preexec_fn=as_in_a_shell,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **settings},
+    )
+
+
+def wait_for_the_table(process):
+    while "loss" not in process.stdout.readline():
+        assert process.poll() is None, process.stderr.read()
+
+
+LONG = "collection.total_frames=10000000"
+
+
+@pytest.mark.parametrize(("number", "code"), [("INT", 130), ("TERM", 75), ("HUP", 75)])
+def test_a_signal_saves_and_tells_how_to_go_on(number, code, tmp_path):
+    with started(tmp_path, tiny(tmp_path), LONG, "checkpoint.every_seconds=1000") as process:
+        wait_for_the_table(process)
+        process.stdout.readline()
+        process.send_signal(getattr(signal, f"SIG{number}"))
+        said, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, "")
+    n_frames, command = re.search(
+        r"stopped at ([\d,]+) frames; go on: python recipes/train.py (.*)", said
+    ).groups()
+    n_frames = int(n_frames.replace(",", ""))
+    folder = tmp_path / "runs" / "tiny-1"
+    assert metrics(folder)["frames"][-1] == n_frames
+    end = f"collection.total_frames={n_frames + 8}"
+    with started(tmp_path, *command.split(), end) as process:
+        said, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    whole = run(tmp_path, end, SAVED)
+    names = metrics(whole).keys()
+    for name in names:
+        assert metrics(folder)[name] == metrics(whole)[name], name
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path):
+    for pause in (0.0, 0.002, 0.05):
+        with started(tmp_path, tiny(tmp_path), LONG, SAVED) as process:
+            wait_for_the_table(process)
+            process.send_signal(signal.SIGINT)
+            time.sleep(pause)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in errors
+
+
+def test_an_interrupt_at_any_time_ends_without_a_traceback(tmp_path):
+    rng = random.Random(0)
+    for _ in range(4):
+        with started(tmp_path, tiny(tmp_path), LONG, SAVED) as process:
+            time.sleep(rng.uniform(0.3, 4))
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        assert process.returncode in (130, -signal.SIGINT)  # before the first line of Python
+        assert "Traceback" not in errors or process.returncode < 0
+
+
+def test_a_reader_that_leaves_ends_the_run_with_a_checkpoint(tmp_path):
+    with started(tmp_path, tiny(tmp_path), LONG, "checkpoint.every_seconds=1000") as process:
+        wait_for_the_table(process)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 1
+    folder = tmp_path / "runs" / "tiny-1"
+    n_frames = metrics(folder)["frames"][-1]
+    run(tmp_path, f"collection.total_frames={int(n_frames) + 8}", resume=folder)
+    assert metrics(folder)["frames"][-1] == n_frames + 8
+
+
+@pytest.mark.parametrize("where", ["full", "closed"])
+def test_a_run_needs_no_standard_output(where, tmp_path):
+    redirected = ">/dev/full" if where == "full" else ">&-"
+    command = f'"{sys.executable}" "{RECIPES / "train.py"}" "{tiny(tmp_path)}" {redirected}'
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert metrics(tmp_path / "runs" / "tiny-1")["frames"] == [8, 16]
+
+
+def test_a_killed_run_resumes(tmp_path):
+    overrides = [*SLICES, EXPLORES, SAVED]
+    with started(tmp_path, tiny(tmp_path), *overrides, LONG) as process:
+        wait_for_the_table(process)
+        for _ in range(5):
+            process.stdout.readline()
+        process.kill()
+        process.communicate()
+    folder = tmp_path / "runs" / "tiny-1"
+    end = frames(SLICES, 60)
+    run(tmp_path, end, resume=folder)
+    check_same(folder, run(tmp_path, *overrides, end))
+
+
+def test_two_processes_do_not_train_one_run(tmp_path):
+    with started(tmp_path, tiny(tmp_path), LONG, SAVED) as process:
+        wait_for_the_table(process)
+        process.stdout.readline()
+        process.stdout.readline()
+        with pytest.raises(ConfigError, match=r"tiny-1: another process trains this run"):
+            run(tmp_path, resume=tmp_path / "runs" / "tiny-1")
+        process.kill()
+        process.communicate()
