@@ -43,7 +43,7 @@ class Rows(NamedTuple):
     """The rows of a batch as tensors, with zeros in their padding."""
 
     observation: Tensor  # [B, T+1, N, O]
-    next_observation: Tensor  # [B, T, N, O], the true one where a reset follows
+    next_observation: Tensor  # [B, T, N, O], the true one where a reset follows; 0 if terminated
     last_action: Tensor | None  # [B, T+1, N, A]; None if the agent does not read it
     hidden: Tensor | None  # [B, N, H], before the first observation; None for zeros
     is_init: Tensor  # [B, T+1, 1]
@@ -170,7 +170,7 @@ def read_rows(
     needs_state: bool,
     others: Iterable[NestedKey] = (),
 ) -> Rows:
-    """Return the rows of a batch; nothing of its padding is left in them.
+    """Return the rows of a batch; nothing of padding or behind a termination is left in them.
 
     A row starts from the memory that is stored for its first step, zeros if none is, also where
     ``is_init`` marks that step: samplers of slices mark it so, and environments store zeros at
@@ -200,7 +200,15 @@ def read_rows(
         begins = first_steps(done) & mask.unsqueeze(-1)  # padding may follow an end
     no = torch.zeros_like(begins[:, :1])
     is_init = torch.cat([no, begins[:, 1:], no], 1)
-    observation, next_observation = read.now(keys.observation), read.after(keys.observation)
+    goes_on = ~terminated[..., 0]  # [B, T]
+    ends = may_be_padded(goes_on)
+
+    def continued(key: NestedKey) -> Tensor:
+        # No value behind a termination counts, but NaN there would spoil others: 0 times NaN.
+        entry = read.after(key)
+        return keep_where(goes_on, entry) if ends else entry
+
+    observation, next_observation = read.now(keys.observation), continued(keys.observation)
     last_action = None
     if n_actions is not None:
         first_action = read.first(keys.last_action)  # [B, N, A]
@@ -219,9 +227,9 @@ def read_rows(
         action_mask=read.optional(keys.action_mask),
         next_action_mask=read.next_action_mask(keys.action_mask),
         state=read.now(keys.state) if needs_state else None,
-        next_state=read.after(keys.state) if needs_state else None,
+        next_state=continued(keys.state) if needs_state else None,
         others={key: read.now(key) for key in others},
-        next_others={key: read.after(key) for key in others},
+        next_others={key: continued(key) for key in others},
         reward=read.after(reward).reshape(*read.shape, -1),
         terminated=terminated,
         last=done | following(begins) | ~following(mask.unsqueeze(-1)),

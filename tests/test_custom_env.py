@@ -206,3 +206,13 @@ def test_a_mistake_in_a_file_ends_a_run_with_one_line_and_exit_code_2(folder, ca
         run(folder, section("envs/mine.py:make"))
     expected = ["no display", "mine.py:2 (raise RuntimeError('no display'))"]
     check_told(ended.value.code, capsys.readouterr().err, 2, expected)
+
+
+def test_environments_without_a_state_are_trained_without_checkpoints(folder, capsys):
+    overrides = [section("envs/mine.py:make"), "checkpoint.every_seconds=0"]
+    found = run(folder, *overrides)
+    assert summary(found)["frames"] == 16
+    assert not (found / "checkpoints").exists()
+    said = capsys.readouterr().out.splitlines()
+    assert len([line for line in said if line.startswith("no checkpoints: ")]) == 1
+    assert any("run_state() and load_run_state(state)" in line for line in said)

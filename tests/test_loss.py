@@ -20,6 +20,7 @@ from qmix_trl.keys import (
     AGENT_REWARD,
     CHOSEN_ACTION_VALUE,
     CUT_STEPS,
+    DONE,
     HIDDEN,
     IS_INIT,
     LAST_ACTION,
@@ -504,3 +505,30 @@ def test_the_reference_itself_ignores_padding():
     assert np.isclose(
         reference.golden_loss("qmix", 1, True, 7.0), reference.golden_loss("qmix", 1, True)
     )
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
+@pytest.mark.parametrize("place", ["last step", "before padding", "inside"])
+@pytest.mark.parametrize("key", [OBSERVATION, STATE])
+def test_nan_behind_a_termination_changes_neither_loss_nor_gradient(kind, place, key):
+    batch = random_batch(4, 6)
+    step = {"last step": 5, "before padding": 3, "inside": 2}[place]
+    for flag in (TERMINATED, DONE):
+        batch[next_key(flag)][:2, step] = True
+    if place == "inside":
+        batch[IS_INIT][:2, step + 1] = True
+    if place == "before padding":
+        batch[MASK] = torch.arange(6).expand(4, 6) <= step
+    found = []
+    for value in (None, float("nan"), float("inf")):
+        if value is not None:
+            batch[next_key(key)][:2, step] = value
+        loss = make_loss(kind)
+        outputs = loss(batch)
+        outputs["loss"].backward()
+        gradient = torch.cat([p.grad.flatten() for p in loss.parameters()])
+        assert gradient.isfinite().all()
+        found.append((outputs["loss"].detach(), gradient))
+    for loss, gradient in found[1:]:
+        assert torch.equal(loss, found[0][0])
+        assert torch.equal(gradient, found[0][1])
