@@ -1,7 +1,8 @@
 """One gradient step: loss, backward, clipping, optimiser, targets."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -202,6 +203,20 @@ class Update:
         self.must_be_graph = cuda_graph is True
         self.no_graph = self._no_graph() if cuda_graph else "cuda_graph is False"
         self._graph: tuple[TensorDictBase, StepGraph] | None = None  # with its static input
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the loss with its targets, the optimiser and the target updater."""
+        return {
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "target_updater": self.target_updater.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from a ``state_dict``, before the first step: a graph keeps its tensors."""
+        self.loss.load_state_dict(state_dict["loss"])
+        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self.target_updater.load_state_dict(state_dict["target_updater"])
 
     def _no_graph(self) -> str | None:
         """Return the reason why no step can be captured, or None.

@@ -75,12 +75,12 @@ class ValueBound:
         return max(0.0, *(max(value - high, low - value) for value in values))
 
     def is_exceeded(self, *values: float) -> bool:
-        """Return whether one of some values is beyond what errors of learning explain."""
+        """Return whether a value is farther outside than errors of learning explain."""
         low, high = self.interval
         return self.excess(*values) > SLACK + SHARE * (high - low)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has been seen."""
+        """Return the rewards and ends that were seen."""
         return {
             "rewards": [self.least_reward, self.greatest_reward],
             "ends": [self._terminates, self._truncates],

@@ -17,17 +17,16 @@ from support.checkpoints import Checkpoints
 from support.components import (
     build_agent,
     build_collector,
-    build_env,
     build_exploration,
     build_loss,
     build_mixer,
     build_replay,
+    build_training_env,
     build_update,
-    choose_device,
     evaluation_is_due,
     last_frame,
     mean_outputs,
-    set_threads,
+    prepared_device,
     stream_seed,
 )
 from support.ends import Stop
@@ -41,8 +40,6 @@ from torchrl.envs import RewardSum
 from qmix_trl import Learner, make_policy, save_config, save_weights, with_memory
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
-from qmix_trl.logs import say
-from qmix_trl.native.networks.ahead import build_ahead
 
 
 def train(
@@ -66,17 +63,8 @@ def train(
     """
     run = planned_run(config, overrides, runs, resume)
     config = run.config
-    device = choose_device(config.runtime.device)
-    set_threads(config.runtime.threads)
-    if device.type == "cpu":
-        build_ahead()  # in a thread, while the environments are built
-
-    env_seed = stream_seed(config.seed, "env")
-    reset_when_done = config.collection.rows == "slices"
-    env = build_env(
-        config, device, n_envs=config.env.n_envs, seed=env_seed, reset_when_done=reset_when_done
-    )
-    shadow = env.shadow if config.env.family == "vmas" else None
+    device = prepared_device(config)
+    env = build_training_env(config, device)
     evaluation = Evaluation(config, device)
 
     torch.manual_seed(stream_seed(config.seed, "weights"))  # the networks draw their weights
@@ -89,25 +77,17 @@ def train(
     replay = build_replay(config, device)  # of batches [B, T]
     update = build_update(config, build_loss(config, agent, mixer))
     learner = Learner(update, replay, n_steps=config.update.per_batch)
-
     baselines = evaluation.baselines()
 
     with run.opened() as folder, Stop() as stop:
         shown = {"engine": env, "collector": collector, "update": learner}
-        report = TrainingReport(config, folder, device, shown, shadow, baselines)
-        parts = {
-            "loss": update.loss,
-            "optimizer": update.optimizer,
-            "updater": update.target_updater,
-            "replay": replay,
-            "collector": collector,
-            "report": report,
-        }
+        report = TrainingReport(config, folder, device, shown, baselines)
+        parts = {"update": update, "replay": replay, "collector": collector, "report": report}
         checkpoints = Checkpoints(config, folder, parts)
         frames, n_updates = checkpoints.load() if run.folder else (0, 0)
         save_config(config, folder / CONFIG_FILE)
         with report:
-            for batch in collector:
+            for batch in stop.watched(collector):
                 check_batch(batch)
                 frames += batch.numel()
                 explore.step(batch.numel())
@@ -122,14 +102,12 @@ def train(
                     greedy = evaluation.greedy(agent)
                     save_weights(folder, agent, mixer)
                 report.write(frames, batch, means, explore.epsilon, greedy)
-                if checkpoints.is_due(frames) or stop.asked:
+                if checkpoints.is_due(frames):
                     checkpoints.save(frames, n_updates, greedy)
-                if stop.asked:
-                    break
+            if frames < last_frame(config):
+                checkpoints.stop(frames, n_updates)
+                raise SystemExit(stop.exit_code)
         collector.shutdown()
-        if stop.asked and frames < last_frame(config):
-            say(f"stopped at {frames:,} frames; {checkpoints.how_to_go_on(frames)}")
-            raise SystemExit(stop.exit_code)
         report.end(n_updates)
     return folder
 

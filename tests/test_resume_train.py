@@ -57,7 +57,7 @@ def saved(folder: Path) -> dict:
     for name in ("random", "report", "config"):
         state.pop(name)
         hashes.pop(f"{name}.bin", None)
-    assert {"loss.bin", "optimizer.bin", "replay.bin", "collector.bin"} <= hashes.keys()
+    assert {"update.bin", "replay.bin", "collector.bin"} <= hashes.keys()
     return {"state": state, "hashes": hashes}
 
 
@@ -188,7 +188,7 @@ def test_the_newest_run_of_a_configuration_goes_on(tmp_path):
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     folder = run(tmp_path, SAVED)
     damaged = newest_checkpoint(folder)
-    (damaged / "loss.bin").write_bytes(b"")
+    (damaged / "update.bin").write_bytes(b"")
     capsys.readouterr()
     run(tmp_path, resume=folder)
     said = capsys.readouterr().out

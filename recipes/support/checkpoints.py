@@ -1,4 +1,4 @@
-"""The checkpoints of a run: when they are due, what they hold, and what happens if one fails."""
+"""The checkpoints of a run: when they are due, their content, and saves that fail."""
 
 import time
 import warnings
@@ -110,9 +110,18 @@ class Checkpoints:
             self._failed = True
         self._saved_at = time.perf_counter()
 
-    def how_to_go_on(self, frames: int) -> str:
-        """Return the command that goes on, or why there is none, after so many frames."""
+    def stop(self, frames: int, n_updates: int) -> None:
+        """Save a run that is stopped, and say how it goes on.
+
+        Args:
+            frames: collected so far.
+            n_updates: taken so far.
+        """
+        if self._saved_frames != frames:
+            self.save(frames, n_updates, None)
         if self._saved_frames is None:
-            return f"no checkpoint: {self.refusal or 'none could be written'}"
-        behind = "" if self._saved_frames == frames else f" (from {self._saved_frames:,} frames)"
-        return f"go on: python recipes/train.py --resume {self._run}{behind}"
+            how = f"no checkpoint: {self.refusal or 'none could be written'}"
+        else:
+            behind = "" if self._saved_frames == frames else f" from {self._saved_frames:,} frames"
+            how = f"go on{behind}: python recipes/train.py --resume {self._run}"
+        say(f"stopped at {frames:,} frames; {how}")

@@ -61,7 +61,7 @@ def train_arguments(description: str | None) -> argparse.Namespace:
 
 
 def keep_first_places() -> None:
-    """Open what the process was started without of standard input, output and errors.
+    """Open standard input, output and errors where the process has none.
 
     Otherwise a file of the run would take their place, and get what others print.
     """

@@ -31,6 +31,7 @@ from qmix_trl import (
 )
 from qmix_trl.config import RunConfig, settings
 from qmix_trl.fused import FusedCollector
+from qmix_trl.native.networks.ahead import build_ahead
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
 
@@ -87,6 +88,30 @@ def build_env(
     """
     arguments = {**settings(config.env), "n_envs": n_envs, "seed": seed}
     return make_env(**arguments, device=device, reset_when_done=reset_when_done)
+
+
+def prepared_device(config: RunConfig) -> torch.device:
+    """Return a run's device, with its threads set and the layers for it being built.
+
+    Raises:
+        MachineError: if CUDA is asked for and absent.
+    """
+    device = choose_device(config.runtime.device)
+    set_threads(config.runtime.threads)
+    if device.type == "cpu":
+        build_ahead()  # in a thread, while the environments are built
+    return device
+
+
+def build_training_env(config: RunConfig, device: torch.device) -> EnvBase:
+    """Return the configured environment to collect from."""
+    return build_env(
+        config,
+        device,
+        n_envs=config.env.n_envs,
+        seed=stream_seed(config.seed, "env"),
+        reset_when_done=config.collection.rows == "slices",
+    )
 
 
 def without_checks(config: RunConfig) -> RunConfig:

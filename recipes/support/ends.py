@@ -6,8 +6,9 @@ a state from which they cannot go on, or be replaced by another exception.
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType
+from typing import TypeVar
 
 EXIT_CODES = {
     signal.SIGINT: 130,
@@ -15,6 +16,7 @@ EXIT_CODES = {
     signal.SIGHUP: 75,
     signal.SIGPIPE: 1,  # nobody reads the output any more
 }
+Batch = TypeVar("Batch")
 SHOW_CURSOR = b"\x1b[?25h"  # a live table hides it
 
 
@@ -62,6 +64,13 @@ class Stop:
     def asked(self) -> bool:
         """Whether a signal has asked."""
         return self.number is not None
+
+    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield batches until a signal has asked."""
+        for batch in batches:
+            yield batch
+            if self.asked:
+                return
 
     @property
     def exit_code(self) -> int:

@@ -128,7 +128,7 @@ def _newest_of(config: RunConfig, runs: Path) -> Path | None:
 
 
 def check_same(saved: Mapping[str, Any], config: RunConfig, folder: Path) -> None:
-    """Refuse to go on with a configuration that differs in keys that decide what is learned.
+    """Refuse to go on with other values of keys that decide about learning.
 
     Args:
         saved: the configuration with which the run began, as nested dictionaries.

@@ -45,7 +45,6 @@ class TrainingReport:
         device: of the networks.
         parts: the environment, the collector and the update, by name; ``how`` of each tells
             which implementation runs.
-        shadow: compares the environment's steps with VMAS; None if nothing does.
         baselines: the summaries of the returns of doing nothing and of random actions.
     """
 
@@ -55,14 +54,15 @@ class TrainingReport:
         folder: Path,
         device: torch.device,
         parts: Mapping[str, Any],
-        shadow: Shadow | None,
         baselines: Mapping[str, dict[str, float]],
     ) -> None:
         self._config = config
         self._folder = folder
         self._device = device
         self._parts = parts
-        self._shadow = shadow
+        self._shadow: Shadow | None = None  # compares the environment's steps with VMAS
+        if config.env.family == "vmas":
+            self._shadow = parts["engine"].shadow
         self._returns = dict(baselines)
         self._frames, self._seconds = 0, 0.0
         self._before = {"seconds": 0.0, "verified_steps": 0}  # the run was resumed
@@ -81,8 +81,8 @@ class TrainingReport:
         say(f"{folder}: {config.mixer.name} on {config.env.scenario}, {device}, seed {config.seed}")
         for name, part in parts.items():
             say(f"{name}: {part.how}")
-        if shadow is not None:
-            say(f"verified: {shadow.how}")
+        if self._shadow is not None:
+            say(f"verified: {self._shadow.how}")
         say(caption)
         self._log = RunLog(folder, COLUMNS, caption=caption)
 
