@@ -17,6 +17,7 @@ from support.planned_run import planned_run
 from support.run_folder import newest_checkpoint
 
 from qmix_trl import ConfigError
+from qmix_trl.native.lock import held
 
 KERNEL = "env.engine=kernel"
 SLICES = ("collection.rows=slices", "collection.steps=3", "env.max_steps=5")
@@ -224,7 +225,10 @@ def wait_for_the_table(process):
 LONG = "collection.total_frames=10000000"
 
 
-@pytest.mark.parametrize(("number", "code"), [("INT", 130), ("TERM", 75), ("HUP", 75)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [("INT", 130), *(pytest.param(name, 75, marks=pytest.mark.slow) for name in ("TERM", "HUP"))],
+)
 def test_a_signal_saves_and_tells_how_to_go_on(number, code, tmp_path):
     with started(tmp_path, tiny(tmp_path), LONG, "checkpoint.every_seconds=1000") as process:
         wait_for_the_table(process)
@@ -248,18 +252,21 @@ def test_a_signal_saves_and_tells_how_to_go_on(number, code, tmp_path):
         assert metrics(folder)[name] == metrics(whole)[name], name
 
 
-def test_a_second_interrupt_ends_at_once(tmp_path):
-    for pause in (0.0, 0.002, 0.05):
-        with started(tmp_path, tiny(tmp_path), LONG, SAVED) as process:
-            wait_for_the_table(process)
-            process.send_signal(signal.SIGINT)
-            time.sleep(pause)
-            process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130
-        assert "Traceback" not in errors
+@pytest.mark.parametrize(
+    "pause", [0.002, *(pytest.param(pause, marks=pytest.mark.slow) for pause in (0.0, 0.05, 0.3))]
+)
+def test_a_second_interrupt_ends_at_once(pause, tmp_path):
+    with started(tmp_path, tiny(tmp_path), LONG, SAVED) as process:
+        wait_for_the_table(process)
+        process.send_signal(signal.SIGINT)
+        time.sleep(pause)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_time_ends_without_a_traceback(tmp_path):
     rng = random.Random(0)
     for _ in range(4):
@@ -283,7 +290,7 @@ def test_a_reader_that_leaves_ends_the_run_with_a_checkpoint(tmp_path):
     assert metrics(folder)["frames"][-1] == n_frames + 8
 
 
-@pytest.mark.parametrize("where", ["full", "closed"])
+@pytest.mark.parametrize("where", ["full", pytest.param("closed", marks=pytest.mark.slow)])
 def test_a_run_needs_no_standard_output(where, tmp_path):
     redirected = ">/dev/full" if where == "full" else ">&-"
     command = f'"{sys.executable}" "{RECIPES / "train.py"}" "{tiny(tmp_path)}" {redirected}'
@@ -296,22 +303,21 @@ def test_a_killed_run_resumes(tmp_path):
     overrides = [*SLICES, EXPLORES, SAVED]
     with started(tmp_path, tiny(tmp_path), *overrides, LONG) as process:
         wait_for_the_table(process)
-        for _ in range(5):
+        for _ in range(3):
             process.stdout.readline()
         process.kill()
         process.communicate()
     folder = tmp_path / "runs" / "tiny-1"
-    end = frames(SLICES, 60)
+    n_saved = int(newest_checkpoint(folder).name.partition("-")[2])
+    end = frames(SLICES, n_saved + 2)
     run(tmp_path, end, resume=folder)
     check_same(folder, run(tmp_path, *overrides, end))
 
 
 def test_two_processes_do_not_train_one_run(tmp_path):
-    with started(tmp_path, tiny(tmp_path), LONG, SAVED) as process:
-        wait_for_the_table(process)
-        process.stdout.readline()
-        process.stdout.readline()
+    folder = run(tmp_path, SAVED)
+    with held(folder) as is_held:
+        assert is_held
         with pytest.raises(ConfigError, match=r"tiny-1: another process trains this run"):
-            run(tmp_path, resume=tmp_path / "runs" / "tiny-1")
-        process.kill()
-        process.communicate()
+            run(tmp_path, resume=folder)
+    run(tmp_path, resume=folder)
