@@ -1,12 +1,14 @@
 """Settings of all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WORKER = "PYTEST_XDIST_WORKER"  # set where tests run in several processes
 
 if WORKER in os.environ:  # before torch is imported: one core for each worker
@@ -41,6 +43,15 @@ def _short_gates():
         patch.setattr(gate_runs, "FREE_STEPS", 24)
         patch.setattr(gate_runs, "EDGE_ROUNDS", 1)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _signals_of_the_tests():
+    """Leave pytest its own ends: recipes that are run in its process set theirs."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks

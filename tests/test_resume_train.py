@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipe_tools import AGENTS, MIXERS, RECIPES, game, metrics, run, summary, tiny
+from recipe_tools import AGENTS, MIXERS, RECIPES, call, game, metrics, run, summary, tiny
 from support.planned_run import planned_run
 from support.run_folder import newest_checkpoint
 
@@ -196,6 +196,36 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     assert re.search(rf"^warning: {damaged} is damaged: .*$", said, re.MULTILINE)
     assert "resumed: " in said
     assert metrics(folder)["frames"] == [8, 16]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--resume", "auto"], "expected CONFIG"),
+        ([], "expected CONFIG"),
+        (
+            ["tiny.yaml", "--resume", "runs/tiny-1"],
+            "the run has its own CONFIG; leave out tiny.yaml",
+        ),
+        (["--resume", "runs/nowhere"], "expected a run's folder, or auto, got runs/nowhere"),
+        (
+            ["--resume", "runs/tiny-1", "seed=1"],
+            "seed: expected 0, with which the run began, got 1",
+        ),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_told_in_a_line(
+    arguments, said, tmp_path, monkeypatch, capsys
+):
+    run(tmp_path, SAVED)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        call("train.py", *arguments)
+    errors = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert said in errors.splitlines()[-1]
+    assert "Traceback" not in errors
 
 
 # Processes
