@@ -4,8 +4,6 @@ import importlib
 import importlib.util
 import inspect
 import linecache
-import multiprocessing
-import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -147,18 +145,7 @@ def several(maker: EnvMaker, n_envs: int, processes: int) -> EnvBase:
             f"env.processes: expected a divisor of the number of environments, {n_envs}, got "
             f"{processes}"
         )
-    return ParallelEnv(processes, partial(_in_process, n_envs // processes, maker))
-
-
-def _in_process(n_envs: int, maker: EnvMaker) -> EnvBase:
-    """Return the environments of one process, which leaves Ctrl-C to the process of the run.
-
-    A terminal sends it to all of them, and a run finishes its batch first.
-    """
-    if multiprocessing.current_process().daemon:  # the run's own process makes one to look at, too
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    return SerialEnv(n_envs, maker)
+    return ParallelEnv(processes, partial(SerialEnv, n_envs // processes, maker))
 
 
 def check_batch(env: EnvBase, n_envs: int | None, processes: int) -> None:
