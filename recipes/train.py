@@ -104,10 +104,12 @@ def train(
                 report.write(frames, batch, means, explore.epsilon, greedy)
                 if checkpoints.is_due(frames):
                     checkpoints.save(frames, n_updates, greedy)
-            if frames < last_frame(config):
+            is_stopped = frames < last_frame(config)
+            if is_stopped:
                 checkpoints.stop(frames, n_updates)
-                raise SystemExit(stop.exit_code)
         collector.shutdown()
+        if is_stopped:
+            raise SystemExit(stop.exit_code)
         report.end(n_updates)
     return folder
 
