@@ -70,7 +70,6 @@ def train(
     torch.manual_seed(stream_seed(config.seed, "weights"))  # the networks draw their weights
     agent = build_agent(config, evaluation.dims, device)
     mixer = build_mixer(config, evaluation.dims, device)
-
     explore = build_exploration(config, device)
     env = with_memory(env, agent).append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
     collector = build_collector(config, env, make_policy(agent, explore))  # of batches [E, T]
