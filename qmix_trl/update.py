@@ -54,10 +54,9 @@ class HardTargets(HardUpdate):
             super()._step(p_source, p_target)
             return
         is_due = self._count == self.value_network_update_interval
-        sources, targets = p_source.data, p_target.data
-        for key in sources.keys(True, True):
-            target = targets.get(key)
-            torch.where(is_due, sources.get(key), target, out=target)
+        # Three launches for all parameters together; ``where`` would be one for each of them.
+        copied, kept = is_due.to(self._first.dtype), (~is_due).to(self._first.dtype)
+        p_target.data.mul_(kept).add_(p_source.data.mul(copied))
 
 
 # Updaters whose step a graph can hold. Others, as TorchRL's HardUpdate, may count in Python.

@@ -193,6 +193,28 @@ def test_differences_by_the_broad_phase_are_counted_and_few_are_allowed(monkeypa
         check(reference, step, Extent(3, 0, 0))
 
 
+def test_without_a_line_that_asks_vmas_computes_every_pair_after_few_differences(monkeypatch):
+    reference = reference_of(simulation_of(Apart(), E))
+    monkeypatch.setattr(gate.Reference, "lines_that_ask", lambda reference: set())
+    monkeypatch.setattr(gate, "FEW_SKIPPED", E)
+    step = step_with(reference, lambda simulation, action: torch.zeros(E, dtype=torch.bool))
+    report = check(reference, step, Extent(6, 0, 0))
+    assert (report.by_broad_phase, report.by_rounding) == (2 * E, 0)  # of six steps, two
+    with pytest.raises(Mismatch, match="step 4 after resets"):
+        check(reference, step_with(reference, FromStep(4)), Extent(6, 0, 0))
+
+
+class FromStep:
+    """Everywhere, from a step on."""
+
+    def __init__(self, first):
+        self.left = first
+
+    def __call__(self, simulation, action):
+        self.left -= 1
+        return torch.full((E,), self.left < 0)
+
+
 # ------------------------------------------------------------------- lengths and actions
 
 

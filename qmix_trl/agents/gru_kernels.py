@@ -130,6 +130,7 @@ def _load_kept(place, n_values, there):
         "grad_gates",
         "grad_shares",
         "grad_first",
+        "grad_bias",
     ],
 )
 def backward(
@@ -140,13 +141,14 @@ def backward(
     grad_gates,
     grad_shares,
     grad_first,
+    grad_bias,
     n_steps,
     n_agents,
     H: tl.constexpr,
     WIDTH: tl.constexpr,
     OWN: tl.constexpr,
 ):
-    """Write the gradients of a sequence's gates, of their recurrent part and of ``first``.
+    """Write the gradients of a sequence's gates, of their recurrent part, ``first`` and ``bias``.
 
     Args:
         kept: [5, B, T, N, H], of ``forward``.
@@ -156,6 +158,7 @@ def backward(
         grad_gates: [B, T, N, 3H], written.
         grad_shares: [B, T, N, 3H], of the recurrent part of the gates; written.
         grad_first: [B, N, H], written.
+        grad_bias: [B, N, 3H], each sequence's part; written.
         n_steps: T.
         n_agents: N.
         H: as in ``forward``.
@@ -170,6 +173,7 @@ def backward(
     square = (of < H) & there
     weight_r, weight_u, weight_n = _load_gates(weight + of * H + to, H * H, square)
     grad = tl.zeros([1, WIDTH], tl.float32)
+    sum_r, sum_u, sum_n = grad, grad, grad
     n_values = tl.num_programs(0).to(tl.int64) * n_steps * H  # of [B, T, N, H]
     start = sequence.to(tl.int64) * n_steps
     begins = tl.load(is_init + start + n_steps - 1)
@@ -191,6 +195,7 @@ def backward(
         grad_share = grad_n * reset
         _store_gates(grad_gates + row * 3 * H + to, grad_r, grad_u, grad_n, H, there)
         _store_gates(grad_shares + row * 3 * H + to, grad_r, grad_u, grad_share, H, there)
+        sum_r, sum_u, sum_n = sum_r + grad_r, sum_u + grad_u, sum_n + grad_share
         part_r, part_u, part_n = tl.reduce(
             (
                 weight_r * tl.trans(grad_r),
@@ -206,3 +211,4 @@ def backward(
         row, begins, given, hidden = next_row, next_begins, next_given, next_hidden
         reset, update, candidate, share = next_reset, next_update, next_candidate, next_share
     tl.store(grad_first + tl.program_id(0) * H + to, grad, there)
+    _store_gates(grad_bias + tl.program_id(0) * 3 * H + to, sum_r, sum_u, sum_n, H, there)

@@ -118,6 +118,7 @@ def backward(
         2, n_sequences, n_steps, n_agents, 3 * width
     )  # [B, T, N, 3H] each
     grad_first = kept.new_empty(n_sequences, n_agents, width)
+    grad_bias = kept.new_empty(n_sequences, n_agents, 3 * width)
     _launch(
         "backward",
         grad_hidden.shape,
@@ -128,14 +129,15 @@ def backward(
         grad_gates,
         grad_shares,
         grad_first,
+        grad_bias,
         OWN=weight.dim() == 3,
     )
     previous = kept[0]
     if weight.dim() == 3:
         grad_weight = torch.einsum("btng,btnh->ngh", grad_shares, previous)
-        return grad_gates, grad_first, grad_weight, grad_shares.sum((0, 1))
-    flat = grad_shares.flatten(0, -2)
-    return grad_gates, grad_first, flat.t() @ previous.flatten(0, -2), flat.sum(0)
+        return grad_gates, grad_first, grad_weight, grad_bias.sum(0)
+    grad_weight = grad_shares.flatten(0, -2).t() @ previous.flatten(0, -2)
+    return grad_gates, grad_first, grad_weight, grad_bias.sum((0, 1))
 
 
 def _bytes(is_init: Tensor) -> Tensor:
