@@ -142,6 +142,7 @@ class CollectionConfig:
 class ReplayConfig:
     """The replay buffer; its sizes are in rows, ``burn_in`` is in steps."""
 
+    storage: Literal["memory", "memmap"]
     capacity_rows: int = number(least=1)
     batch_rows: int = number(least=1)
     burn_in: int = number(least=0)

@@ -29,7 +29,7 @@ from support.components import (
     stream_seed,
 )
 from support.evaluation import Evaluation
-from support.run_folder import CONFIG_FILE, run_stem
+from support.run_folder import CONFIG_FILE, REPLAY_FOLDER, run_stem
 from support.training_report import TrainingReport
 from torchrl.envs import RewardSum
 
@@ -75,11 +75,11 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
     explore = build_exploration(config, device)
     env = with_memory(env, agent).append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
     collector = build_collector(config, env, make_policy(agent, explore))  # of batches [E, T]
-    replay = build_replay(config, device)  # of batches [B, T]
+    folder = make_run_folder(Path(runs), config.name, stem=run_stem(Path(config_path)))
+    replay = build_replay(config, device, folder / REPLAY_FOLDER)  # of batches [B, T]
     update = build_update(config, build_loss(config, agent, mixer))
     learner = Learner(update, replay, n_steps=config.update.per_batch)
 
-    folder = make_run_folder(Path(runs), config.name, stem=run_stem(Path(config_path)))
     save_config(config, folder / CONFIG_FILE)
     parts = {"engine": env, "collector": collector, "update": learner}
     frames = n_updates = 0

@@ -53,6 +53,7 @@ collection:
   steps: 100
   collector: auto
 replay:
+  storage: memory
   capacity_rows: 5000
   batch_rows: 16
   burn_in: 0

@@ -40,6 +40,28 @@ def locked(path: Path, seconds: float) -> Iterator[bool]:
         _release(file)
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder itself, without a file in it.
+
+    The system frees the lock of a process that dies.
+
+    Args:
+        folder: that exists.
+
+    Yields:
+        whether it is held, or the file system has no locks; False if another one holds it.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        yield _try_lock(place) is not None
+    finally:
+        _release(place)
+
+
 def _opened(path: Path, seconds: float) -> tuple[int, bool]:
     """Return the open lock file, and whether it is locked.
 

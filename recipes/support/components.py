@@ -170,8 +170,16 @@ def build_collector(
     )
 
 
-def build_replay(config: RunConfig, device: torch.device) -> TensorDictReplayBuffer:
-    """Return the configured replay buffer, with a random stream of its own."""
+def build_replay(
+    config: RunConfig, device: torch.device, folder: Path | None = None
+) -> TensorDictReplayBuffer:
+    """Return the configured replay buffer, with a random stream of its own.
+
+    Args:
+        config: of the run.
+        device: of the samples.
+        folder: for the files of a storage of files; None for the system's temporary one.
+    """
     section = config.replay
     max_steps = None if config.collection.rows == "episodes" else config.env.max_steps
     return make_replay(
@@ -180,6 +188,8 @@ def build_replay(config: RunConfig, device: torch.device) -> TensorDictReplayBuf
         batch_rows=section.batch_rows,
         seed=stream_seed(config.seed, "replay"),
         device=device,
+        storage=section.storage,
+        folder=folder,
     )
 
 

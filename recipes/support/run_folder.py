@@ -5,6 +5,7 @@ from pathlib import Path
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 MISMATCH_FILE = "mismatch.json"
+REPLAY_FOLDER = "replay"  # of replay.storage: memmap, while the run goes on
 
 
 def run_stem(config_path: Path) -> str:
