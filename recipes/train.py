@@ -29,6 +29,7 @@ from support.components import (
     stream_seed,
 )
 from support.evaluation import Evaluation
+from support.memory import check_room
 from support.run_folder import CONFIG_FILE, REPLAY_FOLDER, run_stem
 from support.training_report import TrainingReport
 from torchrl.envs import RewardSum
@@ -50,13 +51,14 @@ def train(config_path: str, overrides: Sequence[str], runs: str) -> Path:
 
     Raises:
         ConfigError: if the configuration has a mistake.
-        MachineError: if the machine lacks the device.
+        MachineError: if the machine lacks the device, or the run does not fit into its memory.
         DivergedError: if the loss is no longer finite.
         WrongStepError: if a step differs from VMAS's; the run's folder has both traces.
     """
     config = load_config(config_path, overrides)
     device = choose_device(config.runtime.device)
     set_threads(config.runtime.threads)
+    check_room(config, device, Path(runs))
     if device.type == "cpu":
         build_ahead()  # in a thread, while the environments are built
 
