@@ -197,14 +197,18 @@ def _step_bytes(sizes: Sizes, observed: int) -> tuple[int, int]:
     return without, without + sizes.read + sizes.written
 
 
+def _observed_once(config: RunConfig, sizes: Sizes) -> int:
+    """Return the bytes of an observation as environments make it."""
+    env = config.env
+    shared = isinstance(env, VmasConfig) and env.state == "observations"
+    return sizes.of_agents if shared else sizes.observed  # the state is a view of observations
+
+
 def _collection(config: RunConfig, sizes: Sizes) -> Need:
     """Return the need of a batch that is collected while the one before it is still there."""
     env, steps = config.env, config.collection.steps
-    fused = isinstance(env, VmasConfig) and config.collection.collector != "stock"
-    if fused:
-        observed = sizes.observed
-        if env.state == "observations":  # the state is a view of them
-            observed = sizes.of_agents
+    if isinstance(env, VmasConfig) and config.collection.collector != "stock":
+        observed = _observed_once(config, sizes)
         without, whole = _step_bytes(sizes, observed)
         before = whole if config.replay.burn_in else without
         each = before + whole + 2 * observed  # the last of each episode, and the true next ones
@@ -218,11 +222,11 @@ def _collection(config: RunConfig, sizes: Sizes) -> Need:
 
 
 def _evaluation(config: RunConfig, sizes: Sizes) -> Need:
-    """Return the need of a rollout, which makes a list of steps and stacks it, with a batch."""
+    """Return the need of TorchRL's rollout, a list of steps and then their stack, with a batch."""
     n_envs, steps = config.env.n_envs, config.collection.steps
     episodes, max_steps = config.evaluation.episodes, config.env.max_steps
     without, whole = _step_bytes(sizes, sizes.observed)
-    listed = without - sizes.observed + sizes.written
+    listed = _step_bytes(sizes, _observed_once(config, sizes))[0] + sizes.written
     return Need(
         "evaluation, beside a batch",
         episodes * max_steps * (whole + listed) + n_envs * steps * without,
