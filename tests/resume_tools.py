@@ -5,9 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from collect_tools import CounterEnv, make_agent
 from tensordict import TensorDictBase
 
-from qmix_trl import load_run, save_run
+from qmix_trl import (
+    EpsilonGreedyAction,
+    load_run,
+    make_collector,
+    make_policy,
+    save_run,
+    with_memory,
+)
 
 Parts = dict[str, Any]
 
@@ -64,3 +72,18 @@ def check_resumes(
     assert got == expected
     assert len({str(step) for step in expected}) == after  # each step computes something else
     return expected
+
+
+def batch_of(seed):
+    """Return a batch [4, 5] of random steps that a loss accepts."""
+    env = CounterEnv(4)
+    env.set_seed(seed)
+    collector = make_collector(
+        with_memory(env, make_agent(env)),
+        make_policy(make_agent(env), EpsilonGreedyAction(1.0, 1.0, 0, seed=seed)),
+        rows="slices",
+        steps=5,
+        n_batches=1,
+    )
+    (batch,) = list(collector)
+    return batch

@@ -38,6 +38,8 @@ CASES = {
     "game with masked actions, VDN, slices": [*MASKED, *SLICES, *VDN],
 }
 
+QUICK = ("navigation, GRU, observations", "game, GRU", "game with masked actions, VDN, slices")
+
 
 def config_of(folder, *overrides):
     """Return the configuration of a run of a fraction of a second."""
@@ -79,7 +81,10 @@ def peak_bytes(config, folder):
 
 
 # Small batches: the memory of the networks, which is not counted, is below 1 %.
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * (case not in QUICK)) for case in CASES],
+)
 def test_the_estimate_is_near_the_greatest_need(case, tmp_path):
     config = config_of(tmp_path, *CASES[case])
     sizes = memory.sizes_of(config)
@@ -90,6 +95,7 @@ def test_the_estimate_is_near_the_greatest_need(case, tmp_path):
     assert estimate == pytest.approx(most, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("many", [["evaluation.episodes=300"], ["env.max_steps=80", *SLICES]])
 def test_the_estimate_counts_long_and_many_evaluations(many, tmp_path):
     config = config_of(tmp_path, "replay.capacity_rows=64", *many)

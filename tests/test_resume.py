@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from collect_tools import CounterEnv, make_agent, make_loss
-from resume_tools import check_resumes, exact
+from resume_tools import batch_of, check_resumes, exact
 from tensordict import TensorDict
 from torchrl.envs import RewardSum, StepCounter, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
@@ -99,21 +99,6 @@ def test_targets_and_their_updater_resume(make_updater, tmp_path):
 
     for before in (1, 2, 3):  # wherever the counter stands
         check_resumes(tmp_path, make, value, before=before, after=5)
-
-
-def batch_of(seed):
-    """Return a batch [4, 5] of random steps that a loss accepts."""
-    env = CounterEnv(4)
-    env.set_seed(seed)
-    collector = make_collector(
-        with_memory(env, make_agent(env)),
-        make_policy(make_agent(env), EpsilonGreedyAction(1.0, 1.0, 0, seed=seed)),
-        rows="slices",
-        steps=5,
-        n_batches=1,
-    )
-    (batch,) = list(collector)
-    return batch
 
 
 def test_gradient_steps_resume_with_weights_targets_and_optimiser(tmp_path):
@@ -226,7 +211,8 @@ def test_rows_of_a_killed_process_are_removed_and_the_checkpoint_counts(tmp_path
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_resume import batch_of, make_replay, save_run, SequenceRows
+from resume_tools import batch_of
+from qmix_trl import SequenceRows, make_replay, save_run
 replay = make_replay(SequenceRows(max_steps=5), capacity_rows=8, batch_rows=4, seed=0,
                      storage="memmap", folder={str(tmp_path / "replay")!r})
 replay.extend(batch_of(0))

@@ -84,7 +84,7 @@ def check_room(config: RunConfig, device: torch.device, folder: Path) -> None:
 
 
 def _check(where: str, needs: list[Need], free: int, hint: str) -> None:
-    """Refuse needs that together exceed what is free.
+    """Refuse needs that together exceed the free bytes.
 
     Raises:
         MachineError: with the greatest of them.
