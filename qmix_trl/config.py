@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from qmix_trl.errors import ConfigError, nearest
+from qmix_trl.errors import ConfigError, nearest, shown
 from qmix_trl.logs import write_whole
 from qmix_trl.strict_yaml import build, dump, number, overridden, read
 
@@ -143,6 +143,7 @@ class CollectionConfig:
 class ReplayConfig:
     """The replay buffer; its sizes are in rows, ``burn_in`` is in steps."""
 
+    storage: Literal["memory", "memmap"]
     capacity_rows: int = number(least=1)
     batch_rows: int = number(least=1)
     burn_in: int = number(least=0)
@@ -306,7 +307,7 @@ def _check_name(name: str) -> None:
     if not RUN_NAME.fullmatch(name):
         raise ConfigError(
             "name: expected at most 100 letters, digits and . _ -, the first a letter or digit, "
-            f"or auto; got {name!r}"
+            f"or auto; got {shown(name)!r}"
         )
 
 
@@ -324,15 +325,16 @@ def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
     where, _, function = env.make.rpartition(":")
     if not where or not function.isidentifier():
         raise ConfigError(
-            f"env.make: expected path/to/file.py:function or module:function, got {env.make!r}"
+            "env.make: expected path/to/file.py:function or module:function, got "
+            f"{shown(env.make)!r}"
         )
     if not where.endswith(".py"):
         return env
     file = (folder / where).resolve()
     if not file.is_file():
         raise ConfigError(
-            f"env.make: expected a file, relative to the configuration's folder, got {where!r}; "
-            f"there is no {file}"
+            f"env.make: expected a file, relative to the configuration's folder, got "
+            f"{shown(where)!r}; there is no {shown(str(file))}"
         )
     return replace(env, make=f"{file}:{function}")
 
@@ -346,8 +348,8 @@ def _check_scenario(env: EnvConfig) -> None:
         kind, known = "VMAS scenario", vmas_scenarios()
         hint = "`python recipes/names.py scenarios` lists them"
     if known and env.scenario not in known:  # none are known where VMAS is not installed
-        near = nearest(env.scenario, known)
-        raise ConfigError(f"env.scenario: unknown {kind} {env.scenario!r}{near}; {hint}")
+        name = shown(env.scenario)
+        raise ConfigError(f"env.scenario: unknown {kind} {name!r}{nearest(name, known)}; {hint}")
 
 
 def _check_sizes(config: RunConfig) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+MAX_SHOWN = 200
+
 
 class Refused(Exception):
     """A compiler, an engine or a library cannot serve a task; the message is the reason."""
@@ -62,6 +64,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def shown(text: str) -> str:
+    """Return a text as messages show it: cut after ``MAX_SHOWN`` characters."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def one_line(error: Exception) -> str:

@@ -1,20 +1,32 @@
 """Replay of sequences: rows of T + 1 observations in TorchRL's replay buffer."""
 
 import math
+import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyTensorStorage, RandomSampler, TensorDictReplayBuffer
-from torchrl.envs.transforms import Transform
+from torchrl.data import (
+    LazyMemmapStorage,
+    LazyTensorStorage,
+    RandomSampler,
+    TensorDictReplayBuffer,
+)
+from torchrl.envs.transforms import DeviceCastTransform, Transform
 
-from qmix_trl.errors import Refused
+from qmix_trl.checkpoint.files import locked_folder, sweep
+from qmix_trl.errors import MachineError, Refused
 from qmix_trl.functional import batch_index, cut_mask, keep_where
 from qmix_trl.keys import next_key
 from qmix_trl.rows import RowKeys, as_flags, required
 
+STORAGES = ("memory", "memmap")
 OWN_KEYS = "name yours: SequenceRows(keys=loss.tensor_keys)"
 
 
@@ -294,6 +306,60 @@ class SequenceRows(Transform):
         return whole
 
 
+class FileStorage(LazyMemmapStorage):
+    """TorchRL's memory-mapped storage, in files of its own that are removed with it.
+
+    The files get their whole size before the first row: on a disk that is full later, a write to
+    mapped memory would kill the process. No file is ever read again: those of a killed process are
+    removed when the next storage is made in the same folder.
+
+    Args:
+        capacity_rows: the number of rows that it holds.
+        folder: in which a folder of the files is made.
+
+    Raises:
+        MachineError: if the folder cannot be made.
+    """
+
+    def __init__(self, capacity_rows: int, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            sweep(folder)
+            own, lock = locked_folder(folder)
+        except OSError as error:
+            raise MachineError(f"{folder}: no replay can be stored: {error.strerror}") from error
+        weakref.finalize(self, _remove, own, lock)
+        super().__init__(capacity_rows, scratch_dir=own, auto_cleanup=False)
+
+    def _init(self, data: TensorDictBase) -> None:
+        """Make the files for rows like a first one.
+
+        Raises:
+            MachineError: if the disk has no room for them.
+        """
+        assert self.scratch_dir is not None
+        needed = self.max_size * sum(x.nbytes for x in data.values(True, True))
+        free = shutil.disk_usage(self.scratch_dir).free
+        try:
+            if needed > free:
+                raise OSError(0, "no room on the disk")
+            super()._init(data)
+            for entry in self._storage.values(True, True):
+                if entry.nbytes:
+                    with open(entry.filename, "r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, entry.nbytes)
+        except OSError as error:
+            raise MachineError(
+                f"replay.storage: memmap needs {needed:,} bytes in {self.scratch_dir}, {free:,} "
+                f"are free ({error.strerror}); lower replay.capacity_rows, or choose another disk"
+            ) from error
+
+
+def _remove(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
+
+
 def make_replay(
     rows: SequenceRows,
     *,
@@ -301,6 +367,8 @@ def make_replay(
     batch_rows: int,
     seed: int,
     device: torch.device | str = "cpu",
+    storage: str = "memory",
+    folder: str | Path | None = None,
 ) -> TensorDictReplayBuffer:
     """Return a buffer that takes batches [E, T] and samples batches [B, T] of rows uniformly.
 
@@ -309,23 +377,36 @@ def make_replay(
         capacity_rows: the number of rows that the buffer holds; new rows replace the oldest.
         batch_rows: B.
         seed: of the buffer's own random stream, for sampling.
-        device: of the storage and the samples.
+        device: of the samples; and of the storage, if it is in memory.
+        storage: "memory", or "memmap": files that are mapped to the CPU's memory, for more rows
+            than it has room for. They do not outlive the buffer; ``save_run`` keeps its rows.
+            Samples are the same numbers; on a GPU they are moved there, one by one and not in a
+            CUDA graph.
+        folder: in which a folder for these files is made; None for the system's temporary one.
 
     Raises:
-        ValueError: if a size is below 1, or B is larger than the capacity.
+        MachineError: if the folder cannot be made.
+        ValueError: if a size is below 1, B is larger than the capacity, or the storage is unknown.
     """
     if not 1 <= batch_rows <= capacity_rows:
         raise ValueError(
             f"make_replay: expected 1 <= batch_rows <= capacity_rows, got {batch_rows} and "
             f"{capacity_rows}"
         )
+    if storage not in STORAGES:
+        raise ValueError(f"make_replay: expected storage of {', '.join(STORAGES)}, got {storage!r}")
+    stored_on = torch.device(device if storage == "memory" else "cpu")
     replay = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(capacity_rows, device=device),
+        storage=LazyTensorStorage(capacity_rows, device=stored_on)
+        if storage == "memory"
+        else FileStorage(capacity_rows, Path(folder or tempfile.gettempdir())),
         sampler=RandomSampler(),
         transform=rows,
         batch_size=batch_rows,
     )
-    replay.set_rng(torch.Generator(device).manual_seed(seed))
+    if torch.device(device).type != stored_on.type:
+        replay.append_transform(DeviceCastTransform(device, stored_on))
+    replay.set_rng(torch.Generator(stored_on).manual_seed(seed))
     return replay
 
 

@@ -1,10 +1,13 @@
 """Strict YAML: reading a file into dataclasses, with errors of one line.
 
 Scalars are read more strictly than by PyYAML: ``5e-5`` and ``1e6`` are floats, and only ``true``
-and ``false`` are booleans. Duplicate keys, anchors, aliases and tags are errors.
+and ``false`` are booleans. Duplicate keys, anchors, aliases and tags are errors. Size, depth and
+number of tokens have limits, so that any file is read or refused within a second.
 """
 
+import os
 import re
+import stat
 import types
 import typing
 from collections.abc import Mapping
@@ -15,14 +18,21 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from qmix_trl.errors import ConfigError, nearest
+from qmix_trl.errors import ConfigError, nearest, shown
 
-MAX_BYTES = 1_000_000
-MAX_DEPTH = 20  # of an override's key
+MAX_BYTES = 100_000
+MAX_TOKENS = 10_000  # a configuration has some 500
+MAX_DEPTH = 20  # of nesting, and of an override's key
 MAX_DIGITS = 18  # of an integer that fits into 64 bits
 INTEGER = re.compile(r"[-+]?\d+(_\d+)*")
 FLOAT = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 FORBIDDEN = (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)
+BEGINS = (
+    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
+    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
+)
+ENDS = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
+BOOLEAN_WORDS = ("true", "false", "yes", "no", "on", "off")  # of YAML 1.1, in any case
 INFINITE = (float("inf"), float("-inf"))
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 
@@ -41,10 +51,17 @@ def number(
 
 
 class Entry(NamedTuple):
-    """A YAML value (a scalar, a dict of entries or a list of entries) and its place in the file."""
+    """A YAML value (a scalar, a dict of entries or a list of entries) and its place in the file.
+
+    Attributes:
+        value: the value.
+        where: its place.
+        is_quoted: whether it is text in quotes.
+    """
 
     value: Any
     where: str
+    is_quoted: bool = False
 
 
 def read(path: Path) -> Entry:
@@ -54,15 +71,31 @@ def read(path: Path) -> Entry:
         ConfigError: if the file cannot be read, or is no strict YAML.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: expected at most {MAX_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: expected UTF-8 text: {error.reason}") from None
+        content = _content(path)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    if len(content) > MAX_BYTES:
+        raise ConfigError(f"{path}: expected at most {MAX_BYTES} bytes")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: expected UTF-8 text: {error.reason}") from None
     return _parse(text, _Source(str(path), has_lines=True))
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a file, cut after ``MAX_BYTES + 1``.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no regular file: a pipe may wait for ever, a device never end.
+    """
+    # Without O_NONBLOCK, opening a pipe would wait for its writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("expected a regular file")
+        return file.read(MAX_BYTES + 1)
 
 
 @dataclass(frozen=True)
@@ -85,18 +118,31 @@ class _Source:
 def _parse(text: str, source: _Source) -> Entry:
     """Return the entries of a YAML text."""
     try:
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            if isinstance(token, FORBIDDEN):
-                where = source.where(token.start_mark)
-                raise ConfigError(f"{where}: anchors, aliases and tags are refused")
+        _check_tokens(text, source)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return Entry(None, source.name) if node is None else _entry(node, "", source)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
         raise ConfigError(f"{source.where(mark) if mark else source.name}: {problem}") from None
-    except RecursionError:
-        raise ConfigError(f"{source.name}: nested too deeply") from None
+
+
+def _check_tokens(text: str, source: _Source) -> None:
+    """Refuse tokens of other YAML, too many, and too many levels; the text is scanned up to there.
+
+    Raises:
+        ConfigError: with the place of the first one that is refused.
+    """
+    depth = 0
+    for n_before, token in enumerate(yaml.scan(text, Loader=yaml.SafeLoader)):
+        where = source.where(token.start_mark)
+        if isinstance(token, FORBIDDEN):
+            raise ConfigError(f"{where}: anchors, aliases and tags are refused")
+        depth += isinstance(token, BEGINS) - isinstance(token, ENDS)
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{where}: nested too deeply; expected at most {MAX_DEPTH} levels")
+        if n_before == MAX_TOKENS:
+            raise ConfigError(f"{where}: too many values; expected at most {MAX_TOKENS} tokens")
 
 
 def _entry(node: yaml.Node, path: str, source: _Source) -> Entry:
@@ -105,17 +151,19 @@ def _entry(node: yaml.Node, path: str, source: _Source) -> Entry:
     if isinstance(node, yaml.SequenceNode):
         return Entry([_entry(item, path, source) for item in node.value], where)
     if isinstance(node, yaml.ScalarNode):
-        return Entry(node.value if node.style else _read_unquoted(node.value), where)
+        is_quoted = bool(node.style)
+        value = node.value if is_quoted else _read_unquoted(node.value)
+        return Entry(value, where, is_quoted)
     found: dict[str, Entry] = {}
     for key_node, value_node in node.value:
         key, key_where = key_node.value, source.where(key_node.start_mark)
         if not (isinstance(key, str) and key.isprintable()):
             raise ConfigError(f"{key_where}: {path or 'the file'}: expected a name as key")
-        dotted = f"{path}.{key}".lstrip(".")
+        dotted = f"{path}.{shown(key)}".lstrip(".")
         if key in found:
             first = found[key].where
             raise ConfigError(f"{key_where}: {dotted}: stands twice, first at {first}")
-        found[key] = Entry(_entry(value_node, dotted, source).value, key_where)
+        found[key] = _entry(value_node, dotted, source)._replace(where=key_where)
     return Entry(found, where)
 
 
@@ -143,8 +191,10 @@ def overridden(root: Entry, override: str) -> Entry:
     path, equals, text = override.partition("=")
     names = path.split(".")
     if not equals or "" in names or len(names) > MAX_DEPTH:
-        raise ConfigError(f"{override[:80]!r}: expected an override key.sub=value")
-    source = f"override {override!r}"
+        raise ConfigError(f"{shown(override)!r}: expected an override key.sub=value")
+    if not isinstance(root.value, dict):
+        raise _wrong(root, "the file", "a mapping")
+    source = f"override {shown(override)!r}"
     value = _parse(text, _Source(source, has_lines=False))
     return _replaced(root, names, value, source)
 
@@ -213,7 +263,7 @@ def _build_choice(choices: tuple, entry: Entry, path: str) -> Any:
     for choice in choices:
         if entry.value == choice and type(entry.value) is type(choice):
             return choice
-    near = nearest(str(entry.value), map(str, choices))
+    near = nearest(shown(str(entry.value)), map(str, choices))
     raise _wrong(entry, path, f"one of {', '.join(map(str, choices))}", near)
 
 
@@ -224,9 +274,9 @@ def _build_section(kind: Any, entry: Entry, path: str, hint: str = "") -> Any:
     known = {f.name: f for f in fields(kind)}
     for key, item in entry.value.items():
         if key not in known:
-            dotted = f"{path}.{key}".lstrip(".")
+            dotted = f"{path}.{shown(key)}".lstrip(".")
             raise ConfigError(
-                f"{item.where}: {dotted}: unknown key{nearest(key, known)}; "
+                f"{item.where}: {dotted}: unknown key{nearest(shown(key), known)}; "
                 f"known here: {', '.join(known)}{hint}"
             )
     hints = typing.get_type_hints(kind)
@@ -247,7 +297,11 @@ def _build_union(kinds: tuple, entry: Entry, path: str, bounds: Mapping[str, Any
     tag = fields(kinds[0])[0].name
     tagged = {typing.get_args(typing.get_type_hints(kind)[tag])[0]: kind for kind in kinds}
     if not isinstance(entry.value, dict) or tag not in entry.value:
-        raise _wrong(entry, path, f"a mapping with a {tag} of {', '.join(tagged)}")
+        hint = ""
+        if isinstance(entry.value, dict):
+            key = shown(next(iter(entry.value), "KEY"))
+            hint = f" without one; a section is replaced as a whole: {path}.{key}=... sets one key"
+        raise _wrong(entry, path, f"a mapping with a {tag} of {', '.join(tagged)}", hint)
     choice = _build_choice(tuple(tagged), entry.value[tag], f"{path}.{tag}")
     hint = f"; to choose another {tag}, replace the section: '{path}={{{tag}: {choice}, ...}}'"
     return _build_section(tagged[choice], entry, path, hint)
@@ -281,10 +335,13 @@ def _unwrapped(entry: Entry, path: str) -> Any:
         return [_unwrapped(item, path) for item in entry.value]
     if entry.value in INFINITE:
         raise _wrong(entry, path, "a finite number")
+    is_word = isinstance(entry.value, str) and not entry.is_quoted
+    if is_word and entry.value.lower() in BOOLEAN_WORDS:  # a scenario would take it for true
+        raise _wrong(entry, path, "true or false", "; quote it if it is text")
     return entry.value
 
 
 def _wrong(entry: Entry, path: str, expected: str, hint: str = "") -> ConfigError:
     """Return the error of an entry that does not fit."""
-    got = {dict: "a mapping", list: "a list"}.get(type(entry.value), repr(entry.value))
+    got = {dict: "a mapping", list: "a list"}.get(type(entry.value), shown(repr(entry.value)))
     return ConfigError(f"{entry.where}: {path}: expected {expected}, got {got}{hint}")

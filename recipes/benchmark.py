@@ -7,6 +7,7 @@ table, show the cells that the command names.
 """
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -27,6 +28,7 @@ from support.run_folder import CONFIG_FILE, SUMMARY_FILE
 
 from qmix_trl import load_config
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
+from qmix_trl.native.lock import held
 
 HERE = Path(__file__).parent
 CONFIGS = HERE / "configs"
@@ -96,7 +98,7 @@ class Cell:
         return self.algorithm != BENCHMARL or load_config(self.config).env.family == "vmas"
 
     def is_done(self, runs: Path) -> bool:
-        """Return whether its run has finished.
+        """Return whether its run has finished; a damaged summary does not count.
 
         Raises:
             ConfigError: if its folder has another configuration, or this one has a mistake.
@@ -109,7 +111,10 @@ class Cell:
                 f"{folder} is a run of another configuration than {self.config} is now; "
                 "delete it, or choose another folder by --runs"
             )
-        return (folder / SUMMARY_FILE).exists()
+        try:
+            return isinstance(json.loads((folder / SUMMARY_FILE).read_text()), dict)
+        except (OSError, ValueError):
+            return False
 
 
 def cells_of(
@@ -162,7 +167,12 @@ def run_cell(cell: Cell, runs: Path, stop: Event) -> str:
 
     It is terminated when ``stop`` is set.
     """
-    shutil.rmtree(runs / cell.name, ignore_errors=True)  # an interrupted run
+    folder = runs / cell.name
+    if folder.is_dir():
+        with held(folder) as is_held:
+            if not is_held:
+                return f"{folder}: another process trains it; wait for its end"
+            shutil.rmtree(folder, ignore_errors=True)  # an interrupted run
     command = cell.command(runs)
     with subprocess.Popen(
         command,
@@ -219,7 +229,8 @@ def benchmark(
         overrides: of all cells.
 
     Raises:
-        ConfigError: if a name is unknown, or a folder has a run of another configuration.
+        ConfigError: if a name is unknown, a folder has a run of another configuration, or another
+            process trains in the folder of the table.
         SystemExit: with 1, if a run failed.
     """
     for names, known in ((tasks, TASKS), (algorithms, ALGORITHMS)):
@@ -235,8 +246,31 @@ def benchmark(
     if seeds < 1 or jobs < 1:
         raise ConfigError(f"expected --seeds and --jobs of at least 1, got {seeds} and {jobs}")
     cells = cells_of(dict.fromkeys(tasks), dict.fromkeys(algorithms), seeds, overrides)
-    runs.mkdir(parents=True, exist_ok=True)
-    failed = run_cells(cells, runs, jobs)
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--runs: {runs} cannot be made: {error.strerror}") from None
+    with held(runs) as is_held:
+        if not is_held:
+            raise ConfigError(
+                f"--runs: another benchmark.py trains in {runs}; wait for its end, or choose "
+                "another folder"
+            )
+        failed = run_cells(cells, runs, jobs)
+        report(cells, failed, runs)
+
+
+def report(cells: Sequence[Cell], failed: Sequence[Cell], runs: Path) -> None:
+    """Compare the cells that finished.
+
+    Args:
+        cells: of the table.
+        failed: the ones that did not finish.
+        runs: the folder of the table.
+
+    Raises:
+        SystemExit: with 1, if a run failed.
+    """
     finished = [cell for cell in cells if cell not in failed]
     curves = [read_curve(runs / cell.name, cell.task, cell.algorithm) for cell in finished]
     write_csv(curves, runs / "benchmark.csv")

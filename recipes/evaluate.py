@@ -35,7 +35,7 @@ def evaluate(
     """
     config = evaluation_config(folder, episodes, seed)
     set_threads(config.runtime.threads)
-    where = choose_device(device)
+    where = choose_device(device, "--device")
     evaluation = Evaluation(config, where)
     agent = build_agent(config, evaluation.dims, where)
     load_weights(folder, agent)

@@ -32,8 +32,9 @@ from support.components import (
 from support.ends import Stop
 from support.evaluation import Evaluation
 from support.finite import check_batch, check_update
+from support.memory import check_room
 from support.planned_run import planned_run
-from support.run_folder import CONFIG_FILE
+from support.run_folder import CONFIG_FILE, REPLAY_FOLDER
 from support.training_report import TrainingReport
 from torchrl.envs import RewardSum
 
@@ -55,7 +56,7 @@ def train(
 
     Raises:
         ConfigError: if the configuration has a mistake.
-        MachineError: if the machine lacks the device, or the disk is full.
+        MachineError: if the machine lacks the device, memory or room on the disk.
         DivergedError: if the loss, or a number of the environment, is no longer finite.
         CheckpointError: if no checkpoint of a run that goes on is whole.
         WrongStepError: if a step differs from VMAS's; the run's folder has both traces.
@@ -64,6 +65,7 @@ def train(
     run = planned_run(config, overrides, runs, resume)
     config = run.config
     device = prepared_device(config)
+    check_room(config, device, Path(runs))
     env = build_training_env(config, device)
     evaluation = Evaluation(config, device)
 
@@ -73,12 +75,12 @@ def train(
     explore = build_exploration(config, device)
     env = with_memory(env, agent).append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
     collector = build_collector(config, env, make_policy(agent, explore))  # of batches [E, T]
-    replay = build_replay(config, device)  # of batches [B, T]
     update = build_update(config, build_loss(config, agent, mixer))
-    learner = Learner(update, replay, n_steps=config.update.per_batch)
     baselines = evaluation.baselines()
 
     with run.opened() as folder, Stop() as stop:
+        replay = build_replay(config, device, folder / REPLAY_FOLDER)  # of batches [B, T]
+        learner = Learner(update, replay, n_steps=config.update.per_batch)
         shown = {"engine": env, "collector": collector, "update": learner}
         report = TrainingReport(config, folder, device, shown, baselines)
         parts = {"update": update, "replay": replay, "collector": collector, "report": report}
@@ -96,12 +98,11 @@ def train(
                 means = mean_outputs(outputs)
                 check_update(means, update, n_updates, folder)
                 collector.update_policy_weights_()
-                greedy = None
-                if evaluation_is_due(config, frames):
-                    greedy = evaluation.greedy(agent)
+                greedy = evaluation.greedy(agent) if evaluation_is_due(config, frames) else None
+                if greedy:
                     save_weights(folder, agent, mixer)
                 report.write(frames, batch, means, explore.epsilon, greedy)
-                if checkpoints.is_due(frames):
+                if checkpoints.is_due(frames, greedy):
                     checkpoints.save(frames, n_updates, greedy)
             is_stopped = frames < last_frame(config)
             if is_stopped:

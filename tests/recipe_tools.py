@@ -51,6 +51,7 @@ collection:
   steps: 4
   collector: auto
 replay:
+  storage: memory
   capacity_rows: 16
   batch_rows: 2
   burn_in: 0

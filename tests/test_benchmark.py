@@ -1,6 +1,8 @@
 """The benchmark: the runs that it trains, its statistics, and BenchMARL's part."""
 
 import csv
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from threading import Event
@@ -11,7 +13,7 @@ import pytest
 import torch
 import train
 import train_benchmarl
-from recipe_tools import TINY, game, metrics, summary
+from recipe_tools import TINY, check_told, game, metrics, summary
 from support.benchmark_report import (
     Curve,
     draw,
@@ -24,9 +26,10 @@ from support.benchmark_report import (
 )
 from tensordict import TensorDict
 
-from qmix_trl import MachineError, load_config
+from qmix_trl import MachineError, load_config, save_config
 from qmix_trl.errors import ConfigError
 from qmix_trl.keys import ACTION, OBSERVATION
+from qmix_trl.native.lock import held
 
 SHORT = ["env.engine=eager", "env.max_steps=30", "collection.steps=30"]
 BASELINES = {"no_op": 1.0, "random": -1.0}
@@ -224,6 +227,57 @@ def test_a_run_of_another_configuration_is_not_deleted(tiny_table):
     with pytest.raises(ConfigError, match=r"tiny_qmix-0 is a run of another configuration"):
         run_table(runs)
     assert (theirs / "metrics.csv").exists()
+
+
+def test_a_second_benchmark_in_the_same_folder_is_refused(tiny_table):
+    live = tiny_table / "runs" / "tiny_vdn-0"
+    live.mkdir(parents=True)
+    shutil.copy(tiny_table / "tiny_vdn.yaml", live / "config.yaml")
+    with held(tiny_table / "runs") as is_held:
+        assert is_held
+        arguments = ("--tasks", "balance", "--algorithms", "vdn", "--seeds", "1")
+        done = subprocess.run(
+            [sys.executable, benchmark.__file__, *arguments, "--runs", live.parent],
+            capture_output=True,
+            text=True,
+        )
+        check_told(done.returncode, done.stderr, 2, ["another benchmark.py trains in", "--runs"])
+        with pytest.raises(ConfigError, match=r"another benchmark\.py trains"):
+            run_table(live.parent)
+    assert (live / "config.yaml").exists()
+
+
+def test_a_run_that_another_process_trains_is_not_removed(tiny_table):
+    cell = benchmark.Cell("tiny", "vdn", 0, ())
+    live = tiny_table / "runs" / cell.name
+    live.mkdir(parents=True)
+    with held(live):
+        said = benchmark.run_cell(cell, live.parent, Event())
+    assert said == f"{live}: another process trains it; wait for its end"
+    assert live.exists()
+
+
+@pytest.mark.parametrize("damage", ["", '{"frames": 1', "[]", "\x00" * 20, b"\xff\xfe", None])
+def test_a_run_with_a_damaged_summary_is_not_done(damage, tiny_table):
+    cell = benchmark.Cell("tiny", "vdn", 0, ())
+    folder = tiny_table / "runs" / cell.name
+    folder.mkdir(parents=True)
+    save_config(load_config(cell.config, cell.settings), folder / "config.yaml")
+    path = folder / "summary.json"
+    path.write_text("{}")
+    assert cell.is_done(folder.parent)
+    if damage is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_bytes(damage if isinstance(damage, bytes) else damage.encode())
+    assert not cell.is_done(folder.parent)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--runs: .* cannot be made: Not a directory"):
+        benchmark.benchmark(("balance",), ("vdn",), 1, 1, tmp_path / "file" / "runs", ())
 
 
 def test_a_name_given_twice_is_one_cell(tiny_table, capsys):

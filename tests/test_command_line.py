@@ -140,6 +140,21 @@ LATE = {
         2,
         ["adversary (3)", "agent (1)", "env.group="],
     ),
+    "text for a boolean": (
+        ["env.scenario_kwargs.random_package_pos_on_line=maybe"],
+        2,
+        ["env.scenario_kwargs.random_package_pos_on_line", "true or false", "'maybe'"],
+    ),
+    "fused collection of a game": (
+        [game("two_step"), "collection.collector=fused"],
+        2,
+        ["collection.collector: fused", "GameTeam", "collection.collector=auto"],
+    ),
+    "CUDA graph on a CPU": (
+        ["runtime.cuda_graph=true"],
+        3,
+        ["runtime.cuda_graph: true", "on a CPU", "runtime.cuda_graph=auto"],
+    ),
     "no cuda": (["runtime.device=cuda"], 3, ["runtime.device", "torch", "runtime.device=auto"]),
 }
 

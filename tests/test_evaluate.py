@@ -5,7 +5,7 @@ import math
 import evaluate
 import pytest
 import torch
-from recipe_tools import AGENTS, run, summary
+from recipe_tools import AGENTS, call, check_told, run, summary
 from support.evaluation import compare, summarize
 
 from qmix_trl import ConfigError
@@ -31,6 +31,19 @@ def test_evaluate_takes_the_learned_weights(tmp_path):
     after = evaluate.evaluate(folder, episodes=None, seed=None, device="cpu")
     assert after["greedy"]["mean"] != before["greedy"]["mean"]
     assert after["random"] == before["random"]
+
+
+def test_weights_that_are_not_finite_get_one_line_and_no_return(tmp_path, capsys):
+    folder = run(tmp_path)
+    weights = torch.load(folder / "weights.pt", weights_only=True)
+    next(iter(weights["agent"].values())).fill_(math.nan)
+    torch.save(weights, folder / "weights.pt")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        call("evaluate.py", str(folder))
+    said = capsys.readouterr()
+    check_told(caught.value.code, said.err, 5, ["weights.pt", "is not finite"])
+    assert "return" not in said.out
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

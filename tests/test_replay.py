@@ -1,5 +1,8 @@
 """Rows of replay: packing, cuts, burn-in, and the buffer."""
 
+import gc
+import os
+
 import graph_tools
 import pytest
 import torch
@@ -15,11 +18,11 @@ from collect_tools import (
     slices,
     unrolled,
 )
-from tensordict import TensorDict, lazy_stack
+from tensordict import TensorDict, assert_close, lazy_stack
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
 
-from qmix_trl import QMixLoss
+from qmix_trl import MachineError, QMixLoss
 from qmix_trl.keys import (
     ACTION,
     ACTION_MASK,
@@ -213,10 +216,12 @@ def drawn(replay):
     return replay.sample()[STATE][:, 0, 0].int().tolist()
 
 
-def numbered_replay(*, seed=0, capacity_rows=4, batch_rows=4):
+def numbered_replay(*, seed=0, capacity_rows=4, batch_rows=4, **storage):
     """Return an empty buffer for numbered rows."""
     rows = SequenceRows()
-    return make_replay(rows, capacity_rows=capacity_rows, batch_rows=batch_rows, seed=seed)
+    return make_replay(
+        rows, capacity_rows=capacity_rows, batch_rows=batch_rows, seed=seed, **storage
+    )
 
 
 def test_new_rows_replace_the_oldest():
@@ -250,6 +255,65 @@ def test_sampling_has_its_own_random_stream():
     assert samples(3) == first
     assert samples(4) != first
     assert first[0] != first[1]
+
+
+def test_rows_in_files_are_sampled_like_rows_in_memory(tmp_path):
+    in_memory = numbered_replay(capacity_rows=5, seed=3)
+    in_files = numbered_replay(capacity_rows=5, seed=3, storage="memmap", folder=tmp_path)
+    for number in (0, 3, 6):
+        for replay in (in_memory, in_files):
+            replay.extend(numbered(number, 3))
+        one, other = in_memory.sample(), in_files.sample()
+        assert_close(one, other, rtol=0, atol=0)
+        assert {type(x) for x in other.values(True, True)} == {torch.Tensor}
+
+
+def test_files_of_rows_are_whole_at_once_and_removed_with_the_buffer(tmp_path):
+    replay = numbered_replay(capacity_rows=2000, storage="memmap", folder=tmp_path)
+    replay.extend(numbered(0, 4))
+    stored = sum(x.nbytes for x in replay.storage._storage.values(True, True))
+    files = list(tmp_path.rglob("*.memmap"))
+    # Blocks of 512 bytes that the disk has given: a sparse file would have almost none.
+    assert sum(path.stat().st_blocks * 512 for path in files) >= stored > 100_000
+    del replay
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_buffers_have_files_of_their_own(tmp_path):
+    one, other = (numbered_replay(storage="memmap", folder=tmp_path) for _ in range(2))
+    one.extend(numbered(0, 4))
+    before = one.storage.get(slice(0, 4)).clone()
+    other.extend(numbered(10, 4))
+    assert_close(one.storage.get(slice(0, 4)), before, rtol=0, atol=0)
+
+
+def test_a_disk_without_room_for_all_rows_is_refused_at_the_first_batch(tmp_path):
+    replay = numbered_replay(capacity_rows=10**15, storage="memmap", folder=tmp_path)
+    with pytest.raises(MachineError, match=r"replay\.storage: memmap needs .* bytes in .* free"):
+        replay.extend(numbered(0, 4))
+    assert list(tmp_path.rglob("*.memmap")) == []
+
+
+def test_a_failing_disk_is_told(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    replay = numbered_replay(storage="memmap", folder=tmp_path)
+    with pytest.raises(MachineError, match="No space left on device"):
+        replay.extend(numbered(0, 4))
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="no replay can be stored"):
+        numbered_replay(storage="memmap", folder=tmp_path / "file")
+
+
+def test_an_unknown_storage_is_refused():
+    with pytest.raises(ValueError, match="storage of memory, memmap, got 'disk'"):
+        numbered_replay(storage="disk")
 
 
 def test_a_sample_has_the_shape_of_a_batch():

@@ -1,12 +1,16 @@
 """Parts of a run that are saved and resumed: N + N steps equal 2 N bit for bit."""
 
 import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from collect_tools import CounterEnv, make_agent, make_loss
-from resume_tools import check_resumes, exact
+from resume_tools import batch_of, check_resumes, exact
 from tensordict import TensorDict
 from torchrl.envs import RewardSum, StepCounter, TransformedEnv
 from torchrl.envs.libs.vmas import VmasEnv
@@ -31,6 +35,7 @@ from qmix_trl import (
 from qmix_trl.checkpoint.streams import random_state, set_random_state
 from qmix_trl.errors import CheckpointError
 from qmix_trl.keys import ACTION, ACTION_VALUE, EPISODE_REWARD, OBSERVATION, REWARD
+from qmix_trl.replay import STORAGES
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:No target network updater", "ignore:Updated already initialized"
@@ -96,21 +101,6 @@ def test_targets_and_their_updater_resume(make_updater, tmp_path):
         check_resumes(tmp_path, make, value, before=before, after=5)
 
 
-def batch_of(seed):
-    """Return a batch [4, 5] of random steps that a loss accepts."""
-    env = CounterEnv(4)
-    env.set_seed(seed)
-    collector = make_collector(
-        with_memory(env, make_agent(env)),
-        make_policy(make_agent(env), EpsilonGreedyAction(1.0, 1.0, 0, seed=seed)),
-        rows="slices",
-        steps=5,
-        n_batches=1,
-    )
-    (batch,) = list(collector)
-    return batch
-
-
 def test_gradient_steps_resume_with_weights_targets_and_optimiser(tmp_path):
     replay = make_replay(SequenceRows(max_steps=5), capacity_rows=8, batch_rows=4, seed=0)
     replay.extend(batch_of(0))
@@ -163,9 +153,10 @@ def test_a_random_policy_resumes(tmp_path):
     check_resumes(tmp_path, make, advance, before=3, after=3)
 
 
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("burn_in", [0, 2])
 @pytest.mark.parametrize("before", [1, 2, 4], ids=["begun", "half full", "overwritten"])
-def test_replay_resumes(burn_in, before, tmp_path):
+def test_replay_resumes(storage, burn_in, before, tmp_path):
     agent = make_agent(env_of(GAME, 0, rows="slices"))
 
     def make(seed):
@@ -181,7 +172,14 @@ def test_replay_resumes(burn_in, before, tmp_path):
                 n_batches=100,
                 collector="stock",
             ),
-            "replay": make_replay(rows, capacity_rows=8, batch_rows=6, seed=seed),
+            "replay": make_replay(
+                rows,
+                capacity_rows=8,
+                batch_rows=6,
+                seed=seed,
+                storage=storage,
+                folder=tmp_path / "replay",
+            ),
         }
 
     def advance(parts):
@@ -190,6 +188,50 @@ def test_replay_resumes(burn_in, before, tmp_path):
         return [replay.sample() for _ in range(3)]
 
     check_resumes(tmp_path, make, advance, before=before, after=4)
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [STORAGES, STORAGES[::-1]])
+def test_replay_resumes_in_another_storage(saved, loaded, tmp_path):
+    def make(storage):
+        rows = SequenceRows(max_steps=5)
+        folder = tmp_path / "replay"
+        sizes = {"capacity_rows": 6, "batch_rows": 4, "seed": 0}
+        return make_replay(rows, **sizes, storage=storage, folder=folder)
+
+    replay, other = make(saved), make(loaded)
+    replay.extend(batch_of(0))
+    save_run(tmp_path, replay=replay)
+    load_run(tmp_path, replay=other)
+    for buffer in (replay, other):
+        buffer.extend(batch_of(1))
+    assert exact(replay.sample()) == exact(other.sample())
+
+
+def test_rows_of_a_killed_process_are_removed_and_the_checkpoint_counts(tmp_path):
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from resume_tools import batch_of
+from qmix_trl import SequenceRows, make_replay, save_run
+replay = make_replay(SequenceRows(max_steps=5), capacity_rows=8, batch_rows=4, seed=0,
+                     storage="memmap", folder={str(tmp_path / "replay")!r})
+replay.extend(batch_of(0))
+save_run({str(tmp_path)!r}, replay=replay)
+replay.extend(batch_of(1))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    (rest,) = (tmp_path / "replay").iterdir()
+    assert {path.name for path in rest.iterdir()} > {"state.memmap", "next"}
+    rows = SequenceRows(max_steps=5)
+    sizes = {"capacity_rows": 8, "batch_rows": 4, "seed": 1}
+    replay = make_replay(rows, **sizes, storage="memmap", folder=tmp_path / "replay")
+    assert not rest.exists()
+    load_run(tmp_path, replay=replay)
+    expected = make_replay(SequenceRows(max_steps=5), capacity_rows=8, batch_rows=4, seed=0)
+    expected.extend(batch_of(0))
+    assert len(replay) == 4
+    assert exact(replay.sample()) == exact(expected.sample())
 
 
 def test_replay_saves_the_rows_that_it_holds_and_no_others(tmp_path):

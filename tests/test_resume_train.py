@@ -1,6 +1,5 @@
 """Training that is saved and resumed: N + N frames equal 2 N bit for bit."""
 
-import json
 import os
 import random
 import re
@@ -8,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from recipe_tools import AGENTS, MIXERS, RECIPES, call, game, metrics, run, summary, tiny
+from resume_tools import SAVED, check_same, started, wait_for_the_table
 from support.planned_run import planned_run
 from support.run_folder import newest_checkpoint
 
@@ -28,7 +27,6 @@ STOCK = "collection.collector=stock"
 BURN_IN = "replay.burn_in=2"
 REPEATS = "exploration.repeat_exponent=1.5"
 EXPLORES = "exploration.epsilon_end=0.5"
-SAVED = "checkpoint.every_seconds=0"
 CASES = {
     "kernel, slices": [KERNEL, *SLICES, SOFT],
     "kernel, checked by VMAS": [KERNEL, "env.verify=0.5", RMSPROP],
@@ -47,32 +45,6 @@ def frames(overrides, n_batches):
     """Return the override for a number of batches of two environments, all saved."""
     steps = 3 if "collection.steps=3" in overrides else 4
     return f"collection.total_frames={2 * steps * n_batches}"
-
-
-def saved(folder: Path) -> dict:
-    """Return all of a run's newest checkpoint but the time, the size and global random streams."""
-    newest = newest_checkpoint(folder)
-    files = json.loads((newest / "manifest.json").read_text().partition("\n")[2])["files"]
-    state = json.loads((newest / "state.json").read_text())
-    hashes = {name: file["sha256"] for name, file in files.items() if name.endswith(".bin")}
-    for name in ("random", "report", "config"):
-        state.pop(name)
-        hashes.pop(f"{name}.bin", None)
-    assert {"update.bin", "replay.bin", "collector.bin"} <= hashes.keys()
-    return {"state": state, "hashes": hashes}
-
-
-def check_same(resumed: Path, unbroken: Path):
-    assert saved(resumed) == saved(unbroken)
-    assert metrics(resumed) == metrics(unbroken)
-    weights = [torch.load(folder / "weights.pt") for folder in (resumed, unbroken)]
-    for part in ("agent", "mixer"):
-        assert weights[0][part].keys() == weights[1][part].keys()
-        for name, value in weights[0][part].items():
-            assert torch.equal(value, weights[1][part][name]), name
-    found = [summary(folder) for folder in (resumed, unbroken)]
-    for name in ("frames", "gradient_steps", "return"):
-        assert found[0][name] == found[1][name], name
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -229,27 +201,6 @@ def test_a_mistake_in_the_arguments_is_told_in_a_line(
 
 
 # Processes
-
-
-def started(folder, *arguments, **settings):
-    """Return the process of a training, with the signals as in a shell's foreground."""
-
-    def as_in_a_shell():
-        for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-
-    return subprocess.Popen(
-        [sys.executable, str(RECIPES / "train.py"), *map(str, arguments)],
-        cwd=folder,
-        text=True,
-        preexec_fn=as_in_a_shell,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **settings},
-    )
-
-
-def wait_for_the_table(process):
-    while "loss" not in process.stdout.readline():
-        assert process.poll() is None, process.stderr.read()
 
 
 LONG = "collection.total_frames=10000000"

@@ -1,5 +1,6 @@
 """Training: its files, its random streams, and its numbers on every scenario and game."""
 
+import gc
 import math
 import re
 from itertools import pairwise
@@ -151,6 +152,17 @@ def test_evaluation_does_not_touch_training(rows, tmp_path):
     assert often["greedy_return"][-1] == once["greedy_return"][-1]
     for name in often.keys() - {"greedy_return"}:
         assert often[name] == once[name] == other[name], name
+
+
+@pytest.mark.parametrize("rows", [[], ["collection.rows=slices", "replay.burn_in=2"]])
+def test_replay_in_files_does_not_change_numbers(rows, tmp_path):
+    in_memory = run(tmp_path, AGENTS["recurrent"], *rows)
+    in_files = run(tmp_path, AGENTS["recurrent"], *rows, "replay.storage=memmap")
+    assert metrics(in_files) == metrics(in_memory)
+    weights = [(folder / "weights.pt").read_bytes() for folder in (in_files, in_memory)]
+    assert weights[0] == weights[1]
+    gc.collect()
+    assert list((in_files / "replay").iterdir()) == []
 
 
 def test_other_seeds_give_other_numbers(tmp_path):

@@ -142,19 +142,32 @@ def flush_folder(folder: Path) -> None:
 def new_folder(folder: Path) -> Iterator[Path]:
     """Make a folder in a folder for a ``with`` block, which moves it to its place at its end.
 
-    The folder is locked, so that no other process takes it for the rest of a killed one. If the
-    block raises, it is removed.
+    If the block raises, it is removed.
     """
-    new = Path(tempfile.mkdtemp(dir=folder, prefix=UNFINISHED))
-    place = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
+    new, place = locked_folder(folder)
     try:
-        fcntl.flock(place, fcntl.LOCK_EX)
         yield new
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
     finally:
         os.close(place)
+
+
+def locked_folder(folder: Path) -> tuple[Path, int]:
+    """Make a folder in a folder, and lock it; return it, and the file to close at its end.
+
+    The lock keeps other processes' ``sweep`` from taking it for the rest of a killed one.
+    """
+    new = Path(tempfile.mkdtemp(dir=folder, prefix=UNFINISHED))
+    place = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX)
+    except BaseException:
+        os.close(place)
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    return new, place
 
 
 def remove_folder(path: Path) -> None:

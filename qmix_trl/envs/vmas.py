@@ -34,9 +34,14 @@ from qmix_trl.envs.contract import (
     set_specs,
 )
 from qmix_trl.envs.infos import Infos, info_shapes
-from qmix_trl.envs.vmas_scenarios import OF_ENVIRONMENT, scenario_keywords, scenario_of
+from qmix_trl.envs.vmas_scenarios import (
+    OF_ENVIRONMENT,
+    boolean_keywords,
+    scenario_keywords,
+    scenario_of,
+)
 from qmix_trl.envs.vmas_simulation import TEAM_REWARDS, Task, VmasSimulation
-from qmix_trl.errors import ConfigError
+from qmix_trl.errors import ConfigError, shown
 
 
 def make_env(
@@ -126,8 +131,14 @@ def check_scenario_kwargs(
 
     Raises:
         ConfigError: if a keyword is one of VMAS's environment, or the source lists all keywords
-            and this is none of them.
+            and this is none of them, or text stands where the source has true or false.
     """
+    texts = {keyword for keyword, value in scenario_kwargs.items() if isinstance(value, str)}
+    for keyword in texts & (boolean_keywords(scenario) if texts else set()):
+        raise ConfigError(
+            f"env.scenario_kwargs.{keyword}: expected true or false, got "
+            f"{shown(scenario_kwargs[keyword])!r}"  # which a scenario takes for true
+        )
     for keyword in scenario_kwargs:
         if keyword in OF_ENVIRONMENT:
             raise ConfigError(

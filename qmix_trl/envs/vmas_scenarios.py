@@ -113,6 +113,25 @@ def scenario_keywords(scenario: BaseScenario) -> list[str] | None:
     return sorted(found)
 
 
+def boolean_keywords(scenario: BaseScenario) -> set[str]:
+    """Return the keywords that a scenario's file reads with a default of true or false."""
+    found: set[str] = set()
+    for cls in type(scenario).__mro__:
+        make_world = inspect.unwrap(vars(cls).get("make_world", BaseScenario.make_world))
+        try:
+            tree = ast.parse("".join(inspect.findsource(make_world)[0]))
+        except (OSError, TypeError, SyntaxError):
+            continue  # a class of a REPL has no source
+        for node in ast.walk(tree):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr="pop" | "get"),
+                    args=[ast.Constant(value=str(keyword)), ast.Constant(value=bool())],
+                ):
+                    found.add(keyword)
+    return found
+
+
 def _keywords_of_file(make_world: FunctionType) -> set[str]:
     """Return the keywords that the file of one of VMAS's scenarios reads anywhere."""
     tree = ast.parse("".join(inspect.findsource(make_world)[0]))

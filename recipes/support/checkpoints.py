@@ -76,12 +76,22 @@ class Checkpoints:
         self._saved_at, self._saved_frames = time.perf_counter(), frames
         return frames, n_updates
 
-    def is_due(self, frames: int) -> bool:
-        """Return whether to save after the batch with which the run has so many frames."""
+    def is_due(self, frames: int, greedy: Mapping[str, float] | None) -> bool:
+        """Return whether to save after a batch.
+
+        A save waits for the next evaluation, though not longer than for as long again, so that
+        the best checkpoint is one of high greedy return.
+
+        Args:
+            frames: collected so far.
+            greedy: the summary of the greedy returns of these weights; None if not measured.
+        """
         every = self._config.checkpoint.every_seconds
         if every is None or self.refusal is not None:
             return False
-        return frames == last_frame(self._config) or time.perf_counter() - self._saved_at >= every
+        elapsed = time.perf_counter() - self._saved_at
+        waited = elapsed >= (every if greedy else 2 * every)
+        return waited or frames == last_frame(self._config)
 
     def save(self, frames: int, n_updates: int, greedy: Mapping[str, float] | None) -> None:
         """Write a checkpoint, unless there are none.

@@ -4,6 +4,7 @@ import logging
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ from qmix_trl import (
     make_soft_updater,
 )
 from qmix_trl.config import RunConfig, settings
-from qmix_trl.fused import FusedCollector
+from qmix_trl.errors import ConfigError
+from qmix_trl.fused import FusedCollector, why_not
 from qmix_trl.native.networks.ahead import build_ahead
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
@@ -177,8 +179,17 @@ def evaluation_is_due(config: RunConfig, frames: int) -> bool:
 def build_collector(
     config: RunConfig, env: EnvBase, policy: TensorDictModuleBase
 ) -> Collector | FusedCollector:
-    """Return the configured collector of batches [E, T]."""
+    """Return the configured collector of batches [E, T].
+
+    Raises:
+        ConfigError: if the fused collector is asked for and the environment has none.
+    """
     c = config.collection
+    reason = why_not(env) if c.collector == "fused" else None
+    if reason is not None:
+        raise ConfigError(
+            f"collection.collector: fused is asked for, but {reason}; set collection.collector=auto"
+        )
     return make_collector(
         env,
         policy,
@@ -191,8 +202,16 @@ def build_collector(
     )
 
 
-def build_replay(config: RunConfig, device: torch.device) -> TensorDictReplayBuffer:
-    """Return the configured replay buffer, with a random stream of its own."""
+def build_replay(
+    config: RunConfig, device: torch.device, folder: Path | None = None
+) -> TensorDictReplayBuffer:
+    """Return the configured replay buffer, with a random stream of its own.
+
+    Args:
+        config: of the run.
+        device: of the samples.
+        folder: for the files of a storage of files; None for the system's temporary one.
+    """
     section = config.replay
     max_steps = None if config.collection.rows == "episodes" else config.env.max_steps
     return make_replay(
@@ -201,6 +220,8 @@ def build_replay(config: RunConfig, device: torch.device) -> TensorDictReplayBuf
         batch_rows=section.batch_rows,
         seed=stream_seed(config.seed, "replay"),
         device=device,
+        storage=section.storage,
+        folder=folder,
     )
 
 
@@ -215,10 +236,19 @@ def build_loss(config: RunConfig, agent: TensorDictModuleBase, mixer: nn.Module 
 
 
 def build_update(config: RunConfig, loss: QMixLoss) -> Update:
-    """Return the configured gradient step of agent and mixer, with the update of their targets."""
+    """Return the configured gradient step of agent and mixer, with the update of their targets.
+
+    Raises:
+        MachineError: if a CUDA graph is asked for on a CPU.
+    """
     optimizer, target = config.update.optimizer, config.update.target
     make_optimizer, runtime = OPTIMIZERS[optimizer.name], config.runtime
     on_gpu = next(loss.parameters()).is_cuda
+    if runtime.cuda_graph is True and not on_gpu:
+        raise MachineError(
+            "runtime.cuda_graph: true is asked for, but the run is on a CPU; set "
+            "runtime.cuda_graph=auto"
+        )
     return Update(
         loss,
         make_optimizer(loss.parameters(), **settings(optimizer), capturable=on_gpu),

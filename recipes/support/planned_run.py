@@ -19,7 +19,7 @@ from qmix_trl.native.lock import held
 NEWEST = "auto"  # of --resume
 # Keys that a resumed run may change: its length, and what has no effect on what is learned. Of
 # another device, number of threads or torch.compile the last digits may differ.
-MAY_DIFFER = ("collection.total_frames", "evaluation", "checkpoint", "runtime")
+MAY_DIFFER = ("collection.total_frames", "replay.storage", "evaluation", "checkpoint", "runtime")
 
 
 @dataclass(frozen=True)
