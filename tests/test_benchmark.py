@@ -290,7 +290,7 @@ def test_a_stopped_table_ends_its_running_cells(tiny_table):
     stop = Event()
     stop.set()
     said = benchmark.run_cell(cell, tiny_table / "runs", stop)
-    assert said.startswith("exit code -15")
+    assert said.startswith("exit code 75")
     assert "train.py" in said.splitlines()[-1]
     assert not (tiny_table / "runs" / cell.name / "summary.json").exists()
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 from recipe_tools import AGENTS, MIXERS, game, metrics, run, tiny
-from resume_tools import SAVED, check_same, started, wait_for_the_table
 from support.run_folder import newest_checkpoint
+from train_tools import SAVED, check_same, started, wait_for_the_table
 
 KILLS = int(os.environ.get("QMIX_TRL_KILLS", "5"))
 SLICES = ("collection.rows=slices", "collection.steps=3", "env.max_steps=5")

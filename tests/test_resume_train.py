@@ -11,9 +11,9 @@ import time
 import pytest
 import torch
 from recipe_tools import AGENTS, MIXERS, RECIPES, call, game, metrics, run, summary, tiny
-from resume_tools import SAVED, check_same, started, wait_for_the_table
 from support.planned_run import planned_run
 from support.run_folder import newest_checkpoint
+from train_tools import SAVED, check_same, started, wait_for_the_table
 
 from qmix_trl import ConfigError
 from qmix_trl.native.lock import held
