@@ -5,6 +5,7 @@ import torch
 from loss_tools import make_loss, random_batch, some_ends
 from recipe_tools import AGENTS, RECIPES, metrics, summary
 from train import train
+from train_tools import SAVED, check_same
 
 from qmix_trl import ConfigError, Update, make_hard_updater
 from qmix_trl.agents import gru, gru_triton
@@ -70,6 +71,16 @@ def test_a_run_on_the_device_falls_back_nowhere(name, tmp_path):
 def test_a_seed_gives_the_same_metrics_twice_on_one_device(tmp_path):
     one, other = (metrics(run_on_the_device(tmp_path / name)) for name in "ab")
     assert one == other
+
+
+@pytest.mark.parametrize("name", ["recurrent", "slices", "repeated actions"])
+def test_a_resumed_run_on_the_device_equals_an_unbroken_one(name, tmp_path):
+    overrides = [*RUNS[name], SAVED, "evaluation.every_frames=1"]
+    longer = "collection.total_frames=96"
+    whole = run_on_the_device(tmp_path / "whole", *overrides, longer)
+    half = run_on_the_device(tmp_path / "half", *overrides)
+    train(None, [longer], str(half.parent), str(half))
+    check_same(half, whole)
 
 
 def test_a_run_of_the_eager_engine_says_why_there_is_no_graph(tmp_path):
