@@ -16,6 +16,8 @@ from support.run_folder import newest_checkpoint
 from train_tools import SAVED, check_same, started, wait_for_the_table
 
 from qmix_trl import ConfigError
+from qmix_trl.checkpoint import run as checkpoint
+from qmix_trl.native import build
 from qmix_trl.native.lock import held
 
 KERNEL = "env.engine=kernel"
@@ -168,6 +170,26 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     assert re.search(rf"^warning: {damaged} is damaged: .*$", said, re.MULTILINE)
     assert "resumed: " in said
     assert metrics(folder)["frames"] == [8, 16]
+
+
+@pytest.mark.slow  # it builds a kernel again
+def test_a_run_goes_on_on_another_processor(tmp_path, monkeypatch, capsys):
+    folder = run(tmp_path, KERNEL, SAVED, frames([], 2))
+    monkeypatch.setattr(build, "processor", lambda: "flags: others")
+    monkeypatch.setattr(checkpoint, "processor", lambda: "flags: others")
+    monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path / "built"))
+    for cached in (build.toolchain, checkpoint._machine):
+        cached.cache_clear()
+    capsys.readouterr()
+    try:
+        run(tmp_path, frames([], 4), resume=folder)
+    finally:
+        for cached in (build.toolchain, checkpoint._machine):
+            cached.cache_clear()
+    assert "numbers may differ in their last bits" in capsys.readouterr().out
+    assert metrics(folder)["frames"] == [8, 16, 24, 32]
+    assert summary(folder)["engine"] == "kernel"
+    assert any((tmp_path / "built").rglob("step-*.so"))  # not the one that was there
 
 
 @pytest.mark.parametrize(
