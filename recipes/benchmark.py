@@ -78,8 +78,8 @@ class Cell:
     @property
     def settings(self) -> tuple[str, ...]:
         """All overrides, seed and name included; an interrupted cell is trained from its start."""
-        own = f"seed={self.seed}", f"name={self.name}", "checkpoint.every_seconds=null"
-        return (*self.overrides, *own)
+        own = f"seed={self.seed}", f"name={self.name}"
+        return ("checkpoint.every_seconds=null", *self.overrides, *own)
 
     def command(self, runs: Path) -> list[str]:
         """Return the command that trains the cell."""

@@ -65,7 +65,7 @@ def train(
     run = planned_run(config, overrides, runs, resume)
     config = run.config
     device = prepared_device(config)
-    check_room(config, device, Path(runs))
+    check_room(config, device, run.runs, run.folder)
     env = build_training_env(config, device)
     evaluation = Evaluation(config, device)
 

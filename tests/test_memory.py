@@ -174,6 +174,21 @@ def test_a_run_that_fits_is_not_refused(monkeypatch, tmp_path):
         memory.check_room(config, CPU, tmp_path)
 
 
+def test_a_run_that_goes_on_has_its_replay_twice(monkeypatch, tmp_path):
+    config = config_of(tmp_path)
+    sizes = memory.sizes_of(config)
+    replay = memory.replay_need(config, sizes)
+    needed = 2 * replay.n_bytes + sum(need.n_bytes for need in memory.needs_of(config, sizes))
+    leftover = tmp_path / "run" / "replay" / ".new-killed"
+    leftover.mkdir(parents=True)
+    monkeypatch.setattr(memory, "free_memory", lambda device: needed)
+    memory.check_room(config, CPU, tmp_path, tmp_path / "run")
+    assert not leftover.exists()
+    monkeypatch.setattr(memory, "free_memory", lambda device: needed - 1)
+    with pytest.raises(MachineError, match="replay in the checkpoint"):
+        memory.check_room(config, CPU, tmp_path, tmp_path / "run")
+
+
 def test_a_gpus_own_memory_counts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 80))
     assert memory.free_memory(torch.device("cuda")) == 5

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 from support.components import build_env, without_checks
+from support.run_folder import REPLAY_FOLDER
 
 from qmix_trl import EnvDims, env_dims
+from qmix_trl.checkpoint.files import sweep
 from qmix_trl.config import CustomConfig, RecurrentConfig, RunConfig, VmasConfig
 from qmix_trl.envs.compiled.engines.pool import LEAST_STATES, STATES_PER_ENV
 from qmix_trl.envs.compiled.trace.walk import walk
@@ -59,13 +61,17 @@ class Need:
         return f"{self.name} {gib(self.n_bytes)} ({self.keys})"
 
 
-def check_room(config: RunConfig, device: torch.device, folder: Path) -> None:
+def check_room(
+    config: RunConfig, device: torch.device, runs: Path, resumed: Path | None = None
+) -> None:
     """Refuse a run that does not fit into the memory, or whose replay does not fit on the disk.
 
     Args:
         config: of the run.
         device: of the run.
-        folder: of runs.
+        runs: the folder of runs.
+        resumed: the folder of a run that goes on. Its checkpoint is read into the memory of the
+            CPU; replay files that a killed process has left are removed.
 
     Raises:
         ConfigError: if the environment cannot be made.
@@ -74,8 +80,13 @@ def check_room(config: RunConfig, device: torch.device, folder: Path) -> None:
     sizes = sizes_of(config)
     replay = replay_need(config, sizes)
     needs = needs_of(config, sizes)
+    if resumed is not None:
+        sweep(resumed / REPLAY_FOLDER)
+        loaded = replace(replay, name="replay in the checkpoint")
+        _check("memory", [loaded], free_memory(CPU), "")
+        needs += [loaded] if device.type == "cpu" else []
     if config.replay.storage == "memmap":
-        _check("the disk", [replay], free_disk(folder), "")
+        _check("the disk", [replay], free_disk(runs), "")
     else:
         needs.append(replay)
     name = "the GPU's memory" if device.type == "cuda" else "memory"
