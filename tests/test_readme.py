@@ -22,6 +22,7 @@ PAGES = (
     "qmix_trl/native/README.md",
     "recipes/README.md",
     "recipes/RESULTS.md",
+    "recipes/TRUST.md",
 )
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
 COMPILER = "qmix_trl/envs/compiled/README.md"
