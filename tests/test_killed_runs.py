@@ -79,6 +79,7 @@ def signalled_at_random(folder, overrides, draw, number):
             time.sleep(draw.uniform(0, START_SECONDS))
         else:
             wait_for_the_table(process)
+            process.stdout.readline()  # of the first batch, so that each start gets on
             time.sleep(draw.uniform(0, 0.5))
         process.send_signal(number)
         said, errors = process.communicate(timeout=60)
