@@ -6,6 +6,7 @@ a state from which they cannot go on, or be replaced by another exception.
 
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType
 from typing import TypeVar
@@ -21,11 +22,33 @@ SHOW_CURSOR = b"\x1b[?25h"  # a live table hides it
 
 
 def end_at_once(number: int, frame: FrameType | None = None) -> None:
-    """End the process without any other code; the files that it has written stay."""
+    """End the process and those that it has started, without any other code.
+
+    The files that it has written stay.
+    """
+    _kill_compilers()
+    _kill_workers()
     if os.isatty(1):
         os.write(1, SHOW_CURSOR)
     os.write(2, b"interrupted\n")
     os._exit(EXIT_CODES[signal.Signals(number)])
+
+
+def _kill_compilers() -> None:
+    """Kill the compilers; nothing is imported in a handler, also no half of a module."""
+    build = sys.modules.get("qmix_trl.native.build")
+    kill_running = getattr(build, "kill_running", None)
+    if kill_running is not None:
+        kill_running()
+
+
+def _kill_workers() -> None:
+    """Kill the processes of environments, which would each tell that this one is gone."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    active_children = getattr(multiprocessing, "active_children", None)
+    if active_children is not None:
+        for worker in active_children():
+            worker.kill()
 
 
 def end_at_once_on(*numbers: int) -> None:
