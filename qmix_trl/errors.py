@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import select
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -104,9 +105,19 @@ def exit_on_mistake() -> Iterator[None]:
         )
         raise SystemExit(MachineError.exit_code) from None
     except BrokenPipeError:
+        if not _is_unread():  # a pipe or a socket of other code
+            raise
         # The reader of the output has closed it: the interpreter must not flush to it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _is_unread() -> bool:
+    """Return whether the reader of the standard output or of the errors has left."""
+    poll = select.poll()
+    for place in (1, 2):
+        poll.register(place, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

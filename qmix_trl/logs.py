@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ METRICS_FILE = "metrics.csv"
 SHOWN_LINES = 16  # latest metrics in a live table
 PLAIN_WIDTH = 9
 FRAME_LINES = 8  # of a terminal: the table's frame, and the lines above it
+
+_UNREAD = threading.Event()
 
 
 class Column(NamedTuple):
@@ -108,8 +111,16 @@ def say(text: str) -> None:
     """
     try:
         print(text, flush=True)
+    except BrokenPipeError:
+        _UNREAD.set()
+        silence()
     except (OSError, ValueError):
         silence()
+
+
+def is_unread() -> bool:
+    """Return whether the reader of the standard output has left: a line of ``say`` met no one."""
+    return _UNREAD.is_set()
 
 
 def silence() -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from recipe_tools import RECIPES
 
 from qmix_trl.native import build, store
 from qmix_trl.native.networks import ahead
@@ -246,6 +247,32 @@ def test_an_interrupt_ends_the_process_and_its_compilers(script, tmp_path, where
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)  # the compiler would hang for 1000 s
     assert (process.returncode, said) == (130, "interrupted\n")
+    assert eventually(lambda: not any(map(is_alive, children(tmp_path))))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are looked up in /proc")
+@pytest.mark.parametrize("where", BUILDS)
+def test_a_recipe_that_a_signal_ends_at_once_ends_its_compilers(script, tmp_path, where):
+    hang = HANGS.replace("{}", str(tmp_path))
+    script(f'case "$*" in *--version*) echo 1;; *) {hang};; esac')
+    code = (
+        "import pathlib, signal, sys, threading, time\n"
+        "from support.ends import end_at_once_on\n"
+        "end_at_once_on(signal.SIGTERM)\n"
+        "from qmix_trl.native import build\n"
+        f"{BUILDS[where]}\n"
+    )
+    paths = os.pathsep.join([str(RECIPES), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": paths},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert eventually((tmp_path / "ids").exists) or process.kill()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (75, "interrupted\n")
     assert eventually(lambda: not any(map(is_alive, children(tmp_path))))
 
 

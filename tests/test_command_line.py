@@ -218,6 +218,14 @@ def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path):
         assert process.wait(60) == 1
 
 
+def test_a_broken_pipe_of_other_code_is_told():
+    source, sink = os.pipe()
+    os.close(source)
+    with pytest.raises(BrokenPipeError), exit_on_mistake():
+        os.write(sink, b"to nobody")
+    os.close(sink)
+
+
 @pytest.mark.parametrize(
     ("mistake", "code", "said"),
     [

@@ -1,13 +1,18 @@
 """Environments of a user's function: in a configuration, in a run's folder, and their mistakes."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import evaluate
 import pytest
 import torch
-from recipe_tools import check_told, run, summary, tiny
+from recipe_tools import RECIPES, check_told, run, summary, tiny
 from team_tools import LIMIT
 from torchrl.envs import ParallelEnv
+from train_tools import wait_for_the_table
 
 from qmix_trl import ConfigError, env_dims, load_config, make_env
 from qmix_trl.envs.custom import EnvMaker, several
@@ -112,6 +117,80 @@ def test_environments_are_spread_evenly_over_processes(folder):
     assert (env.num_workers, env.batch_size) == (3, (3, 2))
     with pytest.raises(ConfigError, match="expected a divisor of the number of environments, 7"):
         several(maker, 7, 3)
+
+
+def in_a_group(folder, *command):
+    """Return the process of a recipe that leads a group of its own, as a shell's job does."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def group_of(process):
+    """Return the ids of the processes of a group that run still."""
+    listed = ["ps", "-eww", "-o", "pgid=,pid=,stat=,args="]
+    lines = subprocess.run(listed, capture_output=True, text=True).stdout.splitlines()
+    found = [line.split() for line in lines if "spawn_main" in line]
+    return [words[1] for words in found if words[0] == str(process.pid) and words[2][0] != "Z"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [("INT", 130), ("HUP", 75), ("TERM", 75)])
+def test_a_signal_to_all_processes_stops_a_run_with_a_checkpoint(number, code, folder):
+    settings = [section("envs/mine.py:make", processes=2), "collection.total_frames=1000000"]
+    train = [RECIPES / "train.py", tiny(folder), *settings, "checkpoint.every_seconds=1000"]
+    with in_a_group(folder, *train) as process:
+        wait_for_the_table(process)
+        process.stdout.readline()
+        os.killpg(process.pid, getattr(signal, f"SIG{number}"))
+        said, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (code, "")
+    assert "stopped at" in said
+    assert not group_of(process)
+
+
+SLOW = """\
+import pathlib, time
+
+class Slow(AnyEnv):
+    def _step(self, shown):
+        pathlib.Path(__file__).with_name("stepped").touch()
+        time.sleep(1)
+        return super()._step(shown)
+
+def slow():
+    return Slow(Layout(n_envs=None), 0)
+"""
+
+
+@pytest.mark.slow
+def test_an_interrupt_of_all_processes_ends_an_evaluation_at_once(folder):
+    (folder / "envs" / "mine.py").write_text(ONE + SLOW)
+    stepped = folder / "envs" / "stepped"
+    left = run(folder, section("envs/mine.py:make"))
+    text = (left / "config.yaml").read_text().replace("mine.py:make", "mine.py:slow")
+    assert "processes: 1" in text
+    (left / "config.yaml").write_text(text.replace("processes: 1", "processes: 2"))
+    evaluate_ = [RECIPES / "evaluate.py", left, "--episodes", "4"]
+    with in_a_group(folder, *evaluate_) as process:
+        while len(group_of(process)) < 2 and process.poll() is None:
+            time.sleep(0.01)
+        stepped.unlink(missing_ok=True)  # by the steps that are tried first
+        while not stepped.exists() and process.poll() is None:
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        said, errors = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "")
+    assert errors.startswith("interrupted\n")  # Python may tell of semaphores that it removes
+    assert "Traceback" not in errors
+    assert not group_of(process)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from support.planned_run import planned_run
 from support.run_folder import newest_checkpoint
 from train_tools import SAVED, check_same, started, wait_for_the_table
 
-from qmix_trl import ConfigError
+from qmix_trl import ConfigError, make_collector
 from qmix_trl.checkpoint import run as checkpoint
 from qmix_trl.native import build
 from qmix_trl.native.lock import held
@@ -291,6 +291,29 @@ def test_a_reader_that_leaves_ends_the_run_with_a_checkpoint(tmp_path):
     n_frames = metrics(folder)["frames"][-1]
     run(tmp_path, f"collection.total_frames={int(n_frames) + 8}", resume=folder)
     assert metrics(folder)["frames"][-1] == n_frames + 8
+
+
+def test_a_broken_pipe_of_the_environment_does_not_stop_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("support.components.make_collector", collector_that_breaks_a_pipe)
+    run(tmp_path, "collection.total_frames=40")
+    assert metrics(tmp_path / "runs" / "tiny-1")["frames"] == [8, 16, 24, 32, 40]
+
+
+def collector_that_breaks_a_pipe(*arguments, **keywords):
+    """Return a collector whose every batch comes with a SIGPIPE."""
+    collector = make_collector(*arguments, **keywords)
+    add_mask = collector.postproc
+
+    def postproc(batch):
+        source, sink = os.pipe()
+        os.close(source)
+        with pytest.raises(BrokenPipeError):
+            os.write(sink, b"to nobody")
+        os.close(sink)
+        return add_mask(batch)
+
+    collector.postproc = postproc
+    return collector
 
 
 @pytest.mark.parametrize("where", ["full", pytest.param("closed", marks=pytest.mark.slow)])

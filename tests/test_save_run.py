@@ -21,6 +21,7 @@ from torch import nn
 from qmix_trl import CheckpointError, MachineError, SaveError, load_run, save_run
 from qmix_trl.checkpoint import files, nested, run
 from qmix_trl.checkpoint.nested import DTYPES, MOST_DEEP
+from qmix_trl.native import lock
 
 
 def bits(dtype, n=64):
@@ -715,6 +716,48 @@ def test_a_folder_that_is_being_written_is_not_swept(tmp_path):
     (tmp_path / ".other").mkdir()
     files.sweep(tmp_path)
     assert names(tmp_path) == [".other", "done"]
+
+
+@pytest.mark.parametrize("lacks", ["locks of the disk", "locks of the system"])
+def test_without_locks_a_folder_is_swept_when_it_is_old(lacks, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    if lacks == "locks of the disk":  # as on a mount of Lustre without flock
+        monkeypatch.setattr(lock.fcntl, "flock", flock)
+    else:
+        monkeypatch.setattr(lock, "fcntl", None)
+    with files.new_folder(tmp_path) as new:
+        (new / "x").write_text("")
+        old = time.time() - files.ABANDONED_SECONDS - 60
+        os.utime(new, (old, old))
+        files.sweep(tmp_path)
+        assert (new / "x").exists()  # it is new, as a file that is written to
+        os.utime(new / "x", (old, old))
+        files.sweep(tmp_path)
+        assert not new.exists()
+
+
+def test_a_folder_that_is_swept_before_its_lock_is_made_again(tmp_path, monkeypatch):
+    made = []
+
+    def mkdtemp(**where):
+        made.append(real(**where))
+        if len(made) == 1:  # a sweep before it is opened
+            Path(made[-1]).rmdir()
+        return made[-1]
+
+    def try_lock(place):
+        if len(made) == 2:  # one before it is locked
+            Path(made[-1]).rmdir()
+        return lock.try_lock(place)
+
+    real = files.tempfile.mkdtemp
+    monkeypatch.setattr(files.tempfile, "mkdtemp", mkdtemp)
+    monkeypatch.setattr(files, "try_lock", try_lock)
+    with files.new_folder(tmp_path) as new:
+        assert new == Path(made[2])
+        assert new.is_dir()
 
 
 def test_a_read_only_folder_can_be_loaded_from(tmp_path):

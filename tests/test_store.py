@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from qmix_trl.native import build, store
-from qmix_trl.native.built_file import built_file, load
+from qmix_trl.native.built_file import built_file, content_of, load
 
 SOURCE = 'extern "C" int answer() {{ return {}; }}'
 
@@ -264,3 +264,23 @@ def test_an_entry_that_is_a_link_is_made_again(cache_folder, tmp_path):
     place.symlink_to(tmp_path / "moved")
     store.kept("key", counted(made))
     assert (len(made), place.is_symlink()) == (2, False)
+
+
+def test_a_file_cannot_become_a_link_between_its_check_and_its_reading(tmp_path, monkeypatch):
+    def lstat(self):
+        found = real(self)
+        path.unlink()
+        path.symlink_to(other)
+        return found
+
+    path, other = tmp_path / "library.so", tmp_path / "other.so"
+    path.write_bytes(b"whole")
+    other.write_bytes(b"other")
+    real = Path.lstat
+    monkeypatch.setattr(Path, "lstat", lstat)
+    assert content_of(path) == b"whole"
+    monkeypatch.undo()
+    path.unlink()
+    path.symlink_to(other)
+    with pytest.raises(OSError, match="symbolic links"):
+        content_of(path)

@@ -1,13 +1,13 @@
 """Files of a checkpoint: written with a hash and flushed to the disk, read within their sizes."""
 
 import contextlib
-import fcntl
 import hashlib
 import math
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from qmix_trl.checkpoint.nested import Damaged
+from qmix_trl.native.lock import is_at, try_lock
 
 CHUNK_BYTES = 2**22
 UNFINISHED = ".new-"  # how the names of folders begin that are being written
 GONE = ".old-"  # and of those that are being removed
+ABANDONED_SECONDS = 24 * 3600  # without locks, a folder in which nothing was written for as long
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -157,17 +159,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def locked_folder(folder: Path) -> tuple[Path, int]:
     """Make a folder in a folder, and lock it; return it, and the file to close at its end.
 
-    The lock keeps other processes' ``sweep`` from taking it for the rest of a killed one.
+    The lock keeps other processes' ``sweep`` from taking it for the rest of a killed one. Where
+    the file system has no locks, its age does.
     """
-    new = Path(tempfile.mkdtemp(dir=folder, prefix=UNFINISHED))
-    place = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(place, fcntl.LOCK_EX)
-    except BaseException:
-        os.close(place)
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    return new, place
+    while True:
+        new = Path(tempfile.mkdtemp(dir=folder, prefix=UNFINISHED))
+        # Before it is locked, a sweep of another process may lock and remove it.
+        with contextlib.suppress(FileNotFoundError):
+            place = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
+            if try_lock(place) is not None and is_at(place, new):
+                return new, place
+            os.close(place)
 
 
 def remove_folder(path: Path) -> None:
@@ -185,7 +187,14 @@ def sweep(folder: Path) -> None:
         with contextlib.suppress(OSError):
             place = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while it is written
-                shutil.rmtree(path, ignore_errors=True)
+                is_locked = try_lock(place)  # None while it is written
+                if is_locked or (is_locked is False and _is_abandoned(path)):
+                    shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(place)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Return whether nothing was written in a folder for ``ABANDONED_SECONDS``."""
+    newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    return newest < time.time() - ABANDONED_SECONDS

@@ -4,12 +4,15 @@ import importlib
 import importlib.util
 import inspect
 import linecache
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +28,7 @@ from qmix_trl.functional import greedy_action
 
 OURS = {"n_envs": "env.n_envs", "device": "runtime.device"}  # a function gets those that it names
 TRIED_STEPS = 2
+OF_THE_GROUP = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)  # signals that workers leave alone
 
 
 def make_env(
@@ -145,7 +149,36 @@ def several(maker: EnvMaker, n_envs: int, processes: int) -> EnvBase:
             f"env.processes: expected a divisor of the number of environments, {n_envs}, got "
             f"{processes}"
         )
-    return ParallelEnv(processes, partial(SerialEnv, n_envs // processes, maker))
+    return Workers(processes, partial(SerialEnv, n_envs // processes, maker))
+
+
+class Workers(ParallelEnv):
+    """Processes of environments that only this process ends.
+
+    A terminal's Ctrl-C, and a scheduler's signal, reach every process of a group: the workers would
+    be gone while a run that notes the signal still steps them.
+    """
+
+    def _start_workers(self) -> None:
+        # It would let the signals through when it starts its own process.
+        resource_tracker.ensure_running()
+        errors = []
+
+        def start() -> None:
+            # A process inherits a thread's mask, and has it before its first line of Python.
+            signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_GROUP)
+            try:
+                ParallelEnv._start_workers(self)
+            except BaseException as error:  # raised below
+                errors.append(error)
+
+        # This thread stays open to signals: workers may take long to start.
+        thread = threading.Thread(target=start, daemon=True)
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+        torch.set_num_threads(self.num_threads)  # it holds for a thread
 
 
 def check_batch(env: EnvBase, n_envs: int | None, processes: int) -> None:

@@ -296,13 +296,18 @@ def _kill(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
+def kill_running() -> None:
+    """Kill all compilers, and start no more; it takes no lock, so that a signal handler can."""
+    _GIVEN_UP.append("the process ends")
+    for group in tuple(_RUNNING):
+        _kill(group)
+
+
 @atexit.register
 def _end() -> None:
     """Kill the compilers of threads that the end of the process does not wait for."""
     with _STARTING:
-        _GIVEN_UP.append("the process ends")
-        for group in _RUNNING:
-            _kill(group)
+        kill_running()
 
 
 if hasattr(os, "register_at_fork"):

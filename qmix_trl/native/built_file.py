@@ -68,9 +68,11 @@ def content_of(path: Path) -> bytes:
     Raises:
         OSError: if it cannot be read or is no file: a link, a device and a pipe may never end.
     """
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise OSError(f"{path} is no file")
-    return path.read_bytes()
+    # Without O_NONBLOCK, opening a pipe would wait for its writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f"{path} is no file")
+        return file.read()
 
 
 def load(file: BuiltFile, *functions: str) -> ctypes.CDLL:

@@ -57,32 +57,12 @@ def held(folder: Path) -> Iterator[bool]:
     """
     place = os.open(folder, os.O_RDONLY)
     try:
-        yield _try_lock(place) is not None
+        yield try_lock(place) is not None
     finally:
         _release(place)
 
 
-def _opened(path: Path, seconds: float) -> tuple[int, bool]:
-    """Return the open lock file, and whether it is locked.
-
-    Raises:
-        TimeoutError: if another one holds it for longer.
-        OSError: if the file cannot be made.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        is_held = _try_lock(file)
-        if is_held is False or (is_held and _is_at(file, path)):
-            return file, is_held
-        _release(file)
-        if is_held is None:
-            if time.monotonic() >= deadline:
-                raise TimeoutError(f"another process has built it for over {seconds:g} s")
-            time.sleep(POLL_SECONDS)
-
-
-def _try_lock(file: int) -> bool | None:
+def try_lock(file: int) -> bool | None:
     """Lock an open file; return None if another one holds it, False if there are no locks."""
     if fcntl is None:
         return False
@@ -95,13 +75,33 @@ def _try_lock(file: int) -> bool | None:
     return True
 
 
-def _is_at(file: int, path: Path) -> bool:
+def is_at(file: int, path: Path) -> bool:
     """Return whether an open file is still the one of its path: the last holder removed its own."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
         return False
     return os.path.samestat(os.fstat(file), found)
+
+
+def _opened(path: Path, seconds: float) -> tuple[int, bool]:
+    """Return the open lock file, and whether it is locked.
+
+    Raises:
+        TimeoutError: if another one holds it for longer.
+        OSError: if the file cannot be made.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        is_held = try_lock(file)
+        if is_held is False or (is_held and is_at(file, path)):
+            return file, is_held
+        _release(file)
+        if is_held is None:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"another process has built it for over {seconds:g} s")
+            time.sleep(POLL_SECONDS)
 
 
 def _release(file: int) -> None:

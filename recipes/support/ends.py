@@ -6,26 +6,51 @@ a state from which they cannot go on, or be replaced by another exception.
 
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType
 from typing import TypeVar
+
+from qmix_trl import logs
 
 EXIT_CODES = {
     signal.SIGINT: 130,
     signal.SIGTERM: 75,  # EX_TEMPFAIL of sysexits.h: try again
     signal.SIGHUP: 75,
-    signal.SIGPIPE: 1,  # nobody reads the output any more
 }
+UNREAD = 1  # the exit code where nobody reads the output any more
 Batch = TypeVar("Batch")
 SHOW_CURSOR = b"\x1b[?25h"  # a live table hides it
 
 
 def end_at_once(number: int, frame: FrameType | None = None) -> None:
-    """End the process without any other code; the files that it has written stay."""
+    """End the process and those that it has started, without any other code.
+
+    The files that it has written stay.
+    """
+    _kill_compilers()
+    _kill_workers()
     if os.isatty(1):
         os.write(1, SHOW_CURSOR)
     os.write(2, b"interrupted\n")
     os._exit(EXIT_CODES[signal.Signals(number)])
+
+
+def _kill_compilers() -> None:
+    """Kill the compilers; nothing is imported in a handler, also no half of a module."""
+    build = sys.modules.get("qmix_trl.native.build")
+    kill_running = getattr(build, "kill_running", None)
+    if kill_running is not None:
+        kill_running()
+
+
+def _kill_workers() -> None:
+    """Kill the processes of environments, which would each tell that this one is gone."""
+    multiprocessing = sys.modules.get("multiprocessing")
+    active_children = getattr(multiprocessing, "active_children", None)
+    if active_children is not None:
+        for worker in active_children():
+            worker.kill()
 
 
 def end_at_once_on(*numbers: int) -> None:
@@ -38,7 +63,8 @@ def end_at_once_on(*numbers: int) -> None:
 class Stop:
     """Notes the signals that ask a run to stop; use it in a ``with`` statement.
 
-    The first one is noted and nothing else happens. A second Ctrl-C ends the process at once.
+    The first one is noted and nothing else happens. A second Ctrl-C ends the process at once. A
+    reader that leaves the standard output, such as ``head``, asks too.
 
     Attributes:
         number: the signal that asked; None if none has.
@@ -51,7 +77,7 @@ class Stop:
         self._before = {
             number: signal.signal(number, self._note)
             for number in EXIT_CODES
-            if number == signal.SIGPIPE or signal.getsignal(number) is not signal.SIG_IGN
+            if signal.getsignal(number) is not signal.SIG_IGN
         }
         return self
 
@@ -62,11 +88,11 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether a signal has asked."""
-        return self.number is not None
+        """Whether a signal, or a reader that left, has asked."""
+        return self.number is not None or logs.is_unread()
 
     def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield batches until a signal has asked."""
+        """Yield batches until the run is asked to stop."""
         for batch in batches:
             yield batch
             if self.asked:
@@ -74,10 +100,12 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the signal; 0 without one."""
-        return 0 if self.number is None else EXIT_CODES[signal.Signals(self.number)]
+        """The exit code of the signal or of the reader that left; 0 without any."""
+        if self.number is None:
+            return UNREAD if logs.is_unread() else 0
+        return EXIT_CODES[signal.Signals(self.number)]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
+        if self.number is not None and number == signal.SIGINT:
             end_at_once(number)
         self.number = number if self.number is None else self.number
