@@ -87,6 +87,7 @@ def train(
         checkpoints = Checkpoints(config, folder, parts)
         frames, n_updates = checkpoints.load() if run.folder else (0, 0)
         save_config(config, folder / CONFIG_FILE)
+        checkpoints.evaluate_last(evaluation, agent, mixer)  # if the run ends where it goes on
         with report:
             for batch in stop.watched(collector):
                 check_batch(batch)
