@@ -85,9 +85,8 @@ def train(
         report = TrainingReport(config, folder, device, shown, baselines)
         parts = {"update": update, "replay": replay, "collector": collector, "report": report}
         checkpoints = Checkpoints(config, folder, parts)
-        frames, n_updates = checkpoints.load() if run.folder else (0, 0)
+        frames, n_updates = checkpoints.load(evaluation, agent, mixer) if run.folder else (0, 0)
         save_config(config, folder / CONFIG_FILE)
-        checkpoints.evaluate_last(evaluation, agent, mixer)  # if the run ends where it goes on
         with report:
             for batch in stop.watched(collector):
                 check_batch(batch)

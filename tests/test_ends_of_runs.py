@@ -1,7 +1,8 @@
-"""Ends of a training: numbers that are none, overestimation, full disks."""
+"""Ends of a training: numbers that are not finite, overestimation, full disks."""
 
 import errno
 import os
+import re
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from qmix_trl.keys import (
     TERMINATED,
     next_key,
 )
+from qmix_trl.value_bound import ValueBound
 
 SAVED = "checkpoint.every_seconds=0"
 MEMORY = game("memory", "delay: 2")
@@ -113,7 +115,7 @@ def test_a_run_ends_before_a_nan_enters_the_replay(key, collector, tmp_path, mon
 
 
 def assert_finite(folder):
-    """Check that neither the weights nor the newest checkpoint hold a number that is none."""
+    """Check that neither the weights nor the newest checkpoint hold a number that is not finite."""
     for weights in torch.load(folder / "weights.pt").values():
         assert all(x.isfinite().all() for x in weights.values())
     (newest,) = sorted((folder / "checkpoints").glob("checkpoint-*"))[-1:]
@@ -153,6 +155,20 @@ def test_overestimation_is_told_once(tmp_path, capsys):
     assert "try a lower update.optimizer.lr" in said
     run(tmp_path, "collection.total_frames=160", resume=folder)
     assert "overestimated" not in capsys.readouterr().out
+
+
+def test_overestimation_is_told_again_after_all_values_were_inside(tmp_path, monkeypatch, capsys):
+    outside, inside = (-9.0, -8.0), (-9.0, 9.0)  # of values that are near 0
+    intervals = iter([outside, outside, inside, outside])
+
+    def see(self, batch):
+        self.now = next(intervals)
+
+    monkeypatch.setattr(ValueBound, "see", see)
+    monkeypatch.setattr(ValueBound, "interval", property(lambda self: self.now))
+    run(tmp_path, "collection.total_frames=32")
+    said = capsys.readouterr().out
+    assert re.findall(r"overestimated from frame (\d+)", said) == ["8", "32"]
 
 
 def test_values_within_their_bound_have_no_excess(tmp_path, capsys):

@@ -714,7 +714,7 @@ for _ in range(int(sys.argv[2])):
 
 
 def hidden(folder):
-    """Return the names of rests of killed saves."""
+    """Return the names of leftovers of killed saves."""
     return [name for name in names(folder) if name.startswith(".")]
 
 

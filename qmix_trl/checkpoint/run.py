@@ -362,7 +362,7 @@ def _newest_whole(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
 
 
 def _set_aside(path: Path) -> str:
-    """Rename a damaged checkpoint; return what to say of it: nothing in a read-only folder."""
+    """Rename a damaged checkpoint; return words on its name, none in a read-only folder."""
     aside = path.with_name(f"damaged-{path.name.partition('-')[2]}")
     try:
         path.rename(aside)

@@ -54,7 +54,6 @@ class Checkpoints:
         self._failed = False
         self._saved_at = time.perf_counter()
         self._saved_frames: int | None = None
-        self._is_last_unknown = False  # the greedy return of weights that are not trained further
         self.refusal = self._why_none()
         if self.refusal and config.checkpoint.every_seconds is not None:
             say(f"no checkpoints: {self.refusal}")
@@ -69,12 +68,24 @@ class Checkpoints:
             return str(error)
         return None
 
-    def load(self) -> tuple[int, int]:
+    def load(
+        self, evaluation: Evaluation, agent: TensorDictModuleBase, mixer: nn.Module | None
+    ) -> tuple[int, int]:
         """Let the parts go on from the newest checkpoint; return its frames and its updates.
+
+        Weights that are not trained further, as the run is shortened, are evaluated and saved
+        unless the checkpoint has their greedy return.
+
+        Args:
+            evaluation: of the run.
+            agent: of the run.
+            mixer: of the run.
 
         Raises:
             ConfigError: if the run began with another configuration, or is longer already.
             CheckpointError: if no checkpoint is whole, or it does not fit.
+            DivergedError: if a weight or a return is not finite.
+            SaveError: if the weights cannot be written.
         """
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -90,25 +101,10 @@ class Checkpoints:
             )
         say(f"resumed: {run.path}, {frames:,} frames")
         self._saved_at, self._saved_frames = time.perf_counter(), frames
-        is_last = frames == last_frame(self._config)
-        self._is_last_unknown = is_last and run.manifest.get("greedy_return") is None
-        return frames, n_updates
-
-    def evaluate_last(
-        self, evaluation: Evaluation, agent: TensorDictModuleBase, mixer: nn.Module | None
-    ) -> None:
-        """Evaluate and save weights that a checkpoint of a last frame holds without their return.
-
-        It is the last frame where the run was longer and is shortened.
-
-        Raises:
-            DivergedError: if a return or a weight is not finite.
-            SaveError: if the weights cannot be written.
-        """
-        if self._is_last_unknown:
-            greedy = evaluation.greedy(agent)
+        if frames == last_frame(self._config) and run.manifest.get("greedy_return") is None:
+            self._parts["report"].set_greedy(evaluation.greedy(agent))
             save_weights(self._run, agent, mixer)
-            self._parts["report"].set_greedy(greedy)
+        return frames, n_updates
 
     def is_due(self, frames: int, greedy: Mapping[str, float] | None) -> bool:
         """Return whether to save after a batch.
