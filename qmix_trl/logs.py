@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -79,18 +80,35 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that there is a whole one or, if it fails, the one before.
+    """Write a file and flush it to the disk; a file that has this text already is left alone.
+
+    There is a whole file or, if it fails, the one before.
 
     Raises:
         SaveError: if it cannot be written.
     """
+    content = text.encode()
     part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        if path.is_file() and path.read_bytes() == content:
+            return
+        part.write_bytes(content)
+        _flush(part)
         part.replace(path)
+        _flush(path.parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise _not_written(path, len(text), error) from error
+        with suppress(OSError):
+            part.unlink()
+        raise _not_written(path, len(content), error) from error
+
+
+def _flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
 
 
 def _not_written(path: Path, n_bytes: int, error: OSError) -> SaveError:
@@ -174,7 +192,8 @@ class MetricsFile:
             while len(left):
                 left = left[os.pwrite(self._file, left, self.n_bytes + len(line) - len(left)) :]
         except OSError as error:
-            os.ftruncate(self._file, self.n_bytes)
+            with suppress(OSError):  # a line that stays in part is overwritten by the next
+                os.ftruncate(self._file, self.n_bytes)
             raise _not_written(self._path, len(line), error) from error
         self.n_bytes += len(line)
 

@@ -8,7 +8,8 @@ from tensordict import NestedKey, TensorDictBase
 
 from qmix_trl.keys import AGENT_REWARD, DONE, MASK, REWARD, TERMINATED, next_key
 
-SLACK, SHARE = 1.0, 0.01  # by which a value may be off before it counts as overestimated
+# A value may lie outside by SLACK + SHARE of the end of the interval before it is overestimated.
+SLACK, SHARE = 1.0, 0.01
 
 
 class ValueBound:
@@ -75,9 +76,15 @@ class ValueBound:
         return max(0.0, *(max(value - high, low - value) for value in values))
 
     def is_exceeded(self, *values: float) -> bool:
-        """Return whether a value is farther outside than errors of learning explain."""
+        """Return whether a value is farther outside than errors of learning explain.
+
+        None is before the first reward other than 0.
+        """
         low, high = self.interval
-        return self.excess(*values) > SLACK + SHARE * (high - low)
+        if low == high:
+            return False
+        above, below = SLACK + SHARE * abs(high), SLACK + SHARE * abs(low)
+        return any(value - high > above or low - value > below for value in values)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rewards and ends that were seen."""

@@ -85,7 +85,7 @@ def train(
         report = TrainingReport(config, folder, device, shown, baselines)
         parts = {"update": update, "replay": replay, "collector": collector, "report": report}
         checkpoints = Checkpoints(config, folder, parts)
-        frames, n_updates = checkpoints.load() if run.folder else (0, 0)
+        frames, n_updates = checkpoints.load(evaluation, agent, mixer) if run.folder else (0, 0)
         save_config(config, folder / CONFIG_FILE)
         with report:
             for batch in stop.watched(collector):

@@ -1,7 +1,8 @@
-"""Ends of a training: numbers that are none, overestimation, full disks."""
+"""Ends of a training: numbers that are not finite, overestimation, full disks."""
 
 import errno
 import os
+import re
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from qmix_trl.keys import (
     TERMINATED,
     next_key,
 )
+from qmix_trl.value_bound import ValueBound
 
 SAVED = "checkpoint.every_seconds=0"
 MEMORY = game("memory", "delay: 2")
@@ -113,7 +115,7 @@ def test_a_run_ends_before_a_nan_enters_the_replay(key, collector, tmp_path, mon
 
 
 def assert_finite(folder):
-    """Check that neither the weights nor the newest checkpoint hold a number that is none."""
+    """Check that neither the weights nor the newest checkpoint hold a number that is not finite."""
     for weights in torch.load(folder / "weights.pt").values():
         assert all(x.isfinite().all() for x in weights.values())
     (newest,) = sorted((folder / "checkpoints").glob("checkpoint-*"))[-1:]
@@ -140,19 +142,41 @@ def test_rewards_that_are_no_numbers_are_told_before_the_run_begins(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_overestimation_is_told_once(tmp_path, capsys):
+def frames_told(said):
+    """Return the frames from which values are said to be overestimated."""
+    return [
+        int(n) for n in re.findall(r"warning: the values are overestimated from frame (\d+)", said)
+    ]
+
+
+def test_overestimation_is_told_once_until_it_has_ended(tmp_path, capsys):
     # Rewards of the memory game are 0 or 1 and come once. A huge step makes values grow.
     overrides = [MEMORY, "collection.total_frames=80", "update.max_grad_norm=1e9"]
     lr = "update.optimizer={name: adam, lr: 0.5, eps: 1e-8}"
     folder = run(tmp_path, *overrides, lr, MIXERS["qmix"], AGENTS["recurrent"], SAVED)
-    said = capsys.readouterr().out
-    assert said.count("warning: the values are overestimated from frame ") == 1
-    found = metrics(folder)["beyond_bound"]
-    first = next(i for i, excess in enumerate(found) if excess > 1.1)
-    assert f"from frame {8 * (first + 1):,} on" in said
-    assert "try a lower update.optimizer.lr" in said
     run(tmp_path, "collection.total_frames=160", resume=folder)
-    assert "overestimated" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    expected, is_outside = [], False
+    for i, excess in enumerate(metrics(folder)["beyond_bound"]):
+        if excess > 1.1 and not is_outside:
+            expected.append(8 * (i + 1))
+        is_outside = excess > 0 and (is_outside or excess > 1.1)
+    assert frames_told(said) == expected
+    assert expected
+    assert "try a lower update.optimizer.lr" in said
+
+
+def test_overestimation_is_told_again_after_all_values_were_inside(tmp_path, monkeypatch, capsys):
+    outside, inside = (-9.0, -8.0), (-9.0, 9.0)  # of values that are near 0
+    intervals = iter([outside, outside, inside, outside])
+
+    def see(self, batch):
+        self.now = next(intervals)
+
+    monkeypatch.setattr(ValueBound, "see", see)
+    monkeypatch.setattr(ValueBound, "interval", property(lambda self: self.now))
+    run(tmp_path, "collection.total_frames=32")
+    assert frames_told(capsys.readouterr().out) == [8, 32]
 
 
 def test_values_within_their_bound_have_no_excess(tmp_path, capsys):

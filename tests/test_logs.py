@@ -1,14 +1,25 @@
 """A run's folder and its table of metrics."""
 
 import csv
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from qmix_trl import ConfigError
-from qmix_trl.logs import PLAIN_WIDTH, SHOWN_LINES, Column, RunLog, make_run_folder, write_json
+from qmix_trl import ConfigError, SaveError
+from qmix_trl.logs import (
+    PLAIN_WIDTH,
+    SHOWN_LINES,
+    Column,
+    MetricsFile,
+    RunLog,
+    make_run_folder,
+    write_json,
+    write_whole,
+)
 
 COLUMNS = (
     Column("frames", "frames", ",d"),
@@ -150,3 +161,39 @@ def test_plain_lines_without_rich(tmp_path, capsys, monkeypatch):
     heading, row = capsys.readouterr().out.splitlines()
     assert heading.split("  ")[-1].strip() == "greedy"
     assert row.split() == ["8", "0.5000"]
+
+
+def test_a_whole_file_and_its_name_are_flushed_before_and_after_the_rename(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+
+        def noted(place, *to, name=name, real=real):
+            at = place if to else Path(f"/proc/self/fd/{place}").resolve()
+            done.append((name, Path(at).name))
+            return real(place, *to)
+
+        monkeypatch.setattr(os, name, noted)
+    write_whole(tmp_path / "x", "1")
+    expected = [("fsync", "x.part"), ("replace", "x.part"), ("fsync", tmp_path.name)]
+    assert done == expected
+    write_whole(tmp_path / "x", "1")
+    assert done == expected
+    write_whole(tmp_path / "x", "2")
+    assert done == 2 * expected
+    assert (tmp_path / "x").read_text() == "2"
+
+
+def test_a_failing_disk_is_one_error_where_the_file_cannot_be_cut(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    file = MetricsFile(tmp_path, ["frames"])
+    with monkeypatch.context() as patch:
+        for name in ("pwrite", "ftruncate"):
+            patch.setattr(os, name, fails)
+        with pytest.raises(SaveError, match=r"metrics\.csv: cannot be written: Input/output error"):
+            file.write([1])
+    file.write([2])
+    file.close()
+    assert table(tmp_path) == [["frames"], ["2"]]

@@ -3,20 +3,25 @@
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from recipe_tools import AGENTS, MIXERS, RECIPES, call, game, metrics, run, summary, tiny
+from support import checkpoints
 from support.planned_run import planned_run
 from support.run_folder import newest_checkpoint
 from train_tools import SAVED, check_same, started, wait_for_the_table
 
-from qmix_trl import ConfigError, make_collector
+from qmix_trl import CheckpointError, ConfigError, make_collector
 from qmix_trl.checkpoint import run as checkpoint
+from qmix_trl.fused.collector import FusedCollector
 from qmix_trl.native import build
 from qmix_trl.native.lock import held
 
@@ -89,6 +94,19 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
     assert summary(folder) == before[1]
 
 
+def test_a_run_that_is_shortened_to_its_checkpoint_is_evaluated(tmp_path):
+    whole = run(tmp_path, SAVED, frames([], 2))
+    long = run(tmp_path, SAVED, frames([], 4), "checkpoint.keep=9", "evaluation.every_frames=8")
+    plain = run(tmp_path, SAVED, frames([], 4), "checkpoint.keep=9")
+    for folder in (long, plain):
+        for path in sorted((folder / "checkpoints").iterdir())[2:]:
+            shutil.rmtree(path)  # as if the run had been killed
+    (plain / "weights.pt").unlink()
+    (plain / "summary.json").unlink()
+    run(tmp_path, frames([], 2), resume=plain)
+    assert summary(plain)["return"] == summary(whole)["return"] == summary(long)["return"]
+
+
 def test_seconds_count_all_sittings(tmp_path):
     folder = run(tmp_path, SAVED)
     first = summary(folder)["seconds"]
@@ -158,6 +176,99 @@ def test_the_newest_run_of_a_configuration_goes_on(tmp_path):
     again = run(tmp_path, "collection.total_frames=32", resume="auto")
     assert again == first
     assert run(tmp_path, "seed=2", resume="auto").name == "tiny-5"
+
+
+def killed_before_a_checkpoint(folder, *overrides):
+    """Return the folder of a run named g without what is written after its first batch."""
+    killed = run(folder, *overrides, "name=g")
+    for name in ("weights.pt", "summary.json"):
+        (killed / name).unlink()
+    return killed
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+def test_a_named_run_that_was_killed_before_a_checkpoint_begins_again(has_config, tmp_path):
+    killed = killed_before_a_checkpoint(tmp_path)
+    if not has_config:
+        (killed / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match="g exists and is not overwritten"):
+        run(tmp_path, "name=g")
+    with (
+        held(killed),
+        pytest.raises(ConfigError, match="g: another process trains this run"),
+    ):
+        run(tmp_path, "name=g", resume="auto")
+    assert run(tmp_path, "name=g", SAVED, resume="auto") == killed
+    assert metrics(killed) == metrics(run(tmp_path))
+    assert run(tmp_path, "name=g", frames([], 3), resume="auto") == killed
+    assert metrics(killed)["frames"] == [8, 16, 24]
+
+
+@pytest.mark.parametrize("other", ["seed=1", "a file", "finished"])
+def test_a_folder_of_something_else_is_not_trained_in(other, tmp_path):
+    killed = killed_before_a_checkpoint(tmp_path, *[other] * ("=" in other))
+    if other == "a file":
+        (killed / "config.yaml").unlink()
+        (killed / "notes.txt").write_text("")
+    if other == "finished":
+        (killed / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match="g exists and is not overwritten"):
+        run(tmp_path, "name=g", resume="auto")
+
+
+def test_a_run_that_another_process_has_trained_meanwhile_is_left(tmp_path):
+    killed = killed_before_a_checkpoint(tmp_path)
+    config = str(tmp_path / "tiny.yaml")
+    planned = planned_run(config, ["name=g"], str(tmp_path / "runs"), "auto")
+    (killed / "checkpoints" / "checkpoint-000001").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="g: another process has trained"), planned.opened():
+        pass
+    assert (killed / "metrics.csv").exists()
+
+
+def test_a_checkpoint_that_a_run_removes_while_it_is_looked_for_is_none(tmp_path, monkeypatch):
+    folder = run(tmp_path, SAVED)
+    config = str(tmp_path / "tiny.yaml")
+    gone = folder / "checkpoints" / "checkpoint-000009"
+    monkeypatch.setattr("support.planned_run.newest_checkpoint", lambda folder: gone)
+    assert planned_run(config, [], str(tmp_path / "runs"), "auto").folder is None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"config": 3},
+        {"config": {"seed": torch.zeros(2)}},
+        {"frames": "16"},
+        {"n_updates": True},
+        {"frames": None},
+    ],
+    ids=str,
+)
+def test_values_of_another_kind_are_one_error(values, tmp_path, monkeypatch):
+    folder = run(tmp_path, SAVED)
+    saved = {"config": {}, "frames": 16, "n_updates": 2, **values}
+    real = checkpoints.load_run
+
+    def load_run(*arguments, **parts):
+        return replace(real(*arguments, **parts), values=saved)
+
+    monkeypatch.setattr(checkpoints, "load_run", load_run)
+    with pytest.raises(CheckpointError, match="expected a configuration, a number of frames"):
+        run(tmp_path, resume=folder)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_state_that_cannot_be_saved_is_told_once(is_late, tmp_path, monkeypatch, capsys):
+    states = iter([{}] if is_late else [])
+    array = {"env": numpy.zeros(2)}
+    monkeypatch.setattr(FusedCollector, "run_state", lambda self: next(states, array))
+    folder = run(tmp_path, SAVED, frames([], 4))
+    said = capsys.readouterr().out
+    assert said.count(" checkpoints: collector.env: expected tensors,") == 1
+    assert ("no more checkpoints" in said) == is_late
+    assert metrics(folder)["frames"] == [8, 16, 24, 32]
+    assert newest_checkpoint(folder) is None
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):

@@ -342,16 +342,17 @@ def test_damage_is_detected_and_the_checkpoint_before_is_used(damage, file, tmp_
     assert names(path) == sorted(FILES)
     DAMAGES[damage](path / file)
     net = network(3)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_run(path, net=net)
     with pytest.warns(UserWarning, match="is damaged") as caught:
         found = load_run(tmp_path, net=net)
     (message,) = [str(w.message) for w in caught]
     assert message.startswith(f"{path} is damaged: ")
-    assert message.endswith(f"; {tmp_path / 'checkpoint-000001'} is loaded")
+    loaded = tmp_path / "checkpoint-000001"
+    assert message.endswith(f", now damaged-000002; {loaded} is loaded")
     assert "\n" not in message
     assert found.values == {"i": 1}
     assert torch.equal(net.weight, network(1).weight)
-    with pytest.raises(CheckpointError, match="is damaged"):
-        load_run(path, net=net)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -384,6 +385,26 @@ def test_the_next_save_after_damage_keeps_its_number_and_the_good_one(tmp_path):
     flip(path / "manifest.json")
     assert save_run(tmp_path, i=3).name == "checkpoint-000003"
     assert load_run(tmp_path).values == {"i": 3}
+
+
+def test_whole_checkpoints_are_not_removed_in_favour_of_damaged_ones(tmp_path):
+    save_run(tmp_path, greedy_return=1.0, i=1)
+    save_run(tmp_path, i=2)
+    newest = save_run(tmp_path, keep=3, greedy_return=9.0, i=3)  # and the best
+    flip(newest / "state.json")
+    with pytest.warns(UserWarning, match="now damaged-000003"):
+        load_run(tmp_path)
+    assert save_run(tmp_path, i=4).name == "checkpoint-000004"
+    save_run(tmp_path, i=5)
+    kept = ["checkpoint-000001", "checkpoint-000004", "checkpoint-000005", "damaged-000003"]
+    assert names(tmp_path) == kept
+
+
+def test_a_number_of_a_damaged_checkpoint_is_not_used_again(tmp_path):
+    flip(two_checkpoints(tmp_path) / "net.bin")
+    with pytest.warns(UserWarning, match="now damaged-000002"):
+        load_run(tmp_path, net=network(3))
+    assert save_run(tmp_path, i=3).name == "checkpoint-000003"
 
 
 # -------------------------------------------------------------------- hostile files
@@ -544,6 +565,10 @@ def test_texts_that_are_no_state_are_refused(text, tmp_path):
         {"files": {"state.json": 3}},
         {"values": None},
         {"values": ["x", "y"]},
+        {"values": ["x", "x"]},
+        {"values": ["random"]},
+        {"values": {"x": 1}},
+        {"values": "x"},
         {"values": [["x"]]},
         {"versions": None},
         {"machine": [1]},
@@ -566,6 +591,24 @@ def test_files_that_are_too_large_for_their_kind_are_not_read(tmp_path):
             sparse.truncate(2**40)
         assert "expected at most" in refusal(path)
         (path / file).write_bytes(content)
+
+
+@pytest.mark.slow  # 3 MB of text
+def test_a_text_of_empty_lists_takes_little_memory(tmp_path):
+    path = save_run(tmp_path, x=1)
+    before = len((path / "state.json").read_bytes())
+    deep = "[" * 48 + "]" * 48  # 88 bytes of memory a list, in JSON and decoded
+    n = (run.MOST_STATE_BYTES - before) // (len(deep) + 2) - 1
+    trees = json.dumps({**state_of(path), "x": [1]}).replace("[1]", f"[{', '.join([deep] * n)}]")
+    rewrite(path, state=trees.encode())
+    limited = (
+        "import resource, sys; from qmix_trl import load_run; used = lambda: "
+        "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; before = used(); "
+        "load_run(sys.argv[1]); print(used() - before)"
+    )
+    command = [sys.executable, "-c", limited, tmp_path]
+    n_kb = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 100_000 < n_kb < 330_000
 
 
 def test_a_hostile_return_cannot_stop_saves(tmp_path):
@@ -672,7 +715,7 @@ for _ in range(int(sys.argv[2])):
 
 
 def hidden(folder):
-    """Return the names of rests of killed saves."""
+    """Return the names of leftovers of killed saves."""
     return [name for name in names(folder) if name.startswith(".")]
 
 
@@ -768,3 +811,15 @@ def test_a_read_only_folder_can_be_loaded_from(tmp_path):
         assert load_run(tmp_path).values == {"x": 1}
     finally:
         tmp_path.chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_changed_is_loaded_from_in_spite_of_damage(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    path = two_checkpoints(tmp_path)
+    flip(path / "net.bin")
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.warns(UserWarning, match=r"is damaged: [^,]*; .*000001 is loaded$"):
+        assert load_run(tmp_path, net=network(3)).values == {"i": 1}
+    assert path.is_dir()

@@ -95,11 +95,27 @@ def test_the_excess_is_the_distance_to_the_interval():
 
 
 def test_errors_of_learning_are_no_overestimation():
-    bound = bound_of(batch_of([-1.0, -50.0]))  # [-100, 0]: 1 and 1 % may be off
-    assert not bound.is_exceeded(2.0)
-    assert bound.is_exceeded(2.1)
-    assert bound.is_exceeded(-50.0, 2.1)
+    bound = bound_of(batch_of([-1.0, -50.0]))  # [-100, 0]: 1 and 1 % of the end may be off
+    assert not bound.is_exceeded(1.0, -102.0)
+    assert bound.is_exceeded(1.1)
+    assert bound.is_exceeded(-50.0, 1.1)
     assert bound.is_exceeded(-102.1)
+
+
+def test_an_interval_without_an_end_is_exceeded_on_the_other_side():
+    bound = bound_of(batch_of([-1.0, -2.0], truncated=[1]), gamma=1.0)
+    assert bound.interval == (-math.inf, 0.0)
+    assert bound.excess(155_000.0) == 155_000
+    assert bound.is_exceeded(155_000.0)
+    assert not bound.is_exceeded(-155_000.0)
+
+
+def test_nothing_is_overestimated_before_the_first_reward():
+    bound = bound_of(batch_of([0.0, 0.0]))
+    assert bound.excess(1.5) == 1.5
+    assert not bound.is_exceeded(1.5)
+    bound.see(batch_of([0.0, 0.1]))  # [0, 0.2]
+    assert bound.is_exceeded(1.5)
 
 
 def test_what_was_seen_is_resumed():

@@ -129,7 +129,7 @@ def decoded(node: Any, read: Callable[[torch.dtype, list[int]], Tensor], depth: 
         case {"tensordict": list(pairs), "batch_size": list(sizes), **rest} if not rest:
             entries = {key: inner(part) for key, part in map(_pair, pairs)}
             if not _are_entries(entries):
-                raise Damaged("it holds a TensorDict that is none")
+                raise Damaged("it holds an invalid TensorDict")
             return TensorDict(entries, _sizes(sizes))
         case {"size": list(sizes), **rest} if not rest:
             return torch.Size(_sizes(sizes))
@@ -146,11 +146,11 @@ def _are_entries(entries: Mapping[Any, Any]) -> bool:
 def _sizes(sizes: list[Any]) -> list[int]:
     if all(type(size) is int and size >= 0 for size in sizes):
         return sizes
-    raise Damaged("it holds a shape that is none")
+    raise Damaged("it holds an invalid shape")
 
 
 def _pair(pair: Any) -> tuple[Any, Any]:
     match pair:
         case [key, value] if isinstance(key, SCALARS):
             return key, value
-    raise Damaged("it holds a dictionary that is none")
+    raise Damaged("it holds an invalid dictionary")

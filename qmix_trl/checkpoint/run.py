@@ -50,9 +50,11 @@ MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT = f"1 {sys.byteorder}"  # numbers are written in the order of the machine
 NAME = re.compile(r"checkpoint-(\d{6,12})")
+DAMAGED = re.compile(r"damaged-(\d{6,12})")  # a checkpoint that was set aside
 PART = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 MOST_MANIFEST_BYTES = 2**20
-MOST_STATE_BYTES = 2**26
+# A run of 5,000 rows has 28,000 bytes. So many bytes of empty lists take 0.3 GB in memory.
+MOST_STATE_BYTES = 3 * 2**20
 STREAMS = "random"  # the name of the process's random streams among the parts
 PACKAGES = ("torch", "torchrl", "tensordict", "vmas", "numpy")
 # Errors that content raises which is not as ``save_run`` writes it.
@@ -113,8 +115,7 @@ def save_run(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
-        number = 1 + max(map(_number, checkpoints(folder)), default=0)
-        path = folder / f"checkpoint-{number:06d}"
+        path = folder / f"checkpoint-{1 + _last_number(folder):06d}"
         with new_folder(folder) as new:
             _write(new, states, about)
             new.rename(path)
@@ -132,7 +133,8 @@ def load_run(folder: str | Path, **parts: Any) -> LoadedRun:
     """Let the parts of a run continue from its newest checkpoint that is whole.
 
     All of a checkpoint is read and checked before any part is touched. Then the parts are loaded in
-    the given order, and the process's random streams last.
+    the given order, and the process's random streams last. Damaged checkpoints that are newer are
+    renamed to ``damaged-000007``, so that whole ones are not removed in their favour.
 
     Args:
         folder: of the run's checkpoints, or one checkpoint.
@@ -185,6 +187,13 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def _number(path: Path) -> int:
     return int(path.name.partition("-")[2])
+
+
+def _last_number(folder: Path) -> int:
+    """Return the greatest number of a folder's checkpoints, damaged ones included; 0 without."""
+    names = [path.name for path in folder.iterdir()]
+    matches = [NAME.fullmatch(name) or DAMAGED.fullmatch(name) for name in names]
+    return max((int(match[1]) for match in matches if match), default=0)
 
 
 def _write(folder: Path, states: Mapping[str, Any], about: dict[str, Any]) -> None:
@@ -250,16 +259,29 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         files: dict[str, Any] = manifest["files"]
         trees = _read_trees(path, files)
-        if not {STREAMS, *manifest["values"]} <= trees.keys():
-            raise Damaged(f"{STATE} lacks parts that {MANIFEST} names")
+        _check_names(manifest["values"], trees)
         _differences(manifest)
         states = {
             name: _read_tensors(path / f"{name}.bin", tree, files.get(f"{name}.bin"))
             for name, tree in trees.items()
         }
     except UNEXPECTED as error:
-        raise Damaged(f"it is none of save_run: {one_line(error)}") from error
+        raise Damaged(f"not written by save_run: {one_line(error)}") from error
     return manifest, states
+
+
+def _check_names(values: Any, trees: Mapping[str, Any]) -> None:
+    """Refuse parts that lack the random streams, or names of values that are not parts.
+
+    Raises:
+        Damaged: if there are any.
+    """
+    if STREAMS not in trees:
+        raise Damaged(f"{STATE} lacks {STREAMS!r}")
+    if not isinstance(values, list) or len({*values}) != len(values):
+        raise Damaged(f"{MANIFEST}: expected a list of distinct values, got {str(values)[:80]}")
+    if not {*values} <= trees.keys() - {STREAMS}:
+        raise Damaged(f"{STATE} lacks parts that {MANIFEST} names")
 
 
 def _read_trees(path: Path, files: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,22 +340,35 @@ def _check(name: str, expected: Mapping[str, Any], n_bytes: int, hash_: str) -> 
 def _newest_whole(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
     """Return the newest checkpoint that is whole, its manifest and its states.
 
+    Newer ones, which are damaged, are set aside. Where none is whole, all stay where they are.
+
     Raises:
         CheckpointError: if there is none.
     """
-    refused: list[str] = []
+    refused: dict[Path, str] = {}
     single = NAME.fullmatch(folder.name) and not checkpoints(folder)
     for path in [folder] if single else checkpoints(folder):
         try:
             manifest, states = _read(path)
         except Damaged as damaged:
-            refused.append(f"{path} is damaged: {damaged}")
+            refused[path] = f"{path} is damaged: {damaged}"
             continue
         if refused:
-            warnings.warn(f"{'; '.join(refused)}; {path} is loaded", stacklevel=3)
+            told = [f"{reason}{_set_aside(damaged)}" for damaged, reason in refused.items()]
+            warnings.warn(f"{'; '.join(told)}; {path} is loaded", stacklevel=3)
         return path, manifest, states
-    reason = "; ".join(refused) or f"{folder} has no checkpoint of save_run"
+    reason = "; ".join(refused.values()) or f"{folder} has no checkpoint of save_run"
     raise CheckpointError(f"{reason}; nothing was loaded")
+
+
+def _set_aside(path: Path) -> str:
+    """Rename a damaged checkpoint; return words on its name, none in a read-only folder."""
+    aside = path.with_name(f"damaged-{path.name.partition('-')[2]}")
+    try:
+        path.rename(aside)
+    except OSError:
+        return ""
+    return f", now {aside.name}"
 
 
 def _remove_old(folder: Path, keep: int) -> None:

@@ -1,5 +1,7 @@
 """The checkpoints of a run: when they are due, their content, and saves that fail."""
 
+import contextlib
+import json
 import time
 import warnings
 from collections.abc import Mapping
@@ -8,10 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from support.components import last_frame
+from support.evaluation import Evaluation
 from support.planned_run import check_same
 from support.run_folder import CHECKPOINTS
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
 
-from qmix_trl import ConfigError, SaveError, load_run, save_run
+from qmix_trl import (
+    CheckpointError,
+    ConfigError,
+    LoadedRun,
+    SaveError,
+    load_run,
+    save_run,
+    save_weights,
+)
+from qmix_trl.checkpoint.nested import encoded
 from qmix_trl.checkpoint.parts import part_state
 from qmix_trl.config import RunConfig
 from qmix_trl.logs import say
@@ -21,7 +35,7 @@ class Checkpoints:
     """Saves a run now and then, and lets it go on from its newest checkpoint.
 
     A checkpoint that cannot be written does not end the run: it says so once and tries again when
-    the next is due.
+    the next is due. A state that cannot be saved at all ends the checkpoints, and it says so.
 
     Args:
         config: of the run.
@@ -48,25 +62,38 @@ class Checkpoints:
         if self._config.checkpoint.every_seconds is None:
             return "checkpoint.every_seconds is null"
         try:
-            part_state("collector", self._parts["collector"])
+            state = part_state("collector", self._parts["collector"])
+            encoded(state, lambda tensor: None, "collector")
         except TypeError as error:
             return str(error)
         return None
 
-    def load(self) -> tuple[int, int]:
+    def load(
+        self, evaluation: Evaluation, agent: TensorDictModuleBase, mixer: nn.Module | None
+    ) -> tuple[int, int]:
         """Let the parts go on from the newest checkpoint; return its frames and its updates.
+
+        Weights that are not trained further, as the run is shortened, are evaluated and saved
+        unless the checkpoint has their greedy return.
+
+        Args:
+            evaluation: of the run.
+            agent: of the run.
+            mixer: of the run.
 
         Raises:
             ConfigError: if the run began with another configuration, or is longer already.
             CheckpointError: if no checkpoint is whole, or it does not fit.
+            DivergedError: if a weight or a return is not finite.
+            SaveError: if the weights cannot be written.
         """
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             run = load_run(self._folder, **self._parts)
         for warning in told:
             say(f"warning: {warning.message}")
-        check_same(run.values["config"], self._config, self._run)
-        frames, n_updates = run.values["frames"], run.values["n_updates"]
+        saved, frames, n_updates = _checked_values(run)
+        check_same(saved, self._config, self._run)
         if frames > last_frame(self._config):
             raise ConfigError(
                 f"{self._run}: expected collection.total_frames of at least {frames}, which the "
@@ -74,6 +101,9 @@ class Checkpoints:
             )
         say(f"resumed: {run.path}, {frames:,} frames")
         self._saved_at, self._saved_frames = time.perf_counter(), frames
+        if frames == last_frame(self._config) and run.manifest.get("greedy_return") is None:
+            self._parts["report"].set_greedy(evaluation.greedy(agent))
+            save_weights(self._run, agent, mixer)
         return frames, n_updates
 
     def is_due(self, frames: int, greedy: Mapping[str, float] | None) -> bool:
@@ -118,6 +148,9 @@ class Checkpoints:
             if not self._failed:
                 say(f"warning: {error}; the run goes on and tries again")
             self._failed = True
+        except TypeError as error:
+            self.refusal = str(error)
+            say(f"warning: no more checkpoints: {self.refusal}")
         self._saved_at = time.perf_counter()
 
     def stop(self, frames: int, n_updates: int) -> None:
@@ -135,3 +168,20 @@ class Checkpoints:
             behind = "" if self._saved_frames == frames else f" from {self._saved_frames:,} frames"
             how = f"go on{behind}: python recipes/train.py --resume {self._run}"
         say(f"stopped at {frames:,} frames; {how}")
+
+
+def _checked_values(run: LoadedRun) -> tuple[Mapping[str, Any], int, int]:
+    """Return the configuration, the frames and the updates of a checkpoint.
+
+    Raises:
+        CheckpointError: if one is missing or of another type.
+    """
+    config, *counts = (run.values.get(name) for name in ("config", "frames", "n_updates"))
+    if isinstance(config, Mapping) and all(type(count) is int and count >= 0 for count in counts):
+        with contextlib.suppress(TypeError):  # it has tensors
+            json.dumps(config)
+            return config, counts[0], counts[1]
+    raise CheckpointError(
+        f"{run.path}: expected a configuration, a number of frames and one of updates, as train.py "
+        "saves them, got other values; resume from a checkpoint of train.py"
+    )

@@ -1,4 +1,4 @@
-"""Numbers that are none, of the environment or of an update, end a run at once.
+"""Numbers that are not finite, of the environment or of an update, end a run at once.
 
 A sum tells in one fast pass whether all numbers are finite: it is not, if one of them is not. Only
 then each number is looked at, for a sum of finite numbers may be infinite, too.

@@ -9,17 +9,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from support.run_folder import CHECKPOINTS, CONFIG_FILE, newest_checkpoint, run_stem
+from support.run_folder import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    REPLAY_FOLDER,
+    SUMMARY_FILE,
+    newest_checkpoint,
+    run_stem,
+)
 
 from qmix_trl.config import RunConfig, load_config
 from qmix_trl.errors import ConfigError
-from qmix_trl.logs import AUTO, make_run_folder
+from qmix_trl.logs import AUTO, METRICS_FILE, make_run_folder
 from qmix_trl.native.lock import held
 
 NEWEST = "auto"  # of --resume
 # Keys that a resumed run may change: its length, and what has no effect on what is learned. Of
 # another device, number of threads or torch.compile the last digits may differ.
 MAY_DIFFER = ("collection.total_frames", "replay.storage", "evaluation", "checkpoint", "runtime")
+# What a run leaves that is killed before it has written its configuration.
+EARLY_FILES = {METRICS_FILE, REPLAY_FOLDER, f"{CONFIG_FILE}.part"}
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,15 @@ class PlannedRun:
         runs: the folder in which a new run's folder is made.
         stem: of the names of new folders.
         folder: of the run that goes on; None for a new one.
+        left: a folder of the same run that was killed before its first checkpoint, in which it
+            begins again; None to make one.
     """
 
     config: RunConfig
     runs: Path
     stem: str
     folder: Path | None
+    left: Path | None = None
 
     @contextmanager
     def opened(self) -> Iterator[Path]:
@@ -45,11 +57,24 @@ class PlannedRun:
         Raises:
             ConfigError: if it cannot be made, or another process has it.
         """
-        folder = self.folder or make_run_folder(self.runs, self.config.name, stem=self.stem)
+        folder = self.folder or self.left
+        folder = folder or make_run_folder(self.runs, self.config.name, stem=self.stem)
         with held(folder) as is_held:
             if not is_held:
                 raise ConfigError(f"{folder}: another process trains this run; wait for its end")
+            if self.left is not None:
+                self._begin_again(self.left)
             yield folder
+
+    def _begin_again(self, folder: Path) -> None:
+        """Remove the metrics of a run that was killed, which a run that goes on would continue.
+
+        Raises:
+            ConfigError: if it has a checkpoint or a summary by now, of another process.
+        """
+        if not _is_left(folder, self.config):
+            raise ConfigError(f"{folder}: another process has trained this run; start again")
+        (folder / METRICS_FILE).unlink(missing_ok=True)
 
 
 def planned_run(
@@ -62,7 +87,8 @@ def planned_run(
         overrides: ``key.sub=value``, the value in YAML.
         runs: the folder of runs.
         resume: a run's folder, or "auto": the newest run of this configuration that has a
-            checkpoint, or a new one if there is none; None for a new one.
+            checkpoint, or a new one if there is none, also in the folder of its name that a kill
+            has left without a checkpoint; None for a new one.
 
     Raises:
         ConfigError: if the configuration has a mistake, a key differs that a resumed run cannot
@@ -74,11 +100,14 @@ def planned_run(
         raise ConfigError("expected a configuration, got none")
     wanted = load_config(config, overrides)
     folder = _newest_of(wanted, Path(runs)) if resume == NEWEST else None
+    left = None
     if folder is not None:
         wanted = replace(wanted, name=load_config(folder / CONFIG_FILE).name)
+    elif resume == NEWEST and _is_left(Path(runs) / wanted.name, wanted):
+        left = Path(runs) / wanted.name
     else:
         check_name_is_free(wanted, Path(runs))
-    return PlannedRun(wanted, Path(runs), run_stem(Path(config)), folder)
+    return PlannedRun(wanted, Path(runs), run_stem(Path(config)), folder, left)
 
 
 def check_name_is_free(config: RunConfig, runs: Path) -> None:
@@ -116,15 +145,33 @@ def _newest_of(config: RunConfig, runs: Path) -> Path | None:
     """Return the folder of the newest run of a configuration that can go on; None without one."""
     found: dict[Path, int] = {}
     for path in runs.glob(f"*/{CONFIG_FILE}"):
-        newest = newest_checkpoint(path.parent)
-        try:
-            other = load_config(path) if newest else None
-        except ConfigError:  # of another version, or no file of ours
+        if config.name not in (AUTO, path.parent.name):
             continue
-        named = config.name in (AUTO, path.parent.name)
-        if newest and other and named and not _differences(asdict(other), config):
-            found[path.parent] = newest.stat().st_mtime_ns
+        try:
+            newest = newest_checkpoint(path.parent)
+            if newest and _is_of(path, config):
+                found[path.parent] = newest.stat().st_mtime_ns
+        except OSError:  # a run under way has removed it
+            continue
     return max(found, key=found.__getitem__, default=None)
+
+
+def _is_left(folder: Path, config: RunConfig) -> bool:
+    """Return whether a folder is of a run that was killed before its first checkpoint."""
+    if config.name == AUTO or not folder.is_dir() or newest_checkpoint(folder) is not None:
+        return False
+    path = folder / CONFIG_FILE
+    if path.is_file():
+        return _is_of(path, config) and not (folder / SUMMARY_FILE).exists()
+    return {part.name for part in folder.iterdir()} <= EARLY_FILES
+
+
+def _is_of(path: Path, config: RunConfig) -> bool:
+    """Return whether a file of a run is of a configuration, but for ``MAY_DIFFER``."""
+    try:
+        return not _differences(asdict(load_config(path)), config)
+    except ConfigError:  # of another version, or no file of ours
+        return False
 
 
 def check_same(saved: Mapping[str, Any], config: RunConfig, folder: Path) -> None:
@@ -136,7 +183,7 @@ def check_same(saved: Mapping[str, Any], config: RunConfig, folder: Path) -> Non
         folder: of the run.
 
     Raises:
-        ConfigError: if a key differs that is none of ``MAY_DIFFER``.
+        ConfigError: if a key differs that is not in ``MAY_DIFFER``.
     """
     differences = _differences(saved, config)
     if saved.get("name") != config.name:

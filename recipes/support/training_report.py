@@ -140,7 +140,9 @@ class TrainingReport:
         )
 
     def _tell_overestimation(self, value: float, target: float) -> None:
-        """Say it, once, when a mean value or target lies where no value can lie."""
+        """Say when a mean value or target lies where none can, once until all lie inside."""
+        if self._bound.excess(value, target) == 0:
+            self._is_exceeded = False
         if self._is_exceeded or not self._bound.is_exceeded(value, target):
             return
         self._is_exceeded = True
@@ -185,6 +187,10 @@ class TrainingReport:
             self._returns["greedy"] = state["greedy"]
         self._bound.load_state_dict(state["bound"])
         self._is_exceeded = state["is_exceeded"]
+
+    def set_greedy(self, greedy: dict[str, float]) -> None:
+        """Set the summary of the greedy returns of the last weights."""
+        self._returns["greedy"] = greedy
 
     @property
     def _verified_steps(self) -> int:
