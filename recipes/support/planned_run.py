@@ -24,9 +24,11 @@ from qmix_trl.logs import AUTO, METRICS_FILE, make_run_folder
 from qmix_trl.native.lock import held
 
 NEWEST = "auto"  # of --resume
-# Keys that a resumed run may change: its length, and what has no effect on what is learned. Of
-# another device, number of threads or torch.compile the last digits may differ.
-MAY_DIFFER = ("collection.total_frames", "replay.storage", "evaluation", "checkpoint", "runtime")
+# Keys that a resumed run may change: its length, and what has no effect on what is learned. By
+# another number of threads or torch.compile the last digits may differ. Random streams cannot go on
+# on another kind of device.
+RUNTIME = tuple(f"runtime.{key}" for key in ("threads", "compile", "cuda_graph"))
+MAY_DIFFER = ("collection.total_frames", "evaluation", "checkpoint", *RUNTIME)
 # What a run leaves that is killed before it has written its configuration.
 EARLY_FILES = {METRICS_FILE, REPLAY_FOLDER, f"{CONFIG_FILE}.part"}
 
