@@ -180,7 +180,7 @@ def remove_folder(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the rests of killed processes from a folder, as far as it may be written to."""
+    """Remove the leftovers of killed processes from a folder, as far as it may be written to."""
     for path in folder.glob(".*"):
         if not path.name.startswith((UNFINISHED, GONE)) or path.is_symlink():
             continue
