@@ -550,7 +550,7 @@ def test_inductor_refuses_graphs_that_are_too_large(monkeypatch):
 def test_a_state_of_inductor_goes_on_in_the_kernel(monkeypatch):
     ours = env_of(OwnScenario(), engine="kernel", max_steps=5, seed=1)
     monkeypatch.setattr("qmix_trl.envs.compiled.backends.build", None)  # inductor needs no kernel
-    theirs = env_of(OwnScenario(), engine="inductor", max_steps=5, scenario_kwargs={"branches": ""})
+    theirs = env_of(OwnScenario(), engine="inductor", max_steps=5, scenario_kwargs={"branches": 0})
     theirs.reset()
     rollout(theirs, 7)
     state = theirs.simulation_state()

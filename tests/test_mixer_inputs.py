@@ -187,9 +187,11 @@ def test_any_other_entry_is_read_from_the_batch(kind, expected):
     batch["next", "time"] = batch["time"] + 1
     loss = loss_with(kind(mixer, in_keys=mixer.in_keys, out_keys=[TOTAL_VALUE]))
     loss(batch)
-    for read, step in zip(mixer.read, (lambda key: key, next_key), strict=True):
-        assert torch.equal(read[0], batch[step("time")])
-        assert torch.equal(read[1], batch[step(place)])
+    now, after = mixer.read
+    for i, key in enumerate(("time", place)):
+        assert torch.equal(now[i], batch[key])
+        goes_on = ~batch[next_key(TERMINATED)].view(*batch.shape, *[1] * (after[i].dim() - 2))
+        assert torch.equal(after[i], torch.where(goes_on, batch[next_key(key)], 0))
     named = {"time", ("next", "time"), place, next_key(place)}
     assert named <= set(loss.in_keys)
 

@@ -111,10 +111,10 @@ def test_without_a_home_the_warning_names_the_variable(cache_folder, monkeypatch
 def test_a_complete_store_that_is_read_only_serves(cache_folder, monkeypatch):
     found, notes = store.kept("key", make)
 
-    def refuse(path, *args):
-        if Path(path).is_relative_to(cache_folder):
+    def refuse(path, flags, *args):
+        if Path(path).is_relative_to(cache_folder) and flags & (os.O_RDWR | os.O_WRONLY):
             raise OSError(30, "Read-only file system", str(path))
-        return opened(path, *args)
+        return opened(path, flags, *args)
 
     opened = os.open
     monkeypatch.setattr(lock.os, "open", refuse)

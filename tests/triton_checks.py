@@ -329,7 +329,7 @@ def check_code_for_a_gpu(folder):
     from triton.runtime import driver
 
     driver.set_active(H100())
-    kernel, compiled = triton_kernel.load(operations_source(folder)), []
+    kernel, compiled = triton_kernel.load(operations_source(folder).path), []
 
     class Compiles:
         def __getitem__(self, grid):
