@@ -84,7 +84,7 @@ def signalled_at_random(folder, overrides, draw, number):
             time.sleep(draw.uniform(0, 0.5))
         process.send_signal(number)
         said, errors = process.communicate(timeout=60)
-    assert errors == ""
+    assert errors == "" or number == signal.SIGKILL  # Python tells of what is left of a process
     return process, said
 
 

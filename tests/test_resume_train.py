@@ -376,7 +376,8 @@ def test_a_second_interrupt_ends_at_once(pause, tmp_path):
         time.sleep(pause)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # The signal itself, once Python has ended its handlers; a shell shows 130 for it, too.
+    assert process.returncode in (130, -signal.SIGINT)
     assert "Traceback" not in errors
 
 

@@ -93,12 +93,12 @@ def engines(task, folder, n_envs, *, max_steps, device):
     both = replace(cpu, source=printed, tools=lambda: f"{cpu.tools()} and {source}")
     step = compile.compiled_step(task, both)
     made = []
-    for engine, path, to in (
+    for engine, built, to in (
         (KernelEngine, step.library, CPU),
-        (TritonEngine, source, device),
+        (TritonEngine, built_file(source), device),
     ):
         fresh = FreshStates(task, n_envs, 3, step, least_states=1, device=to)
-        made.append(engine(path, fresh, max_steps, 5))
+        made.append(engine(built, fresh, max_steps, 5))
     made[1].env_state.load_state(made[0].env_state.state())
     return made
 
