@@ -160,12 +160,14 @@ class Workers(ParallelEnv):
     """
 
     def _start_workers(self) -> None:
-        # It would let the signals through when it starts its own process.
-        resource_tracker.ensure_running()
         errors = []
 
         def start() -> None:
-            # A process inherits a thread's mask, and has it before its first line of Python.
+            # A process inherits a thread's mask, and has it before its first line of Python. The
+            # tracker of semaphores, which ignores only the two others, would die of a hang-up; it
+            # lets those two through when it starts.
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
+            resource_tracker.ensure_running()
             signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_GROUP)
             try:
                 ParallelEnv._start_workers(self)
