@@ -12,8 +12,8 @@ from vmas.simulator.core import Agent, World
 
 from qmix_trl import make_env
 from qmix_trl.envs.compiled.checks import constants_of_all_seeds
+from qmix_trl.envs.compiled.compile_inductor import beyond_32_bits, check_axes
 from qmix_trl.envs.compiled.engines import pool
-from qmix_trl.envs.compiled.engines.inductor import beyond_32_bits, check_axes
 from qmix_trl.envs.compiled.engines.pool import counts_environments
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.guard import Guard

@@ -24,6 +24,7 @@ from qmix_trl.chosen import Chosen
 from qmix_trl.envs.compiled import choose as engines
 from qmix_trl.envs.compiled.codegen import cpp
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
+from qmix_trl.envs.compiled.engines.inductor import load_package
 from qmix_trl.envs.compiled.engines.packed_state import read_packed_state
 from qmix_trl.envs.compiled.trace.pure import static_collisions
 from qmix_trl.envs.compiled.trace.walk import walk
@@ -31,6 +32,7 @@ from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import ConfigError, MachineError, Refused
 from qmix_trl.keys import OBSERVATION
 from qmix_trl.native import build
+from qmix_trl.native.built_file import NotLoadable, built_file
 
 try:
     build.compiler()
@@ -457,7 +459,7 @@ def test_with_a_compiler_that_fails_nothing_is_traced_and_vmas_itself_steps(
         monkeypatch.setattr(build, function.__name__, function.__wrapped__)
     monkeypatch.setattr("qmix_trl.envs.compiled.backends.toolchain", build.toolchain)
     monkeypatch.setattr("qmix_trl.envs.compiled.compile.recorded", None)
-    monkeypatch.setattr(engines, "InductorEngine", None)
+    monkeypatch.setattr(engines, "inductor_engine", None)
     env = env_of(OwnScenario(), engine="auto")
     assert env.how.name == "eager"
     assert list(env.how.passed_over) == ["kernel", "inductor"]
@@ -531,7 +533,7 @@ def test_a_requested_engine_passes_over_none():
 def test_a_trace_that_failed_before_is_not_tried_again(monkeypatch):
     settings = {"engine": "auto", "scenario_kwargs": {"branches": True}}
     first = env_of(OwnScenario(), **settings).how
-    monkeypatch.setattr(engines, "InductorEngine", None)
+    monkeypatch.setattr(engines, "inductor_engine", None)
     again = env_of(OwnScenario(), **settings).how
     assert first == again
     assert again.passed_over["inductor"] == again.passed_over["kernel"]
@@ -542,9 +544,37 @@ def test_inductor_refuses_graphs_that_are_too_large(monkeypatch):
     with pytest.raises(ConfigError, match="its traced step has 8,001 operations, more than 8,000"):
         env_of(OwnScenario(), engine="inductor")
     monkeypatch.setattr(engines, "known_refusal", lambda *_: None)
-    monkeypatch.setattr("qmix_trl.envs.compiled.engines.inductor.MOST_NODES", 3)
+    monkeypatch.setattr("qmix_trl.envs.compiled.compile_inductor.MOST_NODES", 3)
     with pytest.raises(ConfigError, match=r"its traced step has .* operations, more than 3"):
         env_of(OwnScenario(), engine="inductor")
+
+
+def test_a_step_of_inductor_is_kept_and_built_again_if_it_is_damaged(monkeypatch, tmp_path):
+    monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path / "steps"))
+
+    def steps_of_a_new_env():
+        env = env_of(OwnScenario(), engine="inductor", n_envs=3)
+        return rollout(env, 5), rollout(pickle.loads(cloudpickle.dumps(env)), 5, seed=1).reward
+
+    first = steps_of_a_new_env()
+    with monkeypatch.context() as patch:
+        patch.setattr("qmix_trl.envs.compiled.compile_inductor.package", None)
+        again = steps_of_a_new_env()
+    (package,) = tmp_path.glob("steps/*/*.pt2")
+    content = bytearray(package.read_bytes())
+    content[len(content) // 2] ^= 1
+    package.write_bytes(content)
+    built = steps_of_a_new_env()
+    for steps, later in (again, built):
+        assert torch.equal(steps.seen, first[0].seen)
+        assert torch.equal(later, first[1])
+
+
+def test_a_package_that_torch_does_not_load_is_told(tmp_path):
+    path = tmp_path / "step.pt2"
+    path.write_bytes(b"no package")
+    with pytest.raises(NotLoadable, match="a package of torch does not load: "):
+        load_package(built_file(path))
 
 
 def test_a_state_of_inductor_goes_on_in_the_kernel(monkeypatch):

@@ -50,6 +50,18 @@ def check_at_start(compiled: CompiledStep, task: Task, backend: Backend, n_envs:
     Raises:
         Mismatch: if they differ.
     """
+    check_constants(compiled, task)
+    check_again(compiled, task, backend, min(n_envs, MANY_ENVS), AGAIN)
+    if n_envs > MANY_ENVS:
+        check_again(compiled, task, backend, min(n_envs, MOST_ENVS), ONCE)
+
+
+def check_constants(compiled: CompiledStep, task: Task) -> None:
+    """Compare the constants of a step with the scenario's values as they are now.
+
+    Raises:
+        Mismatch: if they differ.
+    """
     simulation = VmasSimulation(task, FEW_ENVS, 0, torch.device("cpu"))
     contents, guard = walk(simulation.simulator), compiled.guard
     built = {p: text for p, text in guard.values.items() if guard.matters(p)} | compiled.constants
@@ -58,9 +70,6 @@ def check_at_start(compiled: CompiledStep, task: Task, backend: Backend, n_envs:
     differing = [path for path, text in built.items() if now.get(path) != text]
     if differing:  # a file was edited that they come from
         raise Mismatch(f"a constant of the scenario differs from the build's: {min(differing)}")
-    check_again(compiled, task, backend, min(n_envs, MANY_ENVS), AGAIN)
-    if n_envs > MANY_ENVS:
-        check_again(compiled, task, backend, min(n_envs, MOST_ENVS), ONCE)
 
 
 def check_again(

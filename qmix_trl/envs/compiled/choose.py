@@ -6,19 +6,16 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 from qmix_trl.chosen import Chosen
 from qmix_trl.envs.compiled.backends import BACKENDS, of_cpu
-from qmix_trl.envs.compiled.checks import check_engine
 from qmix_trl.envs.compiled.compile import checked_step, known_refusal
+from qmix_trl.envs.compiled.compile_inductor import check_size, inductor_engine
 from qmix_trl.envs.compiled.engines.buffers import Buffers, SeenLayout
 from qmix_trl.envs.compiled.engines.eager import EagerEngine, EagerState
 from qmix_trl.envs.compiled.engines.env_state import EnvState
-from qmix_trl.envs.compiled.engines.inductor import InductorEngine, check_size
 from qmix_trl.envs.compiled.engines.joint_reset import may_reset_together
 from qmix_trl.envs.compiled.engines.pool import FreshStates
-from qmix_trl.envs.compiled.gate_runs import full_extent
 from qmix_trl.envs.compiled.shadow import Shadow, Verifiable
 from qmix_trl.envs.compiled.trace.snapshot import Outside
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
@@ -99,15 +96,8 @@ def inductor(s: Settings) -> Engine:
         raise Refused(f"there is no inductor engine for {s.device.type}")
     check_compiler()  # inductor needs it, too
     check_known(s.task)
-    simulation = VmasSimulation(s.task, s.n_envs, 0, s.device)
-    try:
-        engine = InductorEngine(simulation, s.layout, s.max_steps, s.seed)
-        check_engine(engine, engine.graph.paths, simulation, full_extent(simulation))
-        engine.fresh.check_resets()
-    except TorchDynamoException as error:
-        raise Refused(one_line(error)) from error
-    engine.env_state.seed(s.seed)
-    engine.env_state.packed.copy_(engine.fresh.first_states())  # as before the check
+    engine = inductor_engine(s.task, s.layout, s.n_envs, s.max_steps, s.seed)
+    engine.fresh.check_resets()
     return engine
 
 
