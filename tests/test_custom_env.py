@@ -142,7 +142,7 @@ def group_of(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [("INT", 130), ("HUP", 75), ("TERM", 75)])
+@pytest.mark.parametrize(("number", "code"), [("INT", 130), ("HUP", 75)])
 def test_a_signal_to_all_processes_stops_a_run_with_a_checkpoint(number, code, folder):
     settings = [section("envs/mine.py:make", processes=2), "collection.total_frames=1000000"]
     train = [RECIPES / "train.py", tiny(folder), *settings, "checkpoint.every_seconds=1000"]

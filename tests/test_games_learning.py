@@ -38,10 +38,31 @@ def run(games, n_seeds, runs):
     return folder, json.loads((folder / "summary.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def summary(tmp_path_factory):
-    """Return the folder and the summary of all games with one seed."""
-    return run(list(GAMES), 1, tmp_path_factory.mktemp("runs"))
+def outcomes_of(games, runs):
+    """Return the summary of games that three seeds learned, after a look at its form."""
+    _, summary = run(games, 3, runs)
+    assert list(summary) == games
+    check_summary(summary, [0, 1, 2])
+    for outcomes in summary.values():
+        for outcome in outcomes.values():
+            assert outcome["tables"][0] != outcome["tables"][1]
+    return summary
+
+
+def check_summary(games, seeds):
+    """Check the form of a summary."""
+    for outcomes in games.values():
+        assert list(outcomes) == ["vdn", "qmix", "iql"]
+        for outcome in outcomes.values():
+            assert outcome["seeds"] == seeds
+            assert len(outcome["tables"]) == len(outcome["greedy_return"]) == len(seeds)
+            assert np.shape(outcome["tables"][0]) == np.shape(outcome["exact"])
+
+
+def check_independent(outcome, tolerance):
+    """Check that independent learners converge to averages over the other agents' actions."""
+    for table in outcome["tables"]:
+        np.testing.assert_allclose(table, outcome["exact"], atol=tolerance)
 
 
 def check_two_step(outcomes):
@@ -88,50 +109,32 @@ def check_random_games(outcomes):
 
 
 @pytest.mark.slow
-def test_two_step_game(summary):
-    check_two_step(summary[1]["two_step"])
+def test_two_step_game(tmp_path):
+    outcomes = outcomes_of(["two_step"], tmp_path)["two_step"]
+    check_two_step(outcomes)
+    check_independent(outcomes["iql"], 0.3)
 
 
 @pytest.mark.slow
-def test_matrix_games(summary):
-    check_matrix_games(summary[1])
+def test_matrix_games(tmp_path):
+    summary = outcomes_of(["matrix_8", "matrix_12"], tmp_path)
+    check_matrix_games(summary)
+    for outcomes in summary.values():
+        check_independent(outcomes["iql"], 0.15)
 
 
 @pytest.mark.slow
-def test_random_games(summary):
-    check_random_games(summary[1]["random_matrix"])
+def test_random_games(tmp_path):
+    check_random_games(outcomes_of(["random_matrix"], tmp_path)["random_matrix"])
 
 
 @pytest.mark.slow
-def test_independent_learners_converge_to_averages_over_the_other_agents(summary):
-    for name, tolerance in (("two_step", 0.3), ("matrix_8", 0.15), ("matrix_12", 0.15)):
-        outcome = summary[1][name]["iql"]
-        for table in outcome["tables"]:
-            np.testing.assert_allclose(table, outcome["exact"], atol=tolerance)
+def test_the_summary_holds_every_game_and_the_picture_every_table(tmp_path, monkeypatch):
+    def short(path, overrides):
+        return load_config(path, (*overrides, "collection.total_frames=512"))
 
-
-def check_summary(games, seeds):
-    """Check the form of a summary."""
-    for outcomes in games.values():
-        assert list(outcomes) == ["vdn", "qmix", "iql"]
-        for outcome in outcomes.values():
-            assert outcome["seeds"] == seeds
-            assert len(outcome["tables"]) == len(outcome["greedy_return"]) == len(seeds)
-            assert np.shape(outcome["tables"][0]) == np.shape(outcome["exact"])
-
-
-@pytest.mark.slow
-def test_the_summary_holds_every_seed(tmp_path):
-    _, games = run(["matrix_12"], 2, tmp_path)
-    assert list(games) == ["matrix_12"]
-    check_summary(games, [0, 1])
-    for outcome in games["matrix_12"].values():
-        assert outcome["tables"][0] != outcome["tables"][1]
-
-
-@pytest.mark.slow
-def test_the_summary_holds_every_game_and_the_picture_every_table(summary):
-    folder, games = summary
+    monkeypatch.setattr("games.load_config", short)
+    folder, games = run(list(GAMES), 1, tmp_path)
     assert list(games) == list(GAMES)
     check_summary(games, [0])
     picture = imread(folder / "games.png")
@@ -170,15 +173,3 @@ def test_only_recurrent_agents_remember(tmp_path):
 @pytest.mark.slow
 def test_only_recurrent_agents_remember_with_another_seed(tmp_path):
     check_memory(1, tmp_path)
-
-
-@pytest.mark.slow
-def test_games_with_three_seeds(tmp_path):
-    _, games = run(list(GAMES), 3, tmp_path)
-    check_summary(games, [0, 1, 2])
-    for outcomes in games.values():
-        for outcome in outcomes.values():
-            assert outcome["tables"][0] != outcome["tables"][1]
-    check_two_step(games["two_step"])
-    check_matrix_games(games)
-    check_random_games(games["random_matrix"])
