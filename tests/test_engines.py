@@ -549,6 +549,7 @@ def test_inductor_refuses_graphs_that_are_too_large(monkeypatch):
         env_of(OwnScenario(), engine="inductor")
 
 
+@pytest.mark.slow
 def test_a_step_of_inductor_is_kept_and_built_again_if_it_is_damaged(monkeypatch, tmp_path):
     monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path / "steps"))
 

@@ -29,6 +29,12 @@ def spin(seconds):
             continue
 
 
+def wait():
+    """Wait without an end."""
+    while True:
+        time.sleep(0.01)
+
+
 def test_code_that_takes_too_long_ends():
     told = r"the search did not end within 0\.1 s"
     with pytest.raises(NoEnd, match=told), ended_within(0.1, "the search"):
@@ -39,6 +45,15 @@ def test_an_inner_block_has_the_limit_of_the_outer_one():
     outer, inner = ended_within(0.1, "the outer"), ended_within(60, "the inner")
     with pytest.raises(NoEnd, match="the outer"), outer, inner:
         spin(60)
+
+
+def test_code_that_waits_has_ten_times_as_long():
+    with ended_within(0.2, "it"):
+        time.sleep(0.5)
+    begin = time.monotonic()
+    with pytest.raises(NoEnd, match="the wait did not end"), ended_within(0.1, "the wait"):
+        wait()
+    assert time.monotonic() - begin >= 1
 
 
 def test_code_that_ends_is_left_alone_and_so_is_the_code_after_it():
