@@ -143,7 +143,7 @@ def _check_levels(task: ForagingTask, options: Mapping[str, Any]) -> None:
         for name in ("min_player_level", "min_food_level", "max_food_level"):
             if name in options:
                 raise ConfigError(
-                    f"{where}.{name}: expected none with rules {task.rules}; v3 has it"
+                    f"{where}.{name}: expected none with rules {task.rules}; rules: v3 has it"
                 )
     if task.force_coop and "min_food_level" in options:
         raise ConfigError(

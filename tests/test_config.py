@@ -76,6 +76,7 @@ checkpoint:
   keep: 2
 """
 
+FAMILIES = "vmas, games, foraging, custom"
 RECURRENT = (
     "agent={name: recurrent, hidden_dim: 8, share_parameters: true, use_last_action: true, "
     "use_agent_id: true}"
@@ -86,6 +87,10 @@ SLICES = "collection.rows=slices"
 GAME = (
     "env={family: games, scenario: memory, scenario_kwargs: {delay: 99}, n_envs: 30, "
     "max_steps: 100, state: observations}"
+)
+FORAGING = (
+    "env={family: foraging, scenario: 8x8-2p-2f, scenario_kwargs: {penalty: 0.1}, n_envs: 30, "
+    "max_steps: 100, state: observations, engine: auto}"
 )
 CUSTOM = (
     "env={family: custom, make: 'package.module:function', make_kwargs: {}, group: null, "
@@ -164,6 +169,7 @@ def test_a_loaded_file_has_the_values_it_holds(whole):
         [SLICES, "replay.burn_in=7"],
         ["mixer={name: none}"],
         [GAME],
+        [FORAGING],
         [CUSTOM],
     ],
     ids=["recurrent", "rmsprop-soft", "slices", "no-mixer", "game", "custom"],
@@ -293,8 +299,14 @@ def test_a_wrong_entry_gets_its_line_and_path(old, new, dotted, parts, tmp_path)
         ("env.n_envs=many", "env.n_envs: expected an integer, got 'many'"),
         ("loss.gamma=2", "loss.gamma: expected a number of at least 0 and at most 1, got 2"),
         ("mixer.name=vdm", "mixer.name: expected one of qmix, vdn, none, got 'vdm'"),
-        ("env.family=game", "env.family: expected one of vmas, games, custom, got 'game'"),
-        ("env={scenario: balance}", "env: expected a mapping with a family of vmas, games, custom"),
+        (
+            "env.family=game",
+            "env.family: expected one of vmas, games, foraging, custom, got 'game'",
+        ),
+        (
+            "env={scenario: balance}",
+            "env: expected a mapping with a family of vmas, games, foraging, custom",
+        ),
     ],
 )
 def test_a_whole_message(override, message, whole):
@@ -477,7 +489,7 @@ def test_words_that_other_yaml_takes_for_booleans_are_refused(word, whole):
 
 def test_a_section_without_its_name_tells_how_to_set_one_key(whole):
     assert refusal(whole, "env={n_envs: 60}").endswith(
-        "env: expected a mapping with a family of vmas, games, custom, got a mapping without one; "
+        f"env: expected a mapping with a family of {FAMILIES}, got a mapping without one; "
         "a section is replaced as a whole: env.n_envs=... sets one key"
     )
 
@@ -589,6 +601,7 @@ def test_names_that_leave_the_folder_of_runs(name, whole):
     [
         ("env.scenario=balanc", "did you mean 'balance'"),
         (GAME.replace("memory", "memry"), "memory"),
+        (FORAGING.replace("penalty", "penalti"), "penalty"),
     ],
 )
 def test_an_unknown_scenario_is_refused(override, known, whole):
