@@ -172,7 +172,7 @@ def test_a_loaded_file_has_the_values_it_holds(whole):
         [FORAGING],
         [CUSTOM],
     ],
-    ids=["recurrent", "rmsprop-soft", "slices", "no-mixer", "game", "custom"],
+    ids=["recurrent", "rmsprop-soft", "slices", "no-mixer", "game", "foraging", "custom"],
 )
 def test_other_sections_survive_saving(overrides, whole, tmp_path):
     config = load_config(whole, overrides)
@@ -299,14 +299,8 @@ def test_a_wrong_entry_gets_its_line_and_path(old, new, dotted, parts, tmp_path)
         ("env.n_envs=many", "env.n_envs: expected an integer, got 'many'"),
         ("loss.gamma=2", "loss.gamma: expected a number of at least 0 and at most 1, got 2"),
         ("mixer.name=vdm", "mixer.name: expected one of qmix, vdn, none, got 'vdm'"),
-        (
-            "env.family=game",
-            "env.family: expected one of vmas, games, foraging, custom, got 'game'",
-        ),
-        (
-            "env={scenario: balance}",
-            "env: expected a mapping with a family of vmas, games, foraging, custom",
-        ),
+        ("env.family=game", f"env.family: expected one of {FAMILIES}, got 'game'"),
+        ("env={scenario: balance}", f"env: expected a mapping with a family of {FAMILIES}"),
     ],
 )
 def test_a_whole_message(override, message, whole):
@@ -601,13 +595,19 @@ def test_names_that_leave_the_folder_of_runs(name, whole):
     [
         ("env.scenario=balanc", "did you mean 'balance'"),
         (GAME.replace("memory", "memry"), "memory"),
-        (FORAGING.replace("penalty", "penalti"), "penalty"),
     ],
 )
 def test_an_unknown_scenario_is_refused(override, known, whole):
     said = refusal(whole, override)
     assert "env.scenario: unknown" in said
     assert known in said
+
+
+def test_a_foraging_task_is_checked_with_its_options(whole):
+    said = refusal(whole, FORAGING.replace("8x8-2p-2f", "8x8"))
+    assert "env.scenario: expected a foraging task [Ns-]XxY-Pp-Ff[-coop]" in said
+    said = refusal(whole, FORAGING.replace("penalty", "penalti"))
+    assert "env.scenario_kwargs.penalti: unknown to foraging; did you mean 'penalty'?" in said
 
 
 @pytest.mark.parametrize("name", ["auto", "a", "2", "qmix_1.lr-3", "a..b"])
