@@ -62,7 +62,7 @@ def steps_of(env, n_steps, seed=0):
     data, generator = env.reset(), torch.Generator().manual_seed(seed)
     for _ in range(n_steps):
         before = Fields(*(env.run_state()[name] for name in Fields._fields))
-        data.set(ACTION, random_actions(env, generator))
+        data.set(ACTION, random_actions(env, generator).to(env.device))
         step, data = env.step_and_maybe_reset(data)
         yield before, step
 

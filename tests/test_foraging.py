@@ -199,6 +199,16 @@ def test_the_engines_return_the_same_numbers(name, state):
         assert torch.equal(*(getattr(b, entry) for b in buffers)), entry
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", TASKS)
+def test_a_gpu_returns_the_numbers_of_the_cpu(name):
+    settings = {"n_envs": 50, "engine": "tensors"}
+    envs = [make_env(name, TASKS[name], device=device, **settings) for device in ("cpu", "cuda")]
+    for steps in zip(*(steps_of(env, 40) for env in envs), strict=True):
+        here, there = (step.cpu() for _, step in steps)
+        assert (here == there).all()
+
+
 @needs_compiler
 def test_threads_and_steps_in_one_call_change_no_bit():
     def buffers_of(n_threads, steps_per_call):

@@ -236,7 +236,17 @@ class KernelEngine:
         library().reset(ctypes.byref(self._call()), mask.contiguous().data_ptr(), seen.data_ptr())
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
-        """Take steps, as ``TensorEngine.advance``."""
+        """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions in them.
+
+        Args:
+            buffers: as in ``TensorEngine.advance``.
+            t: the first step.
+            n_steps: the number of steps.
+            reset_when_done: reset environments that are done.
+
+        Raises:
+            ValueError: if the buffers have no room for these steps.
+        """
         library().rollout(ctypes.byref(self._steps(buffers, t, n_steps, reset_when_done)))
 
     def advance_by(
@@ -280,7 +290,7 @@ ENGINES = ("auto", "kernel", "tensors")
 def make_engine(
     name: str, task: ForagingTask, state: FieldState, layout: SeenLayout, max_steps: int
 ) -> tuple[TensorEngine | KernelEngine, Chosen]:
-    """Return an engine, and what it is.
+    """Return an engine with its name and the reason why a faster one does not run.
 
     Args:
         name: one of ``ENGINES``; "auto" is the kernel where it can be had.
