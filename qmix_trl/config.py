@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qmix_trl.errors import ConfigError, nearest, shown
+from qmix_trl.foraging_task import foraging_task
 from qmix_trl.logs import write_whole
 from qmix_trl.strict_yaml import build, dump, number, overridden, read
 
@@ -48,6 +49,19 @@ class GamesConfig:
     n_envs: int = number(least=1)
     max_steps: int = number(least=1)
     state: Literal["world", "observations"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForagingConfig:
+    """``envs.foraging``; the fields are the arguments of ``make_env``."""
+
+    family: Literal["foraging"]
+    scenario: str
+    scenario_kwargs: dict[str, Any]
+    n_envs: int = number(least=1)
+    max_steps: int = number(least=1)
+    state: Literal["world", "observations"]
+    engine: Literal["auto", "kernel", "tensors"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +249,7 @@ class RuntimeConfig:
     cuda_graph: Literal["auto", True, False]
 
 
-EnvConfig = VmasConfig | GamesConfig | CustomConfig
+EnvConfig = VmasConfig | GamesConfig | ForagingConfig | CustomConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +355,9 @@ def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
 
 def _check_scenario(env: EnvConfig) -> None:
     if isinstance(env, CustomConfig):  # its function is imported when it is called
+        return
+    if isinstance(env, ForagingConfig):
+        foraging_task(env.scenario, env.scenario_kwargs)
         return
     if env.family == "games":
         kind, known, hint = "game", GAMES, f"known: {', '.join(GAMES)}"

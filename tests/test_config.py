@@ -76,6 +76,7 @@ checkpoint:
   keep: 2
 """
 
+FAMILIES = "vmas, games, foraging, custom"
 RECURRENT = (
     "agent={name: recurrent, hidden_dim: 8, share_parameters: true, use_last_action: true, "
     "use_agent_id: true}"
@@ -86,6 +87,10 @@ SLICES = "collection.rows=slices"
 GAME = (
     "env={family: games, scenario: memory, scenario_kwargs: {delay: 99}, n_envs: 30, "
     "max_steps: 100, state: observations}"
+)
+FORAGING = (
+    "env={family: foraging, scenario: 8x8-2p-2f, scenario_kwargs: {penalty: 0.1}, n_envs: 30, "
+    "max_steps: 100, state: observations, engine: auto}"
 )
 CUSTOM = (
     "env={family: custom, make: 'package.module:function', make_kwargs: {}, group: null, "
@@ -164,9 +169,10 @@ def test_a_loaded_file_has_the_values_it_holds(whole):
         [SLICES, "replay.burn_in=7"],
         ["mixer={name: none}"],
         [GAME],
+        [FORAGING],
         [CUSTOM],
     ],
-    ids=["recurrent", "rmsprop-soft", "slices", "no-mixer", "game", "custom"],
+    ids=["recurrent", "rmsprop-soft", "slices", "no-mixer", "game", "foraging", "custom"],
 )
 def test_other_sections_survive_saving(overrides, whole, tmp_path):
     config = load_config(whole, overrides)
@@ -293,8 +299,8 @@ def test_a_wrong_entry_gets_its_line_and_path(old, new, dotted, parts, tmp_path)
         ("env.n_envs=many", "env.n_envs: expected an integer, got 'many'"),
         ("loss.gamma=2", "loss.gamma: expected a number of at least 0 and at most 1, got 2"),
         ("mixer.name=vdm", "mixer.name: expected one of qmix, vdn, none, got 'vdm'"),
-        ("env.family=game", "env.family: expected one of vmas, games, custom, got 'game'"),
-        ("env={scenario: balance}", "env: expected a mapping with a family of vmas, games, custom"),
+        ("env.family=game", f"env.family: expected one of {FAMILIES}, got 'game'"),
+        ("env={scenario: balance}", f"env: expected a mapping with a family of {FAMILIES}"),
     ],
 )
 def test_a_whole_message(override, message, whole):
@@ -477,7 +483,7 @@ def test_words_that_other_yaml_takes_for_booleans_are_refused(word, whole):
 
 def test_a_section_without_its_name_tells_how_to_set_one_key(whole):
     assert refusal(whole, "env={n_envs: 60}").endswith(
-        "env: expected a mapping with a family of vmas, games, custom, got a mapping without one; "
+        f"env: expected a mapping with a family of {FAMILIES}, got a mapping without one; "
         "a section is replaced as a whole: env.n_envs=... sets one key"
     )
 
@@ -595,6 +601,13 @@ def test_an_unknown_scenario_is_refused(override, known, whole):
     said = refusal(whole, override)
     assert "env.scenario: unknown" in said
     assert known in said
+
+
+def test_a_foraging_task_is_checked_with_its_options(whole):
+    said = refusal(whole, FORAGING.replace("8x8-2p-2f", "8x8"))
+    assert "env.scenario: expected a foraging task [Ns-]XxY-Pp-Ff[-coop]" in said
+    said = refusal(whole, FORAGING.replace("penalty", "penalti"))
+    assert "env.scenario_kwargs.penalti: unknown to foraging; did you mean 'penalty'?" in said
 
 
 @pytest.mark.parametrize("name", ["auto", "a", "2", "qmix_1.lr-3", "a..b"])

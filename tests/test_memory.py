@@ -22,6 +22,10 @@ GAME = [
     game("two_step").replace("n_envs: 2", "n_envs: 64").replace("max_steps: 4", "max_steps: 12")
 ]
 MASKED = [GAME[0].replace("two_step, scenario_kwargs: {}", "memory, scenario_kwargs: {delay: 2}")]
+FORAGING = [
+    "env={family: foraging, scenario: 10x10-3p-3f, scenario_kwargs: {}, n_envs: 64, max_steps: 12, "
+    "state: observations, engine: auto}"
+]
 VDN = ["mixer={name: vdn}"]
 CASES = {
     "perceptron, episodes": [],
@@ -36,6 +40,7 @@ CASES = {
     ],
     "game, GRU": [*GAME, AGENTS["recurrent"]],
     "game with masked actions, VDN, slices": [*MASKED, *SLICES, *VDN],
+    "foraging, GRU": [*FORAGING, AGENTS["recurrent"]],
 }
 
 QUICK = ("navigation, GRU, observations", "game, GRU", "game with masked actions, VDN, slices")

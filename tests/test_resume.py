@@ -57,6 +57,7 @@ GAME = {
 }
 
 
+FORAGING = {"family": "foraging", "scenario": "2s-5x5-2p-2f", "state": "observations"}
 NAVIGATION = {**VMAS, "scenario": "navigation"}
 
 
@@ -277,6 +278,9 @@ CASES = {
     "TeamEnv": (GAME, {"team": True}, "stock", "slices", "recurrent"),
     "games": (GAME, {}, "stock", "slices", "recurrent"),
     "games, episodes": (GAME, {}, "stock", "episodes", "feedforward"),
+    "foraging": (FORAGING, {"engine": "kernel"}, "fused", "slices", "recurrent"),
+    "foraging, tensors": (FORAGING, {"engine": "tensors"}, "fused", "episodes", "feedforward"),
+    "foraging, stock": (FORAGING, {"engine": "kernel"}, "stock", "slices", "recurrent"),
 }
 
 

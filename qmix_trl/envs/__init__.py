@@ -14,6 +14,7 @@ from qmix_trl.errors import ConfigError, nearest
 ENVS = {
     "vmas": "qmix_trl.envs.vmas",
     "games": "qmix_trl.envs.games",
+    "foraging": "qmix_trl.envs.foraging",
     "custom": "qmix_trl.envs.custom",
 }
 

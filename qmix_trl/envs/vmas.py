@@ -398,17 +398,7 @@ class VmasTeam(EnvBase):
         """
         if self.shadow is not None:
             self.shadow.end(buffers)
-        layout, flags = self.engine.layout, torch.zeros_like(buffers.done)[..., None]
-        next_seen = buffers.next_seen
-        for at, seen in ((lambda key: key, buffers.seen[:, :-1]), (keys.next_key, next_seen)):
-            batch.set(at(keys.OBSERVATION), layout.observation(seen))
-            batch.set(at(keys.STATE), layout.state(seen))
-        batch.set(keys.ACTION, buffers.action)
-        batch.set(keys.next_key(keys.AGENT_REWARD), buffers.agent_reward[..., None])
-        batch.set(keys.next_key(keys.REWARD), buffers.reward[..., None])
-        batch.set(keys.next_key(keys.IS_INIT), flags)
-        set_flags(batch, flags, flags)
-        set_flags(batch.get("next"), buffers.terminated[..., None], buffers.truncated[..., None])
+        buffers.pack(self.engine.layout, batch)
         self._infos.write_history(batch)
         self.seen.copy_(buffers.seen[:, -1])
 

@@ -12,7 +12,13 @@ from support.run_folder import REPLAY_FOLDER
 
 from qmix_trl import EnvDims, env_dims
 from qmix_trl.checkpoint.files import sweep
-from qmix_trl.config import CustomConfig, RecurrentConfig, RunConfig, VmasConfig
+from qmix_trl.config import (
+    CustomConfig,
+    ForagingConfig,
+    RecurrentConfig,
+    RunConfig,
+    VmasConfig,
+)
 from qmix_trl.envs.compiled.engines.pool import LEAST_STATES, STATES_PER_ENV
 from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.errors import MachineError
@@ -22,6 +28,7 @@ CPU = torch.device("cpu")
 NUMBER, INDEX = 4, 8  # bytes of float32 and int64; a flag has one
 SMALL = 0.01  # shares of all needs below which a message leaves a need out
 ROOT = Path("/")
+BUFFERED = (VmasConfig, ForagingConfig)  # families whose environments fill buffers
 
 
 @dataclass(frozen=True)
@@ -211,14 +218,14 @@ def _step_bytes(sizes: Sizes, observed: int) -> tuple[int, int]:
 def _observed_once(config: RunConfig, sizes: Sizes) -> int:
     """Return the bytes of an observation as environments make it."""
     env = config.env
-    shared = isinstance(env, VmasConfig) and env.state == "observations"
+    shared = isinstance(env, BUFFERED) and env.state == "observations"
     return sizes.of_agents if shared else sizes.observed  # the state is a view of observations
 
 
 def _collection(config: RunConfig, sizes: Sizes) -> Need:
     """Return the need of a batch that is collected while the one before it is still there."""
     env, steps = config.env, config.collection.steps
-    if isinstance(env, VmasConfig) and config.collection.collector != "stock":
+    if isinstance(env, BUFFERED) and config.collection.collector != "stock":
         observed = _observed_once(config, sizes)
         without, whole = _step_bytes(sizes, observed)
         before = whole if config.replay.burn_in else without
