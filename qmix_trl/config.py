@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from qmix_trl.errors import ConfigError, nearest, shown
+from qmix_trl.errors import ConfigError, check_extra, nearest, shown
 from qmix_trl.logs import write_whole
 from qmix_trl.strict_yaml import build, dump, number, overridden, read
 
@@ -71,6 +71,39 @@ class CustomConfig:
     def scenario(self) -> str:
         """The function, without the folders of its file."""
         return Path(self.make).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class PettingZooConfig:
+    """``envs.pettingzoo``; the fields are the arguments of ``make_env``.
+
+    A file in ``scenario`` is relative to the folder of the configuration.
+    """
+
+    family: Literal["pettingzoo"]
+    scenario: str
+    scenario_kwargs: dict[str, Any]
+    groups: tuple[str, ...] | None
+    others: Literal["noop", "random"]
+    pad: bool
+    n_envs: int = number(least=1)
+    max_steps: int = number(least=1)
+    state: Literal["world", "observations"]
+    team_reward: Literal["mean", "sum"]
+    processes: int = number(least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GymnasiumConfig:
+    """``envs.lbforaging`` and ``envs.rware``; the fields are the arguments of ``make_env``."""
+
+    family: Literal["lbforaging", "rware"]
+    scenario: str
+    scenario_kwargs: dict[str, Any]
+    n_envs: int = number(least=1)
+    max_steps: int = number(least=1)
+    team_reward: Literal["mean", "sum"]
+    processes: int = number(least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +268,8 @@ class RuntimeConfig:
     cuda_graph: Literal["auto", True, False]
 
 
-EnvConfig = VmasConfig | GamesConfig | CustomConfig
+InPython = CustomConfig | PettingZooConfig | GymnasiumConfig  # may be spread over processes
+EnvConfig = VmasConfig | GamesConfig | InPython
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +354,8 @@ def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
         ConfigError: if ``make`` has another form than those of ``envs.custom``, or there is no
             such file.
     """
+    if isinstance(env, PettingZooConfig):
+        return replace(env, scenario=_whole_path("env.scenario", env.scenario, folder))
     if not isinstance(env, CustomConfig):
         return env
     where, _, function = env.make.rpartition(":")
@@ -328,19 +364,37 @@ def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
             "env.make: expected path/to/file.py:function or module:function, got "
             f"{shown(env.make)!r}"
         )
-    if not where.endswith(".py"):
-        return env
+    return replace(env, make=_whole_path("env.make", env.make, folder))
+
+
+def _whole_path(key: str, place: str, folder: Path) -> str:
+    """Return "path/to/file.py:function" with the file's whole path; any other text as it is.
+
+    Args:
+        key: of the text.
+        place: the text.
+        folder: to which the path is relative.
+
+    Raises:
+        ConfigError: if there is no such file.
+    """
+    before, suffix, function = place.partition(".py:")
+    if not suffix:
+        return place
+    where = f"{before}.py"
     file = (folder / where).resolve()
     if not file.is_file():
         raise ConfigError(
-            f"env.make: expected a file, relative to the configuration's folder, got "
+            f"{key}: expected a file, relative to the configuration's folder, got "
             f"{shown(where)!r}; there is no {shown(str(file))}"
         )
-    return replace(env, make=f"{file}:{function}")
+    return f"{file}:{function}"
 
 
 def _check_scenario(env: EnvConfig) -> None:
-    if isinstance(env, CustomConfig):  # its function is imported when it is called
+    if isinstance(env, InPython):  # what it names is imported when it is made
+        if not isinstance(env, CustomConfig):
+            check_extra(env.family, "envs", "env.family")
         return
     if env.family == "games":
         kind, known, hint = "game", GAMES, f"known: {', '.join(GAMES)}"
@@ -369,7 +423,7 @@ def _check_sizes(config: RunConfig) -> None:
         ("env.n_envs", e.n_envs),
         ("evaluation.episodes", config.evaluation.episodes),
     ):
-        if isinstance(e, CustomConfig) and number_of % e.processes:
+        if isinstance(e, InPython) and number_of % e.processes:
             raise ConfigError(
                 f"env.processes ({e.processes}) does not divide {key} ({number_of}): each process "
                 "steps as many environments"

@@ -15,6 +15,9 @@ ENVS = {
     "vmas": "qmix_trl.envs.vmas",
     "games": "qmix_trl.envs.games",
     "custom": "qmix_trl.envs.custom",
+    "pettingzoo": "qmix_trl.envs.pettingzoo",
+    "lbforaging": "qmix_trl.envs.lbforaging",
+    "rware": "qmix_trl.envs.rware",
 }
 
 

@@ -12,7 +12,7 @@ from support.run_folder import REPLAY_FOLDER
 
 from qmix_trl import EnvDims, env_dims
 from qmix_trl.checkpoint.files import sweep
-from qmix_trl.config import CustomConfig, RecurrentConfig, RunConfig, VmasConfig
+from qmix_trl.config import InPython, RecurrentConfig, RunConfig, VmasConfig
 from qmix_trl.envs.compiled.engines.pool import LEAST_STATES, STATES_PER_ENV
 from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.errors import MachineError
@@ -120,7 +120,7 @@ def sizes_of(config: RunConfig) -> Sizes:
     section = without_checks(config).env
     if isinstance(section, VmasConfig):
         section = replace(section, engine="eager")
-    elif isinstance(section, CustomConfig):
+    elif isinstance(section, InPython):
         section = replace(section, processes=1)
     n_envs = min(config.env.n_envs, 2 if isinstance(section, VmasConfig) else 1)
     env = build_env(replace(config, env=section), CPU, n_envs=n_envs, seed=0, reset_when_done=False)
