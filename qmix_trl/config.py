@@ -83,8 +83,8 @@ class PettingZooConfig:
     family: Literal["pettingzoo"]
     scenario: str
     scenario_kwargs: dict[str, Any]
-    groups: tuple[str, ...] | None
-    others: Literal["noop", "random"]
+    group: str | None
+    others: Literal["no_op", "random"]
     pad: bool
     n_envs: int = number(least=1)
     max_steps: int = number(least=1)
@@ -355,7 +355,7 @@ def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
             such file.
     """
     if isinstance(env, PettingZooConfig):
-        return replace(env, scenario=_whole_path("env.scenario", env.scenario, folder))
+        return replace(env, scenario=with_whole_path("scenario", env.scenario, folder))
     if not isinstance(env, CustomConfig):
         return env
     where, _, function = env.make.rpartition(":")
@@ -364,31 +364,30 @@ def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
             "env.make: expected path/to/file.py:function or module:function, got "
             f"{shown(env.make)!r}"
         )
-    return replace(env, make=_whole_path("env.make", env.make, folder))
+    return replace(env, make=with_whole_path("make", env.make, folder))
 
 
-def _whole_path(key: str, place: str, folder: Path) -> str:
-    """Return "path/to/file.py:function" with the file's whole path; any other text as it is.
+def with_whole_path(key: str, spec: str, folder: Path) -> str:
+    """Return the name of a thing of the user's with the whole path of its file, if it is in one.
 
     Args:
-        key: of the text.
-        place: the text.
-        folder: to which the path is relative.
+        key: of the section ``env``, for the message.
+        spec: "path/to/file.py:name", or any other name.
+        folder: of the configuration, to which a path is relative.
 
     Raises:
         ConfigError: if there is no such file.
     """
-    before, suffix, function = place.partition(".py:")
-    if not suffix:
-        return place
-    where = f"{before}.py"
+    where, colon, name = spec.rpartition(":")
+    if not where.endswith(".py"):
+        return spec
     file = (folder / where).resolve()
     if not file.is_file():
         raise ConfigError(
-            f"{key}: expected a file, relative to the configuration's folder, got "
+            f"env.{key}: expected a file, relative to the configuration's folder, got "
             f"{shown(where)!r}; there is no {shown(str(file))}"
         )
-    return f"{file}:{function}"
+    return f"{file}{colon}{name}"
 
 
 def _check_scenario(env: EnvConfig) -> None:

@@ -76,6 +76,7 @@ checkpoint:
   keep: 2
 """
 
+FAMILIES = "vmas, games, custom, pettingzoo, lbforaging, rware"
 RECURRENT = (
     "agent={name: recurrent, hidden_dim: 8, share_parameters: true, use_last_action: true, "
     "use_agent_id: true}"
@@ -86,6 +87,15 @@ SLICES = "collection.rows=slices"
 GAME = (
     "env={family: games, scenario: memory, scenario_kwargs: {delay: 99}, n_envs: 30, "
     "max_steps: 100, state: observations}"
+)
+PETTINGZOO = (
+    "env={family: pettingzoo, scenario: mpe2.simple_tag_v3, scenario_kwargs: {max_cycles: 100}, "
+    "group: adversary, others: random, pad: true, n_envs: 30, max_steps: 100, state: world, "
+    "team_reward: sum, processes: 2}"
+)
+FORAGING = (
+    "env={family: lbforaging, scenario: Foraging-8x8-2p-2f-v3, scenario_kwargs: {penalty: 0.1}, "
+    "n_envs: 30, max_steps: 100, team_reward: sum, processes: 1}"
 )
 CUSTOM = (
     "env={family: custom, make: 'package.module:function', make_kwargs: {}, group: null, "
@@ -130,11 +140,19 @@ def kwarg(whole: Path, text: str) -> typing.Any:
     return load_config(whole, [f"env.scenario_kwargs={{x: {text}}}"]).env.scenario_kwargs["x"]
 
 
+def skip_without_packages(text: str) -> None:
+    """Skip a test of a family whose package is not installed."""
+    for package in ("pettingzoo", "lbforaging", "rware"):
+        if f"family: {package}" in text:
+            pytest.importorskip(package, reason="needs the extra envs")
+
+
 # Configurations that load
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_file_loads_and_survives_saving(path, tmp_path):
+    skip_without_packages(path.read_text())
     config = load_config(path)
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
@@ -165,10 +183,16 @@ def test_a_loaded_file_has_the_values_it_holds(whole):
         ["mixer={name: none}"],
         [GAME],
         [CUSTOM],
+        [PETTINGZOO],
+        [FORAGING],
     ],
-    ids=["recurrent", "rmsprop-soft", "slices", "no-mixer", "game", "custom"],
+    ids=[
+        *("recurrent", "rmsprop-soft", "slices", "no-mixer"),
+        *("game", "custom", "pettingzoo", "lbforaging"),
+    ],
 )
 def test_other_sections_survive_saving(overrides, whole, tmp_path):
+    skip_without_packages("".join(overrides))
     config = load_config(whole, overrides)
     assert config != load_config(whole)
     save_config(config, tmp_path / "saved.yaml")
@@ -293,8 +317,8 @@ def test_a_wrong_entry_gets_its_line_and_path(old, new, dotted, parts, tmp_path)
         ("env.n_envs=many", "env.n_envs: expected an integer, got 'many'"),
         ("loss.gamma=2", "loss.gamma: expected a number of at least 0 and at most 1, got 2"),
         ("mixer.name=vdm", "mixer.name: expected one of qmix, vdn, none, got 'vdm'"),
-        ("env.family=game", "env.family: expected one of vmas, games, custom, got 'game'"),
-        ("env={scenario: balance}", "env: expected a mapping with a family of vmas, games, custom"),
+        ("env.family=game", f"env.family: expected one of {FAMILIES}, got 'game'"),
+        ("env={scenario: balance}", f"env: expected a mapping with a family of {FAMILIES}"),
     ],
 )
 def test_a_whole_message(override, message, whole):
@@ -477,7 +501,7 @@ def test_words_that_other_yaml_takes_for_booleans_are_refused(word, whole):
 
 def test_a_section_without_its_name_tells_how_to_set_one_key(whole):
     assert refusal(whole, "env={n_envs: 60}").endswith(
-        "env: expected a mapping with a family of vmas, games, custom, got a mapping without one; "
+        f"env: expected a mapping with a family of {FAMILIES}, got a mapping without one; "
         "a section is replaced as a whole: env.n_envs=... sets one key"
     )
 

@@ -95,7 +95,7 @@ def registered(package: Package, scenario: str) -> tuple[type, dict[str, Any]]:
     Raises:
         ConfigError: if it is not of the package.
     """
-    from gymnasium.envs import registration
+    from gymnasium.envs import registration  # pyright: ignore[reportMissingImports]
 
     known = {
         name: spec
@@ -201,8 +201,10 @@ class JointSingle:
         return self._shown(seen), rewards, bool(terminated), bool(truncated)
 
     def _shown(self, seen: Sequence) -> Shown:
-        vectors = [vector(own) for vector, own in zip(self._vectors, seen, strict=True)]
-        return Shown(np.stack(vectors))
+        observation = np.empty((self.dims.n_agents, self.dims.observation_dim), np.float32)
+        for i, vector in enumerate(self._vectors):
+            observation[i] = vector(seen[i])
+        return Shown(observation)
 
     def render(self) -> Any:
         """Return the environment's picture."""

@@ -18,7 +18,8 @@ from qmix_trl.envs.custom import errors_told, load_function
 from qmix_trl.envs.python_team import ProcessTeam, PythonTeam, Shown, make_team
 from qmix_trl.errors import ConfigError, check_extra, nearest
 
-OTHERS = ("noop", "random")
+OTHERS = ("no_op", "random")
+ALL = "all"  # agents of all groups
 FUNCTION = "parallel_env"  # of PettingZoo's modules
 MASK = "action_mask"  # PettingZoo's name, in observations and infos
 
@@ -33,8 +34,8 @@ def make_env(
     seed: int,
     device: torch.device | str = "cpu",
     scenario_kwargs: Mapping[str, Any] | None = None,
-    groups: Sequence[str] | None = None,
-    others: str = "noop",
+    group: str | None = None,
+    others: str = "no_op",
     pad: bool = False,
     processes: int = 1,
     reset_when_done: bool = True,
@@ -56,9 +57,9 @@ def make_env(
         seed: of the environments.
         device: of the team; the environments step on the CPU.
         scenario_kwargs: keywords of the function.
-        groups: the groups of agents in the team, which are the agents' names without numbers;
-            None if there is one group.
-        others: the actions of agents outside of the team: "noop", the first available one; or
+        group: the agents of the team, by their names without numbers; "all" for all agents; None
+            if there is one group.
+        others: the actions of agents outside the team: "no_op", the first available one; or
             "random", any available one.
         pad: whether observations are filled up with zeros to the largest, and actions that an
             agent lacks are masked. If not, agents of different sizes are refused.
@@ -85,7 +86,7 @@ def make_env(
             scenario if callable(scenario) else path,
             kwargs,
             has_state=state == "world",
-            groups=groups,
+            group=group,
             others=others,
             pad=pad,
         )
@@ -159,7 +160,7 @@ class ParallelSingle:
         make: the function that makes it, or that function's path.
         kwargs: keywords of the function.
         has_state: whether ``state()`` is the state; if not, the team's observations are.
-        groups: as in ``make_env``.
+        group: as in ``make_env``.
         others: as in ``make_env``.
         pad: as in ``make_env``.
 
@@ -175,14 +176,14 @@ class ParallelSingle:
         kwargs: Mapping[str, Any],
         *,
         has_state: bool,
-        groups: Sequence[str] | None,
+        group: str | None,
         others: str,
         pad: bool,
     ) -> None:
         self._env = (load_function(make) if isinstance(make, str) else make)(**kwargs)
         check_parallel(self._env)
         names = list(self._env.possible_agents)
-        team = team_of(names, groups)
+        team = team_of(names, group)
         agents = {name: agent_of(self._env, name) for name in names}
         self._team = [agents[name] for name in team]
         self._rest = [agents[name] for name in names if name not in team]
@@ -355,33 +356,29 @@ def group_of(name: str) -> str:
     return re.sub(r"_?\d+$", "", name)
 
 
-def team_of(names: Sequence[str], groups: Sequence[str] | None) -> list[str]:
+def team_of(names: Sequence[str], group: str | None) -> list[str]:
     """Return the agents of a team.
 
     Args:
         names: of all agents.
-        groups: of the team; None if there is one group.
+        group: as in ``make_env``.
 
     Raises:
-        ConfigError: if there are several groups and none is chosen, or a group is unknown.
+        ConfigError: if there are several groups and none is chosen, or the group is unknown.
     """
     known = list(dict.fromkeys(map(group_of, names)))
-    if groups is None and len(known) > 1:
+    if group is None and len(known) > 1:
         raise ConfigError(
             f"agents are of several groups: {', '.join(known)}; choose the team, such as "
-            f"env.groups=[{known[0]}], or env.groups=[{', '.join(known)}] for all; env.others "
-            "chooses the actions of all other agents"
+            f"env.group={known[0]}, or env.group={ALL}; env.others chooses the actions of all "
+            "other agents"
         )
-    for group in groups or ():
-        if group not in known:
-            raise ConfigError(
-                f"env.groups: expected groups of agents, got {group!r}{nearest(group, known)}; "
-                f"it has: {', '.join(known)}"
-            )
-    chosen = known if groups is None else groups
-    if not chosen:
-        raise ConfigError(f"env.groups: expected at least one of {', '.join(known)}, got none")
-    return [name for name in names if group_of(name) in chosen]
+    if group not in (None, ALL, *known):
+        raise ConfigError(
+            f"env.group: expected a group of agents, got {group!r}{nearest(group, known)}; it has: "
+            f"{', '.join(known)}"
+        )
+    return [name for name in names if group in (None, ALL, group_of(name))]
 
 
 def agent_of(env: Any, name: str) -> Agent:
@@ -390,7 +387,7 @@ def agent_of(env: Any, name: str) -> Agent:
     Raises:
         ConfigError: if its observations have no fixed size, or its actions are not discrete.
     """
-    from gymnasium import spaces
+    from gymnasium import spaces  # pyright: ignore[reportMissingImports]
 
     from qmix_trl.envs.spaces import discrete, vector_space
 

@@ -1,11 +1,10 @@
 """Spaces of gymnasium: observations as vectors, and numbers of actions."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium import spaces
+from gymnasium import spaces  # pyright: ignore[reportMissingImports]
 
 from qmix_trl.errors import ConfigError
 
@@ -38,10 +37,11 @@ def vector_space(space: spaces.Space, agent: str) -> VectorSpace:
             "to return arrays"
         )
     size = spaces.flatdim(space)
-    flatten = np.ravel if isinstance(space, spaces.Box) else partial(spaces.flatten, space)
+    is_box = isinstance(space, spaces.Box)  # gymnasium's flatten takes longer
 
     def vector(observation: Any) -> np.ndarray:
-        flat = np.asarray(flatten(observation), np.float32)
+        numbers = observation if is_box else spaces.flatten(space, observation)
+        flat = np.asarray(numbers, np.float32).reshape(-1)
         if flat.shape != (size,):
             raise ConfigError(
                 f"expected an observation of {size} numbers, as {agent}'s space says, got "
