@@ -1,4 +1,4 @@
-"""Small environments of PettingZoo, by which tests go through masks, deaths, groups and mistakes."""
+"""Small environments of PettingZoo with masks, deaths, groups and mistakes."""
 
 import numpy as np
 from gymnasium import spaces

@@ -65,7 +65,7 @@ class SingleEnv(Protocol):
         ...
 
     def step(self, action: list[int]) -> tuple[Shown, Sequence[float], bool, bool]:
-        """Take a step; return what follows, the agents' N rewards, terminated and truncated."""
+        """Take a step; return all that is shown then, the N rewards, terminated and truncated."""
         ...
 
     def render(self) -> Any:
