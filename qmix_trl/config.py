@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from qmix_trl.errors import ConfigError, nearest, shown
+from qmix_trl.errors import ConfigError, check_extra, nearest, shown
 from qmix_trl.foraging_task import foraging_task
 from qmix_trl.logs import write_whole
 from qmix_trl.strict_yaml import build, dump, number, overridden, read
@@ -85,6 +85,39 @@ class CustomConfig:
     def scenario(self) -> str:
         """The function, without the folders of its file."""
         return Path(self.make).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class PettingZooConfig:
+    """``envs.pettingzoo``; the fields are the arguments of ``make_env``.
+
+    A file in ``scenario`` is relative to the folder of the configuration.
+    """
+
+    family: Literal["pettingzoo"]
+    scenario: str
+    scenario_kwargs: dict[str, Any]
+    group: str | None
+    others: Literal["no_op", "random"]
+    pad: bool
+    n_envs: int = number(least=1)
+    max_steps: int = number(least=1)
+    state: Literal["world", "observations"]
+    team_reward: Literal["mean", "sum"]
+    processes: int = number(least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GymnasiumConfig:
+    """``envs.lbforaging`` and ``envs.rware``; the fields are the arguments of ``make_env``."""
+
+    family: Literal["lbforaging", "rware"]
+    scenario: str
+    scenario_kwargs: dict[str, Any]
+    n_envs: int = number(least=1)
+    max_steps: int = number(least=1)
+    team_reward: Literal["mean", "sum"]
+    processes: int = number(least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +282,8 @@ class RuntimeConfig:
     cuda_graph: Literal["auto", True, False]
 
 
-EnvConfig = VmasConfig | GamesConfig | ForagingConfig | CustomConfig
+InPython = CustomConfig | PettingZooConfig | GymnasiumConfig  # may be spread over processes
+EnvConfig = VmasConfig | GamesConfig | ForagingConfig | InPython
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +368,8 @@ def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
         ConfigError: if ``make`` has another form than those of ``envs.custom``, or there is no
             such file.
     """
+    if isinstance(env, PettingZooConfig):
+        return replace(env, scenario=with_whole_path("scenario", env.scenario, folder))
     if not isinstance(env, CustomConfig):
         return env
     where, _, function = env.make.rpartition(":")
@@ -342,19 +378,36 @@ def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
             "env.make: expected path/to/file.py:function or module:function, got "
             f"{shown(env.make)!r}"
         )
+    return replace(env, make=with_whole_path("make", env.make, folder))
+
+
+def with_whole_path(key: str, spec: str, folder: Path) -> str:
+    """Return the name of a thing of the user's with the whole path of its file, if it is in one.
+
+    Args:
+        key: of the section ``env``, for the message.
+        spec: "path/to/file.py:name", or any other name.
+        folder: of the configuration, to which a path is relative.
+
+    Raises:
+        ConfigError: if there is no such file.
+    """
+    where, colon, name = spec.rpartition(":")
     if not where.endswith(".py"):
-        return env
+        return spec
     file = (folder / where).resolve()
     if not file.is_file():
         raise ConfigError(
-            f"env.make: expected a file, relative to the configuration's folder, got "
+            f"env.{key}: expected a file, relative to the configuration's folder, got "
             f"{shown(where)!r}; there is no {shown(str(file))}"
         )
-    return replace(env, make=f"{file}:{function}")
+    return f"{file}{colon}{name}"
 
 
 def _check_scenario(env: EnvConfig) -> None:
-    if isinstance(env, CustomConfig):  # its function is imported when it is called
+    if isinstance(env, InPython):  # what it names is imported when it is made
+        if not isinstance(env, CustomConfig):
+            check_extra(env.family, "envs", "env.family")
         return
     if isinstance(env, ForagingConfig):
         foraging_task(env.scenario, env.scenario_kwargs)
@@ -386,7 +439,7 @@ def _check_sizes(config: RunConfig) -> None:
         ("env.n_envs", e.n_envs),
         ("evaluation.episodes", config.evaluation.episodes),
     ):
-        if isinstance(e, CustomConfig) and number_of % e.processes:
+        if isinstance(e, InPython) and number_of % e.processes:
             raise ConfigError(
                 f"env.processes ({e.processes}) does not divide {key} ({number_of}): each process "
                 "steps as many environments"

@@ -6,6 +6,7 @@ import select
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 MAX_SHOWN = 200
@@ -59,6 +60,24 @@ class WrongStepError(RuntimeError):
 
     def __reduce__(self) -> tuple:
         return type(self), (*self.args, self.traces)
+
+
+def check_extra(package: str, extra: str, key: str) -> None:
+    """Refuse a setting whose package is not installed.
+
+    Args:
+        package: its name in Python.
+        extra: of this project, which installs it.
+        key: of the configuration, of the setting.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    if find_spec(package) is None:
+        raise ConfigError(
+            f"{key}: expected the package {package}, which is not installed; install it by "
+            f"pip install -e '.[{extra}]'"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -295,7 +295,9 @@ def _build_union(kinds: tuple, entry: Entry, path: str, bounds: Mapping[str, Any
         (kind,) = [kind for kind in kinds if kind is not types.NoneType]
         return None if entry.value is None else build(kind, entry, path, bounds)
     tag = fields(kinds[0])[0].name
-    tagged = {typing.get_args(typing.get_type_hints(kind)[tag])[0]: kind for kind in kinds}
+    tagged = {
+        name: kind for kind in kinds for name in typing.get_args(typing.get_type_hints(kind)[tag])
+    }
     if not isinstance(entry.value, dict) or tag not in entry.value:
         hint = ""
         if isinstance(entry.value, dict):

@@ -76,7 +76,7 @@ checkpoint:
   keep: 2
 """
 
-FAMILIES = "vmas, games, foraging, custom"
+FAMILIES = "vmas, games, foraging, custom, pettingzoo, lbforaging, rware"
 RECURRENT = (
     "agent={name: recurrent, hidden_dim: 8, share_parameters: true, use_last_action: true, "
     "use_agent_id: true}"
@@ -91,6 +91,15 @@ GAME = (
 FORAGING = (
     "env={family: foraging, scenario: 8x8-2p-2f, scenario_kwargs: {penalty: 0.1}, n_envs: 30, "
     "max_steps: 100, state: observations, engine: auto}"
+)
+PETTINGZOO = (
+    "env={family: pettingzoo, scenario: mpe2.simple_tag_v3, scenario_kwargs: {max_cycles: 100}, "
+    "group: adversary, others: random, pad: true, n_envs: 30, max_steps: 100, state: world, "
+    "team_reward: sum, processes: 2}"
+)
+LBFORAGING = (
+    "env={family: lbforaging, scenario: Foraging-8x8-2p-2f-v3, scenario_kwargs: {penalty: 0.1}, "
+    "n_envs: 30, max_steps: 100, team_reward: sum, processes: 1}"
 )
 CUSTOM = (
     "env={family: custom, make: 'package.module:function', make_kwargs: {}, group: null, "
@@ -135,11 +144,19 @@ def kwarg(whole: Path, text: str) -> typing.Any:
     return load_config(whole, [f"env.scenario_kwargs={{x: {text}}}"]).env.scenario_kwargs["x"]
 
 
+def skip_without_packages(text: str) -> None:
+    """Skip a test of a family whose package is not installed."""
+    for package in ("pettingzoo", "lbforaging", "rware"):
+        if f"family: {package}" in text:
+            pytest.importorskip(package, reason="needs the extra envs")
+
+
 # Configurations that load
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_file_loads_and_survives_saving(path, tmp_path):
+    skip_without_packages(path.read_text())
     config = load_config(path)
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml") == config
@@ -171,10 +188,16 @@ def test_a_loaded_file_has_the_values_it_holds(whole):
         [GAME],
         [FORAGING],
         [CUSTOM],
+        [PETTINGZOO],
+        [LBFORAGING],
     ],
-    ids=["recurrent", "rmsprop-soft", "slices", "no-mixer", "game", "foraging", "custom"],
+    ids=[
+        *("recurrent", "rmsprop-soft", "slices", "no-mixer"),
+        *("game", "foraging", "custom", "pettingzoo", "lbforaging"),
+    ],
 )
 def test_other_sections_survive_saving(overrides, whole, tmp_path):
+    skip_without_packages("".join(overrides))
     config = load_config(whole, overrides)
     assert config != load_config(whole)
     save_config(config, tmp_path / "saved.yaml")

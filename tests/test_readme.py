@@ -58,6 +58,8 @@ TOO_LONG = {
     ".venv/bin/pytest -q -n 2": "2026-11-26",
     '.venv/bin/pip install -q -e ".[recipes,envs]"': "2026-11-27",
     ".venv/bin/python recipes/train.py recipes/configs/pettingzoo_spread_qmix.yaml": "2026-11-27",
+    ".venv/bin/python recipes/train.py "
+    "recipes/configs/lbforaging_8x8_2p_2f_coop_qmix.yaml": "2026-11-27",
     ".venv/bin/python recipes/names.py engines": "2026-11-23",
     # test_reuse.py trains by their functions.
     ".venv/bin/python recipes/reuse/factored_critic.py": "2026-11-27",
@@ -174,7 +176,7 @@ def test_every_source_file_stands_in_the_map(folder):
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_snippet_runs_and_learns_from_what_it_collects():
-    (snippet,) = blocks(TEXTS["README.md"], "python")
+    snippet, _ = blocks(TEXTS["README.md"], "python")
     short = snippet.replace("n_envs=32", "n_envs=4").replace("n_batches=30", "n_batches=2")
     short = short.replace("n_steps=60", "n_steps=2").replace("batch_rows=16", "batch_rows=2")
     assert sum(a != b for a, b in zip(snippet.split(), short.split(), strict=True)) == 4
@@ -182,6 +184,20 @@ def test_the_snippet_runs_and_learns_from_what_it_collects():
     exec(short, names)
     assert names["explore"].frames == 2 * 4 * 100
     assert len(names["replay"]) == 2 * 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_snippet_of_pettingzoo_is_short_and_runs():
+    pytest.importorskip("mpe2", reason="needs the extra envs")
+    _, snippet = blocks(TEXTS["README.md"], "python")
+    assert len(snippet.splitlines()) <= 12
+    short = snippet.replace("n_envs=20", "n_envs=2").replace("n_batches=80", "n_batches=2")
+    short = short.replace("n_steps=20", "n_steps=2").replace("batch_rows=32", "batch_rows=2")
+    assert sum(a != b for a, b in zip(snippet.split(), short.split(), strict=True)) == 4
+    exec(short, names := {})
+    assert names["explore"].frames == 2 * 2 * 25
+    assert len(names["learner"].replay) == 2 * 2
+    assert names["env"].n_agents == 3
 
 
 def test_the_librarys_snippets_run(tmp_path, monkeypatch):

@@ -16,6 +16,9 @@ ENVS = {
     "games": "qmix_trl.envs.games",
     "foraging": "qmix_trl.envs.foraging",
     "custom": "qmix_trl.envs.custom",
+    "pettingzoo": "qmix_trl.envs.pettingzoo",
+    "lbforaging": "qmix_trl.envs.lbforaging",
+    "rware": "qmix_trl.envs.rware",
 }
 
 

@@ -4,31 +4,28 @@ import importlib
 import importlib.util
 import inspect
 import linecache
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from multiprocessing import resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torchrl.envs import EnvBase, ParallelEnv, SerialEnv
+from torchrl.envs import EnvBase, SerialEnv
 
 from qmix_trl import keys
 from qmix_trl.envs.contract import check_sizes
 from qmix_trl.envs.team import TeamEnv
+from qmix_trl.envs.workers import Workers
 from qmix_trl.errors import ConfigError, nearest, one_line
 from qmix_trl.functional import greedy_action
 
 OURS = {"n_envs": "env.n_envs", "device": "runtime.device"}  # a function gets those that it names
 TRIED_STEPS = 2
-OF_THE_GROUP = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)  # signals that workers leave alone
 
 
 def make_env(
@@ -152,37 +149,6 @@ def several(maker: EnvMaker, n_envs: int, processes: int) -> EnvBase:
     return Workers(processes, partial(SerialEnv, n_envs // processes, maker))
 
 
-class Workers(ParallelEnv):
-    """Processes of environments that only this process ends.
-
-    A terminal's Ctrl-C, and a scheduler's signal, reach every process of a group: the workers would
-    be gone while a run that notes the signal still steps them.
-    """
-
-    def _start_workers(self) -> None:
-        errors = []
-
-        def start() -> None:
-            # A process inherits a thread's mask, and has it before its first line of Python. The
-            # tracker of semaphores, which ignores only the two others, would die of a hang-up; it
-            # lets those two through when it starts.
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP,))
-            resource_tracker.ensure_running()
-            signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_GROUP)
-            try:
-                ParallelEnv._start_workers(self)
-            except BaseException as error:  # raised below
-                errors.append(error)
-
-        # This thread stays open to signals: workers may take long to start.
-        thread = threading.Thread(target=start, daemon=True)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        torch.set_num_threads(self.num_threads)  # it holds for a thread
-
-
 def check_batch(env: EnvBase, n_envs: int | None, processes: int) -> None:
     """Refuse environments in another number than a function was called for.
 
@@ -254,11 +220,12 @@ def load_file(path: str) -> ModuleType:
 
 
 @contextmanager
-def errors_told(make: str) -> Iterator[None]:
+def errors_told(make: str, key: str = "env.make") -> Iterator[None]:
     """Turn any error of the user's code within a ``with`` block into one line.
 
     Args:
         make: as in ``make_env``.
+        key: of a configuration, where ``make`` stands.
 
     Raises:
         ConfigError: if the block raises anything.
@@ -266,10 +233,10 @@ def errors_told(make: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"env.make: {make}: {error}") from error
+        raise ConfigError(f"{key}: {make}: {error}") from error
     except Exception as error:  # the user's code may raise anything
         raise ConfigError(
-            f"env.make: {make}: {one_line(error)} at {failing_line(error, make)}"
+            f"{key}: {make}: {one_line(error)} at {failing_line(error, make)}"
         ) from error
 
 

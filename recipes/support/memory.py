@@ -13,8 +13,8 @@ from support.run_folder import REPLAY_FOLDER
 from qmix_trl import EnvDims, env_dims
 from qmix_trl.checkpoint.files import sweep
 from qmix_trl.config import (
-    CustomConfig,
     ForagingConfig,
+    InPython,
     RecurrentConfig,
     RunConfig,
     VmasConfig,
@@ -127,7 +127,7 @@ def sizes_of(config: RunConfig) -> Sizes:
     section = without_checks(config).env
     if isinstance(section, VmasConfig):
         section = replace(section, engine="eager")
-    elif isinstance(section, CustomConfig):
+    elif isinstance(section, InPython):
         section = replace(section, processes=1)
     n_envs = min(config.env.n_envs, 2 if isinstance(section, VmasConfig) else 1)
     env = build_env(replace(config, env=section), CPU, n_envs=n_envs, seed=0, reset_when_done=False)
