@@ -11,16 +11,12 @@ from torchrl.objectives import LossModule
 
 from qmix_trl import keys
 from qmix_trl.agents.layers import check_agent
-from qmix_trl.functional import (
-    batch_index,
-    greedy_action,
-    keep_where,
-    lambda_returns,
-    one_hot,
-)
+from qmix_trl.functional import greedy_action, keep_where, lambda_returns
 from qmix_trl.keys import next_key
-from qmix_trl.mixers.inputs import SUPPLIED, MixerInputs, input_names
+from qmix_trl.loss_outputs import loss_outputs
+from qmix_trl.mixers.inputs import SUPPLIED, MixerInputs, as_module, input_names
 from qmix_trl.rows import RowKeys, Rows, read_rows, required
+from qmix_trl.unroll import at_true_next, unrolled
 
 CHOICES = {  # attribute: its values
     "reduction": ("mean", "sum", "none"),
@@ -28,7 +24,6 @@ CHOICES = {  # attribute: its values
     "use_prioritized_weights": ("auto", True, False),
 }
 OF_AGENTS = ("in_keys", "n_actions", "step", "unroll")  # the attributes that the loss uses
-PRIORITY_ETA = 0.9  # the weight of the largest error against the mean error: R2D2, section 2.3
 
 
 class QMixLoss(LossModule):
@@ -275,7 +270,7 @@ class QMixLoss(LossModule):
         if weight is not None:
             loss = loss * keep_where(trained, weight.expand(*trained.shape, 1))
         error = error.detach()
-        report = self._report(loss, error, total.detach(), target, trained)
+        report = loss_outputs(loss, error, total.detach(), target, trained, self.reduction)
         if self.write_priority is not None:
             priority = error.abs().mean(-1, keepdim=True)  # [B, T, 1]
             if self.write_priority == "rows":
@@ -338,17 +333,16 @@ class QMixLoss(LossModule):
 
     def _unroll(self, params: TensorDictParams, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Return action values [B, T+1, N, A] and hidden states [B, T+1, N, H]."""
-        sequence = (rows.observation, rows.last_action, rows.is_init)
         with params.to_module(self.agent, preserve_module_state=False):
-            if self.burn_in == 0:
-                return self.agent.unroll(*sequence, rows.hidden)
-            with torch.no_grad():
-                burnt = self.agent.unroll(*_range_of(sequence, slice(self.burn_in)), rows.hidden)
-            hidden = None if burnt[1] is None else burnt[1][:, -1]
-            after = _range_of(sequence, slice(self.burn_in, None))
-            value, hidden = self.agent.unroll(*after, hidden)
-        hidden = None if hidden is None else torch.cat([burnt[1], hidden], 1)
-        return torch.cat([burnt[0], value], 1), hidden
+            return unrolled(self.agent, rows, self.burn_in)
+
+    def _at_next(
+        self, params: TensorDictParams, rows: Rows, value: Tensor, hidden: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return action values [B, T, N, A] and hidden states at the true next observations."""
+        needed = self._supplies("hidden")
+        with params.to_module(self.agent, preserve_module_state=False):
+            return at_true_next(self.agent, rows, value, hidden, with_hidden=needed)
 
     def _mix(self, params: TensorDictParams | None, inputs: MixerInputs) -> Tensor:
         """Return the learned values: Q_tot [B, T, 1], or every Q_a [B, T, N] without a mixer."""
@@ -371,11 +365,11 @@ class QMixLoss(LossModule):
     def _target(self, rows: Rows, online_value: Tensor, online_hidden: Tensor | None) -> Tensor:
         """Return the targets [B, T, M]."""
         target = self._unroll(self.target_agent_params, rows)
-        value_tp1, hidden_tp1 = self._true_next(self.target_agent_params, rows, *target)
+        value_tp1, hidden_tp1 = self._at_next(self.target_agent_params, rows, *target)
         chooser_tp1 = value_tp1  # [B, T, N, A]
         if self.double_q:
             online = (online_value, online_hidden)
-            chooser_tp1, _ = self._true_next(self.agent_params, rows, *online)
+            chooser_tp1, _ = self._at_next(self.agent_params, rows, *online)
         inputs = MixerInputs(
             action_value=value_tp1,
             action=greedy_action(chooser_tp1, rows.next_action_mask),  # [B, T, N]
@@ -393,82 +387,3 @@ class QMixLoss(LossModule):
             gamma=self.gamma,
             td_lambda=self.td_lambda,
         )
-
-    def _true_next(
-        self, params: TensorDictParams, rows: Rows, value: Tensor, hidden: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return action values [B, T, N, A] and hidden states at each step's true next observation.
-
-        They are the unroll's at the next step, except at a cut: there the agent takes one more
-        step, from its hidden state to the last observation of the truncated episode.
-        """
-        value_tp1, hidden_tp1 = value[:, 1:], None if hidden is None else hidden[:, 1:]
-        steps = rows.cut_steps  # [B, K]; K is fixed, so that no shape depends on the data
-        if steps.shape[1] == 0:
-            return value_tp1, hidden_tp1
-        row = batch_index(steps)  # [B, 1]
-        is_cut = rows.is_cut[row, steps][..., None, None]  # [B, K, 1, 1]
-        observation = rows.next_observation[row, steps]  # [B, K, N, O]
-        taken = one_hot(rows.action[row, steps], value)  # [B, K, N, A]
-        before = None if hidden is None else hidden[row, steps]  # [B, K, N, H]
-        with params.to_module(self.agent, preserve_module_state=False):
-            cut_value, cut_hidden = self.agent.step(observation, taken, before)  # [B, K, N, ..]
-
-        def replaced(x_tp1: Tensor, at_cuts: Tensor) -> Tensor:
-            return x_tp1.index_put((row, steps), torch.where(is_cut, at_cuts, x_tp1[row, steps]))
-
-        if hidden_tp1 is not None and self._supplies("hidden"):
-            hidden_tp1 = replaced(hidden_tp1, cut_hidden)
-        return replaced(value_tp1, cut_value), hidden_tp1
-
-    def _report(
-        self, loss: Tensor, error: Tensor, total: Tensor, target: Tensor, trained: Tensor
-    ) -> TensorDict:
-        """Return the loss's outputs.
-
-        Args:
-            loss: the weighted squared errors [B, T, M].
-            error: the errors [B, T, M].
-            total: the learned values [B, T, M].
-            target: the targets [B, T, M].
-            trained: the steps that count, bool [B, T].
-        """
-        n_steps = trained.sum().clamp(min=1)
-        n_trained = n_steps * error.shape[-1]
-        absolute = error.abs()
-        row_steps = trained.sum(1).clamp(min=1) * error.shape[-1]  # [B]
-        largest, mean = absolute.amax((1, 2)), absolute.sum((1, 2)) / row_steps
-        if self.reduction == "mean":
-            loss = loss.sum() / n_trained
-        elif self.reduction == "sum":
-            loss = loss.sum()
-        return TensorDict(
-            {
-                "loss": loss,
-                "priority": PRIORITY_ETA * largest + (1 - PRIORITY_ETA) * mean,
-                "td_error": absolute.sum() / n_trained,
-                "total_value": keep_where(trained, total).sum() / n_trained,
-                "target_value": keep_where(trained, target).sum() / n_trained,
-            }
-        )
-
-
-def _range_of(sequence: tuple[Tensor | None, ...], steps: slice) -> list[Tensor | None]:
-    """Return a range of steps of tensors [B, T, ..]."""
-    return [None if x is None else x[:, steps] for x in sequence]
-
-
-def as_module(mixer: nn.Module) -> TensorDictModuleBase:
-    """Return the mixer as a TensorDictModule that reads its ``in_keys`` and writes Q_tot.
-
-    Raises:
-        TypeError: if it is not a TensorDictModule and has no ``in_keys``.
-    """
-    if isinstance(mixer, TensorDictModuleBase):
-        return mixer
-    if not hasattr(mixer, "in_keys"):
-        raise TypeError(
-            f"QMixLoss: expected a mixer that names what it reads, got {type(mixer).__name__} "
-            "without in_keys; wrap it: TensorDictModule(mixer, in_keys=[...], out_keys=[...])"
-        )
-    return TensorDictModule(mixer, in_keys=list(mixer.in_keys), out_keys=[keys.TOTAL_VALUE])

@@ -14,7 +14,7 @@ FORCE = 5.0  # of an action; MPE's "sensitivity"
 
 
 class FiveActions(Dynamics):
-    """Stay, left, right, down, up: the numbers 0 to 4, which VMAS turns into u = 0, -1, -.5, .5, 1."""
+    """MPE's actions 0 to 4: stay, left, right, down, up; VMAS makes them u = 0, -1, -.5, .5, 1."""
 
     @property
     def needed_action_size(self) -> int:
@@ -40,9 +40,7 @@ class MpeSpread(SimpleSpread):
         for i in range(n_agents):
             name, shape = f"agent_{i}", Sphere(radius=0.15)
             dynamics, nvec = FiveActions(), [5]
-            world.add_agent(
-                Agent(name, shape=shape, dynamics=dynamics, discrete_action_nvec=nvec)
-            )
+            world.add_agent(Agent(name, shape=shape, dynamics=dynamics, discrete_action_nvec=nvec))
         for i in range(n_agents):
             world.add_landmark(Landmark(f"landmark {i}", collide=False, color=Color.BLACK))
         return world
