@@ -17,6 +17,7 @@ from qmix_trl.loss_outputs import loss_outputs
 from qmix_trl.mixers.inputs import SUPPLIED, MixerInputs, as_module, input_names
 from qmix_trl.rows import RowKeys, Rows, read_rows, required
 from qmix_trl.unroll import at_true_next, unrolled
+from qmix_trl.value_bound import TargetBound
 
 CHOICES = {  # attribute: its values
     "reduction": ("mean", "sum", "none"),
@@ -34,7 +35,9 @@ class QMixLoss(LossModule):
     - the online and the target agent each unroll the row's T + 1 observations once;
     - ``u*_{t+1} = argmax Q_a(tau_{t+1}, .)`` over the available actions, by the online agent
       with ``double_q`` (van Hasselt et al. 2016), by the target agent without;
-    - ``V_{t+1} = Q_tot(tau_{t+1}, u*_{t+1}, s_{t+1})`` of the target agent and mixer;
+    - ``V_{t+1} = Q_tot(tau_{t+1}, u*_{t+1}, s_{t+1})`` of the target agent and mixer, with
+      ``bounded_targets`` clamped to ``[r_min, r_max] / (1 - gamma)``: r_min and r_max are the
+      extremes of ``c r_t`` in all batches so far, and of the zeros behind terminations;
     - ``y_t = c r_t + gamma (1 - terminated_t) [(1 - lambda) V_{t+1} + lambda y_{t+1}]``, with
       V_{t+1} alone in the bracket at an episode's last valid step in the row
       (``functional.lambda_returns``), c the ``reward_scale`` and lambda the ``td_lambda``;
@@ -78,6 +81,8 @@ class QMixLoss(LossModule):
         reduction: "mean" over the valid steps, "sum", or "none" for errors [B, T, M].
         burn_in: the number of first steps of every row that are unrolled without gradient and
             left out of the loss (R2D2, Kapturowski et al. 2019, section 3).
+        bounded_targets: keep V_{t+1} within the values that rewards allow, so that overestimated
+            values cannot feed on themselves. The extremes of rewards are part of the state.
         write_priority: the priorities that are written to the batch as ``td_error`` [B, T, 1], for
             ``update_tensordict_priority`` of TorchRL's replay. "steps": the absolute error of each
             step, the mean over agents without a mixer; "rows": the row's ``priority`` at each of
@@ -118,6 +123,7 @@ class QMixLoss(LossModule):
         reward_scale: float = 1.0,
         reduction: str = "mean",
         burn_in: int = 0,
+        bounded_targets: bool = False,
         write_priority: str | None = None,
     ) -> None:
         super().__init__()
@@ -127,6 +133,8 @@ class QMixLoss(LossModule):
                 raise ValueError(f"QMixLoss: expected {name} in [0, 1], got {value}")
         if burn_in < 0:
             raise ValueError(f"QMixLoss: expected burn_in of at least 0, got {burn_in}")
+        if bounded_targets and gamma == 1:
+            raise ValueError("QMixLoss: expected gamma below 1 with bounded_targets, got 1")
         self.gamma = gamma
         self.double_q = double_q
         self.td_lambda = td_lambda
@@ -139,6 +147,8 @@ class QMixLoss(LossModule):
             self.mixer = self.mixer_params = self.target_mixer_params = None
         else:
             self.convert_to_functional(as_module(mixer), "mixer", create_target_params=True)
+        first = next(self.parameters())
+        self.bound = TargetBound(first.device, first.dtype) if bounded_targets else None
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -379,9 +389,13 @@ class QMixLoss(LossModule):
             observation=rows.next_observation,
             others=rows.next_others,
         )
+        next_value = self._mix(self.target_mixer_params, inputs)  # [B, T, M]
+        reward = self.reward_scale * rows.reward
+        if self.bound is not None:
+            next_value = self.bound(next_value, reward, rows.terminated, rows.mask, self.gamma)
         return lambda_returns(
-            self.reward_scale * rows.reward,
-            self._mix(self.target_mixer_params, inputs),
+            reward,
+            next_value,
             rows.terminated,
             rows.last,
             gamma=self.gamma,
