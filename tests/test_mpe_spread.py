@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from qmix_trl import env_dims, make_env
 
 CONTACT = 0.3  # the distance of two agents that touch
-E, T = 40, 25
+E, T = 20, 25
 
 
 def world_of(n_envs, seed=0):
@@ -147,7 +147,7 @@ def test_mpe_pushes_agents_apart_a_millimetre_before_they_touch_and_vmas_does_no
     assert push(distance) == pytest.approx(0.0474, abs=1e-4)
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("seed", [3, 5])
 def test_but_for_that_push_all_steps_are_mpes(original, seed, monkeypatch):
     force = original.make_world(3).__class__.get_collision_force
 
@@ -162,9 +162,9 @@ def test_but_for_that_push_all_steps_are_mpes(original, seed, monkeypatch):
 
 
 def test_with_that_push_few_rewards_differ(original):
-    theirs, ours, their_places, our_places = both(original, 2)
+    theirs, ours, their_places, our_places = both(original, 3)
     moved = np.abs(their_places - our_places).max((2, 3))  # [T, E]
-    assert moved.max() > 1e-3  # some agents were that near, among 1,000 steps
+    assert moved.max() > 1e-3  # some agents were that near, among 500 steps
     assert (np.abs(theirs - ours) < 0.01).mean() > 0.98
     assert ours.sum(0).mean() == pytest.approx(theirs.sum(0).mean(), abs=0.05)
 
