@@ -204,6 +204,7 @@ class LossConfig:
     double_q: bool
     td_lambda: float = number(least=0, most=1)
     reward_scale: float = number(above=0)
+    bounded_targets: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -444,6 +445,11 @@ def _check_sizes(config: RunConfig) -> None:
                 f"env.processes ({e.processes}) does not divide {key} ({number_of}): each process "
                 "steps as many environments"
             )
+    if config.loss.bounded_targets and config.loss.gamma == 1:
+        raise ConfigError(
+            "loss.bounded_targets: true wants loss.gamma below 1, as sums of rewards have no bound "
+            "without a discount; lower loss.gamma, or set loss.bounded_targets=false"
+        )
     if c.rows == "episodes" and (c.steps != e.max_steps or r.burn_in):
         raise ConfigError(
             f"collection.rows: episodes wants collection.steps ({c.steps}) equal to env.max_steps "

@@ -11,16 +11,13 @@ from torchrl.objectives import LossModule
 
 from qmix_trl import keys
 from qmix_trl.agents.layers import check_agent
-from qmix_trl.functional import (
-    batch_index,
-    greedy_action,
-    keep_where,
-    lambda_returns,
-    one_hot,
-)
+from qmix_trl.functional import greedy_action, keep_where, lambda_returns
 from qmix_trl.keys import next_key
-from qmix_trl.mixers.inputs import SUPPLIED, MixerInputs, input_names
+from qmix_trl.loss_outputs import loss_outputs
+from qmix_trl.mixers.inputs import SUPPLIED, MixerInputs, as_module, input_names
 from qmix_trl.rows import RowKeys, Rows, read_rows, required
+from qmix_trl.unroll import at_true_next, unrolled
+from qmix_trl.value_bound import TargetBound
 
 CHOICES = {  # attribute: its values
     "reduction": ("mean", "sum", "none"),
@@ -28,7 +25,6 @@ CHOICES = {  # attribute: its values
     "use_prioritized_weights": ("auto", True, False),
 }
 OF_AGENTS = ("in_keys", "n_actions", "step", "unroll")  # the attributes that the loss uses
-PRIORITY_ETA = 0.9  # the weight of the largest error against the mean error: R2D2, section 2.3
 
 
 class QMixLoss(LossModule):
@@ -39,7 +35,9 @@ class QMixLoss(LossModule):
     - the online and the target agent each unroll the row's T + 1 observations once;
     - ``u*_{t+1} = argmax Q_a(tau_{t+1}, .)`` over the available actions, by the online agent
       with ``double_q`` (van Hasselt et al. 2016), by the target agent without;
-    - ``V_{t+1} = Q_tot(tau_{t+1}, u*_{t+1}, s_{t+1})`` of the target agent and mixer;
+    - ``V_{t+1} = Q_tot(tau_{t+1}, u*_{t+1}, s_{t+1})`` of the target agent and mixer, with
+      ``bounded_targets`` clamped to ``[r_min, r_max] / (1 - gamma)``: r_min and r_max are the
+      extremes of ``c r_t`` in all batches so far, and of the zeros behind terminations;
     - ``y_t = c r_t + gamma (1 - terminated_t) [(1 - lambda) V_{t+1} + lambda y_{t+1}]``, with
       V_{t+1} alone in the bracket at an episode's last valid step in the row
       (``functional.lambda_returns``), c the ``reward_scale`` and lambda the ``td_lambda``;
@@ -83,6 +81,8 @@ class QMixLoss(LossModule):
         reduction: "mean" over the valid steps, "sum", or "none" for errors [B, T, M].
         burn_in: the number of first steps of every row that are unrolled without gradient and
             left out of the loss (R2D2, Kapturowski et al. 2019, section 3).
+        bounded_targets: keep V_{t+1} within the values that rewards allow, so that overestimated
+            values cannot feed on themselves. The extremes of rewards are part of the state.
         write_priority: the priorities that are written to the batch as ``td_error`` [B, T, 1], for
             ``update_tensordict_priority`` of TorchRL's replay. "steps": the absolute error of each
             step, the mean over agents without a mixer; "rows": the row's ``priority`` at each of
@@ -123,6 +123,7 @@ class QMixLoss(LossModule):
         reward_scale: float = 1.0,
         reduction: str = "mean",
         burn_in: int = 0,
+        bounded_targets: bool = False,
         write_priority: str | None = None,
     ) -> None:
         super().__init__()
@@ -132,6 +133,8 @@ class QMixLoss(LossModule):
                 raise ValueError(f"QMixLoss: expected {name} in [0, 1], got {value}")
         if burn_in < 0:
             raise ValueError(f"QMixLoss: expected burn_in of at least 0, got {burn_in}")
+        if bounded_targets and gamma == 1:
+            raise ValueError("QMixLoss: expected gamma below 1 with bounded_targets, got 1")
         self.gamma = gamma
         self.double_q = double_q
         self.td_lambda = td_lambda
@@ -144,6 +147,8 @@ class QMixLoss(LossModule):
             self.mixer = self.mixer_params = self.target_mixer_params = None
         else:
             self.convert_to_functional(as_module(mixer), "mixer", create_target_params=True)
+        first = next(self.parameters())
+        self.bound = TargetBound(first.device, first.dtype) if bounded_targets else None
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -275,7 +280,7 @@ class QMixLoss(LossModule):
         if weight is not None:
             loss = loss * keep_where(trained, weight.expand(*trained.shape, 1))
         error = error.detach()
-        report = self._report(loss, error, total.detach(), target, trained)
+        report = loss_outputs(loss, error, total.detach(), target, trained, self.reduction)
         if self.write_priority is not None:
             priority = error.abs().mean(-1, keepdim=True)  # [B, T, 1]
             if self.write_priority == "rows":
@@ -338,17 +343,16 @@ class QMixLoss(LossModule):
 
     def _unroll(self, params: TensorDictParams, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Return action values [B, T+1, N, A] and hidden states [B, T+1, N, H]."""
-        sequence = (rows.observation, rows.last_action, rows.is_init)
         with params.to_module(self.agent, preserve_module_state=False):
-            if self.burn_in == 0:
-                return self.agent.unroll(*sequence, rows.hidden)
-            with torch.no_grad():
-                burnt = self.agent.unroll(*_range_of(sequence, slice(self.burn_in)), rows.hidden)
-            hidden = None if burnt[1] is None else burnt[1][:, -1]
-            after = _range_of(sequence, slice(self.burn_in, None))
-            value, hidden = self.agent.unroll(*after, hidden)
-        hidden = None if hidden is None else torch.cat([burnt[1], hidden], 1)
-        return torch.cat([burnt[0], value], 1), hidden
+            return unrolled(self.agent, rows, self.burn_in)
+
+    def _at_next(
+        self, params: TensorDictParams, rows: Rows, value: Tensor, hidden: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return action values [B, T, N, A] and hidden states at the true next observations."""
+        needed = self._supplies("hidden")
+        with params.to_module(self.agent, preserve_module_state=False):
+            return at_true_next(self.agent, rows, value, hidden, with_hidden=needed)
 
     def _mix(self, params: TensorDictParams | None, inputs: MixerInputs) -> Tensor:
         """Return the learned values: Q_tot [B, T, 1], or every Q_a [B, T, N] without a mixer."""
@@ -371,11 +375,11 @@ class QMixLoss(LossModule):
     def _target(self, rows: Rows, online_value: Tensor, online_hidden: Tensor | None) -> Tensor:
         """Return the targets [B, T, M]."""
         target = self._unroll(self.target_agent_params, rows)
-        value_tp1, hidden_tp1 = self._true_next(self.target_agent_params, rows, *target)
+        value_tp1, hidden_tp1 = self._at_next(self.target_agent_params, rows, *target)
         chooser_tp1 = value_tp1  # [B, T, N, A]
         if self.double_q:
             online = (online_value, online_hidden)
-            chooser_tp1, _ = self._true_next(self.agent_params, rows, *online)
+            chooser_tp1, _ = self._at_next(self.agent_params, rows, *online)
         inputs = MixerInputs(
             action_value=value_tp1,
             action=greedy_action(chooser_tp1, rows.next_action_mask),  # [B, T, N]
@@ -385,90 +389,15 @@ class QMixLoss(LossModule):
             observation=rows.next_observation,
             others=rows.next_others,
         )
+        next_value = self._mix(self.target_mixer_params, inputs)  # [B, T, M]
+        reward = self.reward_scale * rows.reward
+        if self.bound is not None:
+            next_value = self.bound(next_value, reward, rows.terminated, rows.mask, self.gamma)
         return lambda_returns(
-            self.reward_scale * rows.reward,
-            self._mix(self.target_mixer_params, inputs),
+            reward,
+            next_value,
             rows.terminated,
             rows.last,
             gamma=self.gamma,
             td_lambda=self.td_lambda,
         )
-
-    def _true_next(
-        self, params: TensorDictParams, rows: Rows, value: Tensor, hidden: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return action values [B, T, N, A] and hidden states at each step's true next observation.
-
-        They are the unroll's at the next step, except at a cut: there the agent takes one more
-        step, from its hidden state to the last observation of the truncated episode.
-        """
-        value_tp1, hidden_tp1 = value[:, 1:], None if hidden is None else hidden[:, 1:]
-        steps = rows.cut_steps  # [B, K]; K is fixed, so that no shape depends on the data
-        if steps.shape[1] == 0:
-            return value_tp1, hidden_tp1
-        row = batch_index(steps)  # [B, 1]
-        is_cut = rows.is_cut[row, steps][..., None, None]  # [B, K, 1, 1]
-        observation = rows.next_observation[row, steps]  # [B, K, N, O]
-        taken = one_hot(rows.action[row, steps], value)  # [B, K, N, A]
-        before = None if hidden is None else hidden[row, steps]  # [B, K, N, H]
-        with params.to_module(self.agent, preserve_module_state=False):
-            cut_value, cut_hidden = self.agent.step(observation, taken, before)  # [B, K, N, ..]
-
-        def replaced(x_tp1: Tensor, at_cuts: Tensor) -> Tensor:
-            return x_tp1.index_put((row, steps), torch.where(is_cut, at_cuts, x_tp1[row, steps]))
-
-        if hidden_tp1 is not None and self._supplies("hidden"):
-            hidden_tp1 = replaced(hidden_tp1, cut_hidden)
-        return replaced(value_tp1, cut_value), hidden_tp1
-
-    def _report(
-        self, loss: Tensor, error: Tensor, total: Tensor, target: Tensor, trained: Tensor
-    ) -> TensorDict:
-        """Return the loss's outputs.
-
-        Args:
-            loss: the weighted squared errors [B, T, M].
-            error: the errors [B, T, M].
-            total: the learned values [B, T, M].
-            target: the targets [B, T, M].
-            trained: the steps that count, bool [B, T].
-        """
-        n_steps = trained.sum().clamp(min=1)
-        n_trained = n_steps * error.shape[-1]
-        absolute = error.abs()
-        row_steps = trained.sum(1).clamp(min=1) * error.shape[-1]  # [B]
-        largest, mean = absolute.amax((1, 2)), absolute.sum((1, 2)) / row_steps
-        if self.reduction == "mean":
-            loss = loss.sum() / n_trained
-        elif self.reduction == "sum":
-            loss = loss.sum()
-        return TensorDict(
-            {
-                "loss": loss,
-                "priority": PRIORITY_ETA * largest + (1 - PRIORITY_ETA) * mean,
-                "td_error": absolute.sum() / n_trained,
-                "total_value": keep_where(trained, total).sum() / n_trained,
-                "target_value": keep_where(trained, target).sum() / n_trained,
-            }
-        )
-
-
-def _range_of(sequence: tuple[Tensor | None, ...], steps: slice) -> list[Tensor | None]:
-    """Return a range of steps of tensors [B, T, ..]."""
-    return [None if x is None else x[:, steps] for x in sequence]
-
-
-def as_module(mixer: nn.Module) -> TensorDictModuleBase:
-    """Return the mixer as a TensorDictModule that reads its ``in_keys`` and writes Q_tot.
-
-    Raises:
-        TypeError: if it is not a TensorDictModule and has no ``in_keys``.
-    """
-    if isinstance(mixer, TensorDictModuleBase):
-        return mixer
-    if not hasattr(mixer, "in_keys"):
-        raise TypeError(
-            f"QMixLoss: expected a mixer that names what it reads, got {type(mixer).__name__} "
-            "without in_keys; wrap it: TensorDictModule(mixer, in_keys=[...], out_keys=[...])"
-        )
-    return TensorDictModule(mixer, in_keys=list(mixer.in_keys), out_keys=[keys.TOTAL_VALUE])

@@ -1,15 +1,69 @@
-"""The interval in which values can lie, by which overestimation is told from learning."""
+"""The interval in which values can lie: targets are kept in it, overestimation is told by it."""
 
 import math
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
+from torch import Tensor, nn
 
 from qmix_trl.keys import AGENT_REWARD, DONE, MASK, REWARD, TERMINATED, next_key
 
 # A value may lie outside by SLACK + SHARE of the end of the interval before it is overestimated.
 SLACK, SHARE = 1.0, 0.01
+
+
+def sum_of_discounts(gamma: float, n_steps: float = math.inf) -> float:
+    """Return ``1 + gamma + .. + gamma^(n_steps - 1)``, the factor between a reward and its sum."""
+    if gamma == 1:
+        return n_steps
+    return (1 - gamma**n_steps) / (1 - gamma)
+
+
+class TargetBound(nn.Module):
+    """Next values within ``[r_min, r_max] / (1 - gamma)``, as the rewards seen allow.
+
+    r_min and r_max are the extremes of all rewards so far. A step that terminates is followed by
+    rewards of 0, which count. The extremes are buffers: they are saved with the module, and a CUDA
+    graph updates them in place.
+
+    Args:
+        device: of the buffers.
+        dtype: of the buffers.
+    """
+
+    least_reward: Tensor
+    greatest_reward: Tensor
+
+    def __init__(
+        self, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        for name, extreme in (("least_reward", math.inf), ("greatest_reward", -math.inf)):
+            self.register_buffer(name, torch.tensor(extreme, device=device, dtype=dtype))
+
+    @torch.no_grad()
+    def forward(
+        self, value_tp1: Tensor, reward_t: Tensor, terminated_t: Tensor, mask: Tensor, gamma: float
+    ) -> Tensor:
+        """Take rewards into account, and return next values clamped to the interval.
+
+        Args:
+            value_tp1: float [B, T, M].
+            reward_t: float [B, T, M], scaled as in the targets.
+            terminated_t: bool [B, T, 1].
+            mask: bool [B, T], the valid steps.
+            gamma: the discount per step, below 1.
+        """
+        least = torch.where(terminated_t, reward_t.clamp(max=0), reward_t)
+        greatest = torch.where(terminated_t, reward_t.clamp(min=0), reward_t)
+        valid = mask.unsqueeze(-1)
+        least = torch.where(valid, least, math.inf).amin()
+        greatest = torch.where(valid, greatest, -math.inf).amax()
+        self.least_reward.copy_(torch.minimum(self.least_reward, least))
+        self.greatest_reward.copy_(torch.maximum(self.greatest_reward, greatest))
+        factor = sum_of_discounts(gamma)
+        return value_tp1.clamp(factor * self.least_reward, factor * self.greatest_reward)
 
 
 class ValueBound:
@@ -59,16 +113,10 @@ class ValueBound:
     def interval(self) -> tuple[float, float]:
         """The least and the greatest value."""
         n_steps = self._max_steps if self._terminates and not self._truncates else math.inf
-        factor = self._scale * self._sum(n_steps)
+        factor = self._scale * sum_of_discounts(self._gamma, n_steps)
         # 0 times infinity, of a discount of 1, is 0 here: without such rewards the sum is 0.
         low, high = (r * factor if r else 0.0 for r in (self.least_reward, self.greatest_reward))
         return low, high
-
-    def _sum(self, n_steps: float) -> float:
-        """Return ``1 + gamma + ..`` of so many steps."""
-        if self._gamma == 1:
-            return n_steps
-        return (1 - self._gamma**n_steps) / (1 - self._gamma)
 
     def excess(self, *values: float) -> float:
         """Return by how much the farthest of some values lies outside; 0 if all lie inside."""

@@ -60,6 +60,7 @@ loss:
   double_q: true
   td_lambda: 0.8
   reward_scale: 1.0
+  bounded_targets: false
 update:
   per_batch: 1
   max_grad_norm: 10.0

@@ -137,7 +137,26 @@ def forward_view(reward, value_tp1, terminated, gamma, td_lambda):
     return targets
 
 
-def loss(episodes, online, target, *, mixer, double_q, gamma, td_lambda=0.0, reward_scale=1.0):
+def interval(episodes, gamma, reward_scale):
+    """Return the least and the greatest endless discounted sum of the rewards of all episodes."""
+    rewards = [reward_scale * r for episode in episodes for r in episode.reward.flat]
+    if any(episode.terminated for episode in episodes):
+        rewards.append(0.0)
+    return min(rewards) / (1 - gamma), max(rewards) / (1 - gamma)
+
+
+def loss(
+    episodes,
+    online,
+    target,
+    *,
+    mixer,
+    double_q,
+    gamma,
+    td_lambda=0.0,
+    reward_scale=1.0,
+    bounded_targets=False,
+):
     """Return the mean squared TD error of all steps of all episodes.
 
     Args:
@@ -149,8 +168,10 @@ def loss(episodes, online, target, *, mixer, double_q, gamma, td_lambda=0.0, rew
         gamma: the discount.
         td_lambda: lambda of TD(lambda).
         reward_scale: a factor of all rewards.
+        bounded_targets: whether next values are clamped to the ``interval``.
     """
     errors = []
+    low, high = interval(episodes, gamma, reward_scale) if bounded_targets else (-np.inf, np.inf)
     for episode in episodes:
         q, target_q = (utilities(p["agent"], episode) for p in (online, target))
         chooser = np.where(episode.available, q if double_q else target_q, -np.inf)[1:]
@@ -159,6 +180,7 @@ def loss(episodes, online, target, *, mixer, double_q, gamma, td_lambda=0.0, rew
         chosen_tp1 = np.take_along_axis(target_q[1:], greedy, -1)[..., 0]
         total = learned(mixer, online["mixer"], chosen, episode.state[:-1])
         total_tp1 = learned(mixer, target["mixer"], chosen_tp1, episode.state[1:])
+        total_tp1 = np.clip(total_tp1, low, high)
         reward = reward_scale * episode.reward
         y = forward_view(reward, total_tp1, episode.terminated, gamma, td_lambda)
         errors.append((total - y) ** 2)

@@ -62,6 +62,7 @@ loss:
   double_q: true
   td_lambda: 0.8
   reward_scale: 1.0
+  bounded_targets: false
 update:
   per_batch: 200
   max_grad_norm: 10.0
@@ -593,6 +594,7 @@ def test_overrides_that_do_not_fit(override, part, whole):
         (["collection.steps=99"], ["collection.steps (99)", "env.max_steps (100)", "slices"]),
         (["env.max_steps=99"], ["collection.steps (100)", "env.max_steps (99)", "slices"]),
         (["replay.burn_in=1"], ["replay.burn_in (1)", "episodes", "slices"]),
+        (["loss.bounded_targets=true", "loss.gamma=1"], ["loss.bounded_targets", "loss.gamma"]),
     ],
 )
 def test_fields_that_do_not_go_together(overrides, parts, whole):

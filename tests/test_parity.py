@@ -177,6 +177,7 @@ def random_case(seed, *, mixing=None, **fixed):
         "gamma": rng.uniform(0.5, 1),
         "td_lambda": rng.uniform() if seed // 8 % 2 else 0.0,
         "reward_scale": 10 ** rng.uniform(-1, 1),
+        "bounded_targets": bool(seed // 16 % 2),
         **fixed,
     }
     n, o, a = sizes.agents, sizes.observation, sizes.actions

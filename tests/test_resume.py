@@ -42,10 +42,10 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def loss_of(seed):
+def loss_of(seed, **arguments):
     """Return a loss with new weights, whose targets differ from them."""
     env = CounterEnv()
-    return make_loss(env, make_agent(env, seed=seed))
+    return make_loss(env, make_agent(env, seed=seed), **arguments)
 
 
 VMAS = {"family": "vmas", "scenario": "balance", "state": "world", "team_reward": "mean"}
@@ -102,12 +102,13 @@ def test_targets_and_their_updater_resume(make_updater, tmp_path):
         check_resumes(tmp_path, make, value, before=before, after=5)
 
 
-def test_gradient_steps_resume_with_weights_targets_and_optimiser(tmp_path):
+@pytest.mark.parametrize("bounded_targets", [False, True])
+def test_gradient_steps_resume_with_weights_targets_and_optimiser(bounded_targets, tmp_path):
     replay = make_replay(SequenceRows(max_steps=5), capacity_rows=8, batch_rows=4, seed=0)
     replay.extend(batch_of(0))
 
     def make(seed):
-        loss = loss_of(seed)
+        loss = loss_of(seed, bounded_targets=bounded_targets)
         optimizer = torch.optim.Adam(loss.parameters(), lr=0.01)
         return {
             "loss": loss,

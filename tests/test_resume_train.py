@@ -33,15 +33,16 @@ RMSPROP = "update.optimizer={name: rmsprop, lr: 5e-4, alpha: 0.99, eps: 1e-5}"
 STOCK = "collection.collector=stock"
 BURN_IN = "replay.burn_in=2"
 REPEATS = "exploration.repeat_exponent=1.5"
+BOUNDED = "loss.bounded_targets=true"
 EXPLORES = "exploration.epsilon_end=0.5"
 CASES = {
-    "kernel, slices": [KERNEL, *SLICES, SOFT],
+    "kernel, slices": [KERNEL, *SLICES, SOFT, BOUNDED],
     "kernel, checked by VMAS": [KERNEL, "env.verify=0.5", RMSPROP],
     "kernel, episodes, recurrent": [KERNEL, RECURRENT, REPEATS],
     "kernel, slices, recurrent, vdn": [KERNEL, *SLICES, RECURRENT, MIXERS["vdn"], BURN_IN, REPEATS],
     "eager, stock": [STOCK, REPEATS],
     "eager, stock, slices, recurrent, vdn": [STOCK, *SLICES, RECURRENT, MIXERS["vdn"], BURN_IN],
-    "eager, fused, none": [RECURRENT, MIXERS["none"], RMSPROP],
+    "eager, fused, none": [RECURRENT, MIXERS["none"], RMSPROP, BOUNDED],
     "game": [game("memory", "delay: 2"), RECURRENT, SOFT],
     "game, slices": [game("two_step"), *SLICES[:2], MIXERS["vdn"], REPEATS],
 }

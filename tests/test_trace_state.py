@@ -2,9 +2,13 @@
 
 import torch
 from compiled_tools import simulation_of
+from environments.mpe_spread import MpeSpread
 from trace_tools import Alias, Counter, Hoarder, Tuple, Viewed, observations, state_of
+from vmas.scenarios.mpe import simple_spread
 
 from qmix_trl.envs.compiled.trace.state import random_step
+from qmix_trl.envs.compiled.trace.walk import walk
+from qmix_trl.envs.vmas_scenarios import load_scenario
 
 
 def test_state_is_found_in_lists_dictionaries_and_closures():
@@ -18,6 +22,18 @@ def test_state_is_found_in_lists_dictionaries_and_closures():
     assert paths.floats == (f"{here}.weight",)
     assert paths.choices == (f"{here}.goal@",)
     assert paths.changed_by_steps == ()
+
+
+def test_a_scenario_that_extends_one_of_vmas_has_the_state_of_that_one():
+    class Own(simple_spread.Scenario):
+        def reward(self, agent):
+            return simple_spread.Scenario.reward(self, agent)  # by the module
+
+    theirs = walk(simulation_of(load_scenario("simple_spread")).simulator)
+    for scenario in (MpeSpread(), Own()):
+        ours = walk(simulation_of(scenario).simulator)
+        assert ours.unwatched == {}
+        assert ours.slots.keys() >= theirs.slots.keys()
 
 
 def test_python_values_that_steps_change_are_found():

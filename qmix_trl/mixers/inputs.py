@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from tensordict import NestedKey
-from torch import Tensor
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from torch import Tensor, nn
 
 from qmix_trl import keys
 from qmix_trl.functional import greedy_action, value_of
@@ -79,3 +80,19 @@ def input_names(
     """
     known = {**SUPPLIED, **spelt}
     return [(key, known.get(key)) for key in in_keys]
+
+
+def as_module(mixer: nn.Module) -> TensorDictModuleBase:
+    """Return the mixer as a TensorDictModule that reads its ``in_keys`` and writes Q_tot.
+
+    Raises:
+        TypeError: if it is not a TensorDictModule and has no ``in_keys``.
+    """
+    if isinstance(mixer, TensorDictModuleBase):
+        return mixer
+    if not hasattr(mixer, "in_keys"):
+        raise TypeError(
+            f"QMixLoss: expected a mixer that names what it reads, got {type(mixer).__name__} "
+            "without in_keys; wrap it: TensorDictModule(mixer, in_keys=[...], out_keys=[...])"
+        )
+    return TensorDictModule(mixer, in_keys=list(mixer.in_keys), out_keys=[keys.TOTAL_VALUE])

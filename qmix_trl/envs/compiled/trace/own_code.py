@@ -27,6 +27,7 @@ LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
     "vmas",
 }
 
+VMAS_SCENARIOS = "vmas.scenarios."  # modules that are read as a user's: a scenario may extend them
 WRITES = ("STORE_", "DELETE_")  # of instructions
 
 
@@ -40,10 +41,9 @@ def library_folders() -> tuple[Path, ...]:
 
 
 def packages_of(scenario: BaseScenario) -> frozenset[str]:
-    """Return the top-level packages of a scenario's classes, wherever they are installed."""
-    classes = type(scenario).__mro__
-    own = [cls for cls in classes if issubclass(cls, BaseScenario) and cls is not BaseScenario]
-    return frozenset(cls.__module__.split(".")[0] for cls in own)
+    """Return the top-level packages of a scenario's classes, but for VMAS, wherever they are."""
+    own = [cls for cls in type(scenario).__mro__ if issubclass(cls, BaseScenario)]
+    return frozenset(cls.__module__.split(".")[0] for cls in own) - {"vmas"}
 
 
 @cache
@@ -55,7 +55,7 @@ def is_own_module(name: str, packages: frozenset[str]) -> bool:
         packages: top-level packages that count as the user's wherever they are.
     """
     top = name.split(".")[0]
-    if top in packages:
+    if top in packages or name.startswith(VMAS_SCENARIOS):
         return True
     return top not in LIBRARIES and not _is_installed(name)
 
