@@ -265,6 +265,37 @@ def test_mistakes_in_a_file_are_told_with_their_line(code, parts, tmp_path):
         assert part in said
 
 
+GROWING = """
+import torch
+from torchrl.data import Unbounded
+
+class Larger(AnyEnv):
+    def _set_specs(self):
+        super()._set_specs()
+        spec = self.observation_spec.clone()
+        spec["agents", "observation"] = Unbounded((2, 6), dtype=torch.float64)
+        self.observation_spec = spec
+
+    def _entries(self):
+        data = super()._entries()
+        seen = data["agents", "observation"]
+        return data.set(("agents", "observation"), torch.cat([seen, seen[..., :1]], -1))
+
+made = []
+
+def growing():
+    made.append((Larger if len(made) > 2 else AnyEnv)(Layout(n_envs=None)))
+    return made[-1]
+"""
+
+
+def test_environments_of_several_sizes_are_refused(folder):
+    file = folder / "envs" / "mine.py"
+    file.write_text(ONE + GROWING)
+    said = refusal(f"{file}:growing", n_envs=3)
+    assert "expected environments of equal sizes from all calls, got others: RuntimeError" in said
+
+
 def test_mistakes_in_keywords(folder):
     make = folder / "envs" / "mine.py:make"
     assert "env.make_kwargs.nam: unknown to the function; did you mean 'name'?" in refusal(

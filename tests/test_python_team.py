@@ -73,6 +73,24 @@ def test_wrong_actions_are_refused(action, message):
         env.step(env.reset().set(ACTION, action))
 
 
+def test_a_step_needs_a_reset():
+    env = made()
+    with pytest.raises(RuntimeError, match="expected a call of reset before the first step"):
+        env.step(env.rand_action())
+
+
+def test_an_episode_that_began_before_the_present_seed_goes_on(tmp_path):
+    env, other = made(), made(seed=1)
+    shown = env.rollout(2, RandomPolicy(3, seed=0))[:, -1]["next"]
+    env.set_seed(5)
+    save_run(tmp_path, env=env)
+    load_run(tmp_path, env=other)
+    shown = shown.set(ACTION, torch.zeros(4, 3).long())
+    steps = [each.step(shown.clone())["next", OBSERVATION] for each in (env, other)]
+    assert torch.equal(*steps)
+    assert torch.equal(*[each.reset()[OBSERVATION] for each in (env, other)])
+
+
 @pytest.mark.slow
 def test_processes_step_as_one_does_and_go_on_from_its_state(tmp_path):
     one, two = made(), made(processes=2)

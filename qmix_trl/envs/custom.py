@@ -79,6 +79,7 @@ def make_env(
         else:
             tried.close()
             env = TeamEnv(several(maker, n_envs, processes), **of_team)
+            check_alike(env)
     env = env.to(device)
     env.set_seed(seed)
     return env
@@ -175,6 +176,20 @@ def check_batch(env: EnvBase, n_envs: int | None, processes: int) -> None:
             "env.processes: expected 1, as the function makes all environments at once, got "
             f"{processes}"
         )
+
+
+def check_alike(env: TeamEnv) -> None:
+    """Refuse environments of several sizes.
+
+    Raises:
+        ConfigError: if they cannot be reset together.
+    """
+    try:
+        env.reset()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"expected environments of equal sizes from all calls, got others: {one_line(error)}"
+        ) from error
 
 
 def try_out(env: TeamEnv) -> None:

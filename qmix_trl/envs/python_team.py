@@ -27,6 +27,7 @@ from qmix_trl.errors import ConfigError
 
 TEAM_REWARDS = ("mean", "sum")
 TRIED_STEPS = 2
+NO_EPISODE = -1  # in place of a seed, before the first reset
 
 
 class Shown(NamedTuple):
@@ -43,7 +44,7 @@ class Shown(NamedTuple):
     action_mask: np.ndarray | None = None
 
 
-SAVED = ("episodes", "steps", "actions", "observation")  # of ``PythonTeam.saved_episodes``
+SAVED = ("episodes", "seeds", "steps", "actions", "observation")  # of ``PythonTeam.saved_episodes``
 SHOWN_KEYS = (keys.OBSERVATION, keys.STATE, keys.ACTION_MASK)  # of the fields of ``Shown``
 
 
@@ -233,7 +234,8 @@ class PythonTeam(EnvBase):
         self._sums_rewards = team_reward == "sum"
         self._reproduces = reproduces
         self._seed, self._first = 0, first
-        self._episodes = np.zeros(n_envs, np.int64)  # that have begun
+        self._episodes = np.zeros(n_envs, np.int64)  # that have begun since the seed
+        self._seeds = np.full(n_envs, NO_EPISODE)  # of the present episodes
         self._steps = np.zeros(n_envs, np.int64)  # since the reset
         self._actions = np.zeros((n_envs, max_steps, self.dims.n_agents), np.int64)  # of these
         self._agent_reward = np.zeros((n_envs, self.dims.n_agents), np.float32)  # of the last step
@@ -256,13 +258,12 @@ class PythonTeam(EnvBase):
     def _begin_next(self, e: int) -> None:
         """Begin the next episode of an environment."""
         self._episodes[e] += 1
-        self._begin(e)
+        self._begin(e, episode_seed(self._seed, self._first + e, int(self._episodes[e])))
 
-    def _begin(self, e: int) -> None:
-        """Begin an environment's episode, of the number in ``_episodes``."""
-        seed = episode_seed(self._seed, self._first + e, int(self._episodes[e]))
+    def _begin(self, e: int, seed: int) -> None:
+        """Begin the episode of a seed in an environment."""
         self._show(e, self._envs[e].reset(seed))
-        self._steps[e] = 0
+        self._seeds[e], self._steps[e] = seed, 0
         self._terminated[e] = self._truncated[e] = False
 
     def _show(self, e: int, shown: Shown) -> None:
@@ -306,8 +307,11 @@ class PythonTeam(EnvBase):
         """Return the actions.
 
         Raises:
+            RuntimeError: if an environment has not been reset.
             ValueError: if they are of another shape or type, or out of range.
         """
+        if (self._seeds == NO_EPISODE).any():
+            raise RuntimeError("PythonTeam: expected a call of reset before the first step")
         shape, n_actions = (len(self._envs), self.dims.n_agents), self.dims.n_actions
         if action.shape != shape or action.is_floating_point():
             raise ValueError(
@@ -429,8 +433,8 @@ class PythonTeam(EnvBase):
 
     def saved_episodes(self) -> dict[str, Any]:
         """Return the team's seed, and by name tensors of its episodes [E, ...]."""
-        arrays = (self._episodes, self._steps, self._actions, self._seen[keys.OBSERVATION])
-        tensors = (torch.from_numpy(array.copy()) for array in arrays)
+        episodes = (self._episodes, self._seeds, self._steps, self._actions)
+        tensors = (torch.from_numpy(x.copy()) for x in (*episodes, self._seen[keys.OBSERVATION]))
         return {"seed": self._seed, **dict(zip(SAVED, tensors, strict=True))}
 
     def load_episodes(self, state: Mapping[str, Any]) -> bool:
@@ -440,11 +444,12 @@ class PythonTeam(EnvBase):
             state: the ``saved_episodes`` of all processes, joined.
         """
         own = slice(self._first, self._first + len(self._envs))
-        episodes, steps, actions, observation = (state[name][own].cpu().numpy() for name in SAVED)
-        self._seed, self._episodes = state["seed"], episodes.copy()
-        begun = episodes > 0
+        saved = (state[name][own].cpu().numpy().copy() for name in SAVED)
+        self._episodes, self._seeds, steps, actions, observation = saved
+        self._seed = state["seed"]
+        begun = self._seeds != NO_EPISODE
         for e in begun.nonzero()[0].tolist():
-            self._begin(e)
+            self._begin(e, int(self._seeds[e]))
             for action in actions[e, : steps[e]].tolist():
                 self._advance_one(e, action)
         return np.array_equal(self._seen[keys.OBSERVATION][begun], observation[begun])
