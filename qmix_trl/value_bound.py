@@ -54,7 +54,12 @@ class TargetBound(nn.Module):
             terminated_t: bool [B, T, 1].
             mask: bool [B, T], the valid steps.
             gamma: the discount per step, below 1.
+
+        Raises:
+            ValueError: if gamma is 1: the sums of rewards have no bound.
         """
+        if gamma == 1:
+            raise ValueError("TargetBound: expected gamma below 1, got 1")
         least = torch.where(terminated_t, reward_t.clamp(max=0), reward_t)
         greatest = torch.where(terminated_t, reward_t.clamp(min=0), reward_t)
         valid = mask.unsqueeze(-1)

@@ -101,6 +101,10 @@ def test_a_loss_without_a_bound_has_no_other_state():
 def test_a_discount_of_one_is_refused():
     with pytest.raises(ValueError, match="gamma below 1 with bounded_targets, got 1"):
         make_loss(gamma=1.0, bounded_targets=True)
+    loss = make_loss(gamma=0.9, bounded_targets=True)
+    loss.gamma = 1.0
+    with pytest.raises(ValueError, match="gamma below 1, got 1"):
+        loss(random_batch(2, 3))
 
 
 def trained_weight(steps, **arguments):
