@@ -6,7 +6,7 @@ told at once.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,12 +19,17 @@ from qmix_trl.strict_yaml import build, dump, number, overridden, read
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_SEED = 2**32 - 1  # NumPy's
 MAX_THREADS = 1024
+SOURCES, SOURCES_FILE = "source", "files.json"  # in a run's folder: copies of the user's files
 GAMES = ("matrix", "memory", "random_matrix", "two_step")  # of ``envs.game_tables``
 
 
 @dataclass(frozen=True, kw_only=True)
 class VmasConfig:
-    """``envs.vmas``; the fields are the arguments of ``make_env``."""
+    """``envs.vmas``; the fields are the arguments of ``make_env``.
+
+    A file in ``scenario`` is relative to the folder of the configuration, in an override to the
+    current one.
+    """
 
     family: Literal["vmas"]
     scenario: str
@@ -272,7 +277,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         root = overridden(root, override)
     config = build(RunConfig, root)
     try:
-        config = replace(config, env=_resolved(config.env, Path(path).parent))
+        overridden_keys = {override.partition("=")[0] for override in overrides}
+        config = replace(config, env=_resolved(config.env, Path(path).parent, overridden_keys))
         _check_name(config.name)
         _check_scenario(config.env)
         _check_sizes(config)
@@ -311,15 +317,24 @@ def _check_name(name: str) -> None:
         )
 
 
-def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
-    """Return a section with the whole path of the file that makes its environments.
+def _resolved(env: EnvConfig, folder: Path, overridden_keys: Collection[str]) -> EnvConfig:
+    """Return a section with the whole paths of the user's files in it.
 
-    A run's folder keeps it, so that the run is evaluated from any folder.
+    A run's folder keeps them, so that the run is evaluated from any folder.
+
+    Args:
+        env: the section.
+        folder: of the configuration.
+        overridden_keys: the keys that the command line sets.
 
     Raises:
         ConfigError: if ``make`` has another form than those of ``envs.custom``, or there is no
             such file.
     """
+    if isinstance(env, VmasConfig):
+        is_typed = not {"env", "env.scenario"}.isdisjoint(overridden_keys)
+        base = None if is_typed else folder
+        return replace(env, scenario=with_whole_path("scenario", env.scenario, base))
     if not isinstance(env, CustomConfig):
         return env
     where, _, function = env.make.rpartition(":")
@@ -328,28 +343,62 @@ def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
             "env.make: expected path/to/file.py:function or module:function, got "
             f"{shown(env.make)!r}"
         )
+    return replace(env, make=with_whole_path("make", env.make, folder))
+
+
+def with_whole_path(key: str, spec: str, folder: Path | None = None) -> str:
+    """Return the name of a thing of the user's with the whole path of its file, if it is in one.
+
+    Args:
+        key: of the section ``env``, for the message.
+        spec: "path/to/file.py", "path/to/file.py:name", or any other name.
+        folder: to which a path is relative: of the configuration; None for the current one.
+
+    Raises:
+        ConfigError: if there is no such file.
+    """
+    where, colon, name = (spec, "", "") if spec.endswith(".py") else spec.rpartition(":")
     if not where.endswith(".py"):
-        return env
-    file = (folder / where).resolve()
-    if not file.is_file():
+        return spec
+    file = (folder or Path()).joinpath(where).resolve()
+    is_copied = folder is not None and (folder / SOURCES / SOURCES_FILE).is_file()
+    if not (file.is_file() or is_copied):
+        of = "the configuration's" if folder else "the current"
         raise ConfigError(
-            f"env.make: expected a file, relative to the configuration's folder, got "
+            f"env.{key}: expected a file, relative to {of} folder, got "
             f"{shown(where)!r}; there is no {shown(str(file))}"
         )
-    return replace(env, make=f"{file}:{function}")
+    return f"{file}{colon}{name}"
+
+
+def check_vmas_scenario(name: str) -> None:
+    """Refuse a name that is none of VMAS's and no file or class, which is loaded when it is made.
+
+    Raises:
+        ConfigError: if it is unknown.
+    """
+    known = vmas_scenarios()  # none where VMAS is not installed
+    if known and name not in known and not is_own_scenario(name):
+        raise ConfigError(
+            f"env.scenario: unknown VMAS scenario {shown(name)!r}{nearest(shown(name), known)}; "
+            "`python recipes/names.py scenarios` lists them; one of your own is path/to/file.py or "
+            "module:Class"
+        )
+
+
+def is_own_scenario(name: str) -> bool:
+    """Return whether a scenario's name is a file or a class of the user's."""
+    return name.endswith(".py") or ":" in name
 
 
 def _check_scenario(env: EnvConfig) -> None:
-    if isinstance(env, CustomConfig):  # its function is imported when it is called
-        return
-    if env.family == "games":
-        kind, known, hint = "game", GAMES, f"known: {', '.join(GAMES)}"
-    else:
-        kind, known = "VMAS scenario", vmas_scenarios()
-        hint = "`python recipes/names.py scenarios` lists them"
-    if known and env.scenario not in known:  # none are known where VMAS is not installed
+    if isinstance(env, VmasConfig):
+        check_vmas_scenario(env.scenario)
+    elif isinstance(env, GamesConfig) and env.scenario not in GAMES:
         name = shown(env.scenario)
-        raise ConfigError(f"env.scenario: unknown {kind} {name!r}{nearest(name, known)}; {hint}")
+        raise ConfigError(
+            f"env.scenario: unknown game {name!r}{nearest(name, GAMES)}; known: {', '.join(GAMES)}"
+        )
 
 
 def _check_sizes(config: RunConfig) -> None:

@@ -1,7 +1,7 @@
 """Train VDN, QMIX or IQL: python recipes/train.py CONFIG.yaml [key.sub=value ...]
 
 It leaves runs/NAME with config.yaml, metrics.csv, weights.pt, summary.json and checkpoints/, from
-which --resume runs/NAME goes on.
+which --resume runs/NAME goes on; of a scenario of your own also source/, a copy of its files.
 """
 
 from collections.abc import Sequence
@@ -35,6 +35,7 @@ from support.finite import check_batch, check_update
 from support.memory import check_room
 from support.planned_run import planned_run
 from support.run_folder import CONFIG_FILE, REPLAY_FOLDER
+from support.sources import save_sources, with_sources
 from support.training_report import TrainingReport
 from torchrl.envs import RewardSum
 
@@ -64,10 +65,11 @@ def train(
     """
     run = planned_run(config, overrides, runs, resume)
     config = run.config
+    task = with_sources(config, run.folder)
     device = prepared_device(config)
-    check_room(config, device, run.runs, run.folder)
-    env = build_training_env(config, device)
-    evaluation = Evaluation(config, device)
+    check_room(task, device, run.runs, run.folder)
+    env = build_training_env(task, device)
+    evaluation = Evaluation(task, device)
 
     torch.manual_seed(stream_seed(config.seed, "weights"))  # the networks draw their weights
     agent = build_agent(config, evaluation.dims, device)
@@ -87,6 +89,7 @@ def train(
         checkpoints = Checkpoints(config, folder, parts)
         frames, n_updates = checkpoints.load(evaluation, agent, mixer) if run.folder else (0, 0)
         save_config(config, folder / CONFIG_FILE)
+        save_sources(config, folder)
         with report:
             for batch in stop.watched(collector):
                 check_batch(batch)

@@ -235,7 +235,7 @@ def test_a_class_is_as_good_as_an_instance():
         (s, "expected a name, or a class or an instance of BaseScenario, got 'scenarios_any'"),
         (None, "got 'NoneType'"),
         (int, "got 'int'"),
-        (s.Returning, r"Returning\(\) fails: TypeError .*'change'; give an instance"),
+        (s.Returning, r"Returning\(\) fails: TypeError .*'change' at scenarios_any\.py:"),
     ],
 )
 def test_other_things_are_refused(given, message):

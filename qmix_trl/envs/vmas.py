@@ -7,6 +7,7 @@ all three. An engine steps it (``compiled/engines/``): VMAS itself, or a compile
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ from qmix_trl.envs.infos import Infos, info_shapes
 from qmix_trl.envs.vmas_scenarios import (
     OF_ENVIRONMENT,
     boolean_keywords,
+    is_own,
+    own_class,
     scenario_keywords,
     scenario_of,
 )
@@ -64,7 +67,8 @@ def make_env(
 
     Args:
         scenario: a name in ``vmas_scenarios.SCENARIOS``, or your own scenario: an instance, which
-            is copied, or a class, of which each simulation makes an instance.
+            is copied; or a class, of which each simulation makes an instance, as itself or as
+            "path/to/file.py", "path/to/file.py:Class" or "module:Class".
         n_envs: E.
         max_steps: the time limit in steps; reaching it truncates.
         state: "world", every entity's position, velocity, rotation and angular velocity; or
@@ -98,8 +102,11 @@ def make_env(
     check_choice("team_reward", team_reward, TEAM_REWARDS)
     check_choice("engine", engine, ENGINES)
     check_share("verify", verify)
+    name = Path(scenario).name if isinstance(scenario, str) else None
+    if isinstance(scenario, str) and is_own(scenario):
+        scenario = own_class(scenario)
     own = scenario_of(scenario)
-    name = scenario if isinstance(scenario, str) else type(own).__name__
+    name = name or type(own).__name__
     scenario_kwargs = dict(scenario_kwargs or {})
     check_scenario_kwargs(name, own, scenario_kwargs)
     task = Task(

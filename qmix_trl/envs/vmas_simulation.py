@@ -2,11 +2,11 @@
 
 import linecache
 import random
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,13 @@ from vmas.simulator.scenario import BaseScenario
 from qmix_trl.envs.compiled.trace.own_code import is_own_module, packages_of
 from qmix_trl.envs.scenario_copies import copied
 from qmix_trl.envs.time_limit import ended_within
+from qmix_trl.envs.user_code import line_of, line_of_definition
 from qmix_trl.envs.vmas_scenarios import ALL, agent_groups, generators_restored, instance_of
 from qmix_trl.errors import ConfigError, Refused, nearest, one_line
 
 TEAM_REWARDS = ("mean", "sum", "shared")
 RESET_SECONDS = 60.0  # in which a reset has to end
+CALLED = re.compile(r"scenario\.(observation|reward|done|info)\(")  # in a line of VMAS
 OF_MEMORY = ("allocat", "out of memory")  # in the messages of torch's errors
 
 
@@ -176,6 +178,10 @@ class VmasSimulation:
                 f"{one_line(error)} at {failing_line(error, scenario)}"
             ) from error
 
+    def _told(self) -> AbstractContextManager[None]:
+        """Turn an error of the scenario's code within a ``with`` block into one line."""
+        return self._errors_told(self.simulator.scenario)
+
     def _choose_team(self) -> list[int]:
         """Return the indices of the team's agents."""
         group, name = self.task.group, self.task.name
@@ -212,7 +218,7 @@ class VmasSimulation:
         Raises:
             NoEnd: if it does not end.
         """
-        with self.own_randomness(), self.limited("a reset of"):
+        with self._told(), self.own_randomness(), self.limited("a reset of"):
             self.simulator.reset(return_observations=False)
 
     def reset_at(self, i: int) -> None:
@@ -221,7 +227,7 @@ class VmasSimulation:
         Raises:
             NoEnd: if it does not end.
         """
-        with self.own_randomness(), self.limited("a reset of one of"):
+        with self._told(), self.own_randomness(), self.limited("a reset of one of"):
             self.simulator.reset_at(i, return_observations=False)
 
     def pure_reset(self, i: int | None = None) -> None:
@@ -238,7 +244,7 @@ class VmasSimulation:
 
     def observe(self) -> Seen:
         """Return the present observations and states."""
-        with self.own_randomness():
+        with self._told(), self.own_randomness():
             (observations,) = self.simulator.get_from_scenario(
                 get_observations=True, get_rewards=False, get_infos=False, get_dones=False
             )
@@ -246,7 +252,7 @@ class VmasSimulation:
 
     def step(self, action: Tensor) -> Stepped:
         """Take one step by actions int64 [E, N]; agents outside the team do nothing."""
-        with self.own_randomness(), local_seed(Environment.vmas_random_state):
+        with self._told(), self.own_randomness(), local_seed(Environment.vmas_random_state):
             stepped = self.pure_step(action)
         self.infos = stepped.infos
         return stepped
@@ -272,14 +278,25 @@ class VmasSimulation:
         """Return the name of agent i."""
         return self.simulator.agents[i].name
 
+    def _wrong(self, of: str, message: str) -> ConfigError:
+        """Return the error of a method's result.
+
+        Args:
+            of: the result; its first word is the method.
+            message: what was expected, and what was got.
+        """
+        line = defined_at(self.simulator.scenario, of.split()[0])
+        return ConfigError(f"VMAS scenario {self.task.name!r}: {of}: {message}{line}")
+
     def _column(self, value: Tensor, of: str) -> Tensor:
         """Return a number for each environment as [E, 1]; one number is for all of them."""
         if value.numel() == 1:
             return value.reshape(1, 1).expand(self.n_envs, 1)
         if value.shape not in ((self.n_envs,), (self.n_envs, 1)):
-            raise ConfigError(
-                f"VMAS scenario {self.task.name!r}: {of}: expected a shape of [{self.n_envs}] or "
-                f"[{self.n_envs}, 1], got {list(value.shape)}"
+            raise self._wrong(
+                of,
+                f"expected a shape of [{self.n_envs}] or [{self.n_envs}, 1], got "
+                f"{list(value.shape)}",
             )
         return value.reshape(-1, 1)
 
@@ -309,9 +326,9 @@ class VmasSimulation:
             parts = [self._observation(part, agent) for part in observation.values()]
             return torch.cat(parts, -1)
         if observation.shape[:1] != (self.n_envs,):
-            raise ConfigError(
-                f"VMAS scenario {self.task.name!r}: observation of {agent}: expected a shape of "
-                f"[{self.n_envs}, ...], got {list(observation.shape)}"
+            raise self._wrong(
+                f"observation of {agent}",
+                f"expected a shape of [{self.n_envs}, ...], got {list(observation.shape)}",
             )
         return columns_of(observation)
 
@@ -324,9 +341,8 @@ class VmasSimulation:
         infos = [dict(self._flat_info(self.infos[i])) for i in self.team]
         described = [{key: list(v.shape[1:]) for key, v in info.items()} for info in infos]
         if any(shapes != described[0] for shapes in described):
-            raise ConfigError(
-                f"VMAS scenario {self.task.name!r}: info: expected the same entries for all agents "
-                f"of the team, got {described}"
+            raise self._wrong(
+                "info", f"expected the same entries for all agents of the team, got {described}"
             )
         return {key: torch.stack([info[key] for info in infos], 1) for key in infos[0]}
 
@@ -335,6 +351,10 @@ class VmasSimulation:
         for name, value in info.items():
             if isinstance(value, dict):
                 yield from (((name, *key), part) for key, part in self._flat_info(value))
+            elif not isinstance(value, Tensor):
+                raise self._wrong(
+                    f"info {name!r}", f"expected a tensor, got {type(value).__name__}"
+                )
             elif value.dim() < 2:
                 yield (name,), self._column(value, f"info {name!r}").to(torch.float32)
             else:
@@ -436,13 +456,28 @@ def columns_of(value: Tensor) -> Tensor:
 def failing_line(error: Exception, scenario: BaseScenario) -> str:
     """Return file, number and text of the line of the scenario's code that raised an error.
 
-    If there is none, the line of VMAS that raised it, and the agent that it was about.
+    If there is none, the line of VMAS that raised it, the agent that it was about, and the
+    scenario's method whose result it read.
     """
     packages = packages_of(scenario)
     frames = list(traceback.walk_tb(error.__traceback__))
     own = [at for at in frames if is_own_module(at[0].f_globals.get("__name__", ""), packages)]
     frame, number = (own or frames)[-1]
-    file = frame.f_code.co_filename
-    line = f"{Path(file).name}:{number} ({linecache.getline(file, number).strip()})"
+    line = line_of(frame.f_code.co_filename, number)
+    if own:
+        return line
     agents = [at[0].f_locals["agent"].name for at in frames if "agent" in at[0].f_locals]
-    return f"{line} for {agents[-1]}" if agents and not own else line
+    about = f" for {agents[-1]}" if agents else ""
+    lines = [_three_lines(frame.f_code.co_filename, number) for frame, number in frames]
+    called = CALLED.findall(" ".join(lines))
+    return f"{line}{about}{defined_at(scenario, called[-1]) if called else ''}"
+
+
+def _three_lines(file: str, number: int) -> str:
+    """Return the text of three lines, on which a call may be spread."""
+    return "".join(linecache.getline(file, number + i) for i in range(3))
+
+
+def defined_at(scenario: BaseScenario, method: str) -> str:
+    """Return where a scenario's method is defined, as the end of a message."""
+    return f"; {method} is defined at {line_of_definition(getattr(type(scenario), method))}"

@@ -17,7 +17,13 @@ from support.planned_run import NEWEST, check_name_is_free, planned_run
 from support.run_folder import CONFIG_FILE
 from support.throughput.report import COLORS, TITLES
 
-from qmix_trl.config import MAX_SEED, RunConfig, load_config, vmas_scenarios
+from qmix_trl.config import (
+    MAX_SEED,
+    RunConfig,
+    check_vmas_scenario,
+    load_config,
+    with_whole_path,
+)
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
 
 
@@ -185,10 +191,9 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--scenarios",
         **several,
-        choices=vmas_scenarios(),
         metavar="NAME",
-        help="scenarios of VMAS (default: balance navigation simple_spread dispersion transport "
-        "discovery; CUDA: balance simple_spread)",
+        help="scenarios of VMAS, or path/to/file.py (default: balance navigation simple_spread "
+        "dispersion transport discovery; CUDA: balance simple_spread)",
     )
     parser.add_argument(
         "--envs",
@@ -221,7 +226,11 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
         default=Path("throughput.png"),
         help="a file for the picture (default: throughput.png)",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    with exit_on_mistake():
+        for name in arguments.scenarios or ():
+            check_vmas_scenario(with_whole_path("scenario", name))
+    return arguments
 
 
 def _size(text: str) -> int:

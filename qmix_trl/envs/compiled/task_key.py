@@ -21,6 +21,7 @@ import hashlib
 import io
 import json
 import platform
+import re
 from functools import _lru_cache_wrapper
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +47,7 @@ OTHER_FILES = (
     "chosen.py",
     "envs/scenario_copies.py",
     "envs/time_limit.py",
+    "envs/user_code.py",
     "envs/vmas_scenarios.py",
     "envs/vmas_simulation.py",
     "errors.py",
@@ -91,7 +93,8 @@ def task_key(task: Task, *tools: str) -> str:
         "tools": tools,
     }
     text = json.dumps(settings, sort_keys=True)
-    return f"{task.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+    name = re.sub(r"[^\w.-]", "-", task.name)
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
 def value_texts(contents: Contents) -> dict[str, str]:
