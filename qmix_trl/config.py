@@ -20,6 +20,7 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_SEED = 2**32 - 1  # NumPy's
 MAX_THREADS = 1024
 SOURCES, SOURCES_FILE = "source", "files.json"  # in a run's folder: copies of the user's files
+OTHERS = ("no_op", "random", "scripted")  # of ``envs.others``
 GAMES = ("matrix", "memory", "random_matrix", "two_step")  # of ``envs.game_tables``
 
 
@@ -27,14 +28,16 @@ GAMES = ("matrix", "memory", "random_matrix", "two_step")  # of ``envs.game_tabl
 class VmasConfig:
     """``envs.vmas``; the fields are the arguments of ``make_env``.
 
-    A file in ``scenario`` is relative to the folder of the configuration, in an override to the
-    current one.
+    Files in ``scenario``, and a run's folder in ``others``, are relative to the folder of the
+    configuration, in an override to the current one.
     """
 
     family: Literal["vmas"]
     scenario: str
     scenario_kwargs: dict[str, Any]
     group: str | None
+    others: str
+    actions_per_dimension: int | None = number(least=3)
     n_envs: int = number(least=1)
     max_steps: int = number(least=1)
     state: Literal["world", "observations"]
@@ -332,9 +335,14 @@ def _resolved(env: EnvConfig, folder: Path, overridden_keys: Collection[str]) ->
             such file.
     """
     if isinstance(env, VmasConfig):
-        is_typed = not {"env", "env.scenario"}.isdisjoint(overridden_keys)
-        base = None if is_typed else folder
-        return replace(env, scenario=with_whole_path("scenario", env.scenario, base))
+        typed = {"scenario", "others"} if "env" in overridden_keys else set()
+        typed |= {key.removeprefix("env.") for key in overridden_keys}
+        bases = {key: None if key in typed else folder for key in ("scenario", "others")}
+        return replace(
+            env,
+            scenario=with_whole_path("scenario", env.scenario, bases["scenario"]),
+            others=_run_or_name(env.others, bases["others"]),
+        )
     if not isinstance(env, CustomConfig):
         return env
     where, _, function = env.make.rpartition(":")
@@ -361,14 +369,40 @@ def with_whole_path(key: str, spec: str, folder: Path | None = None) -> str:
     if not where.endswith(".py"):
         return spec
     file = (folder or Path()).joinpath(where).resolve()
-    is_copied = folder is not None and (folder / SOURCES / SOURCES_FILE).is_file()
-    if not (file.is_file() or is_copied):
+    if not (file.is_file() or _is_copied(folder)):
         of = "the configuration's" if folder else "the current"
         raise ConfigError(
             f"env.{key}: expected a file, relative to {of} folder, got "
             f"{shown(where)!r}; there is no {shown(str(file))}"
         )
     return f"{file}{colon}{name}"
+
+
+def _run_or_name(others: str, folder: Path | None) -> str:
+    """Return one of ``OTHERS``, or the whole path of a run's folder.
+
+    Args:
+        others: of a section ``env``.
+        folder: as in ``with_whole_path``.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    if others in OTHERS:
+        return others
+    run = (folder or Path()).joinpath(others).resolve()
+    if not ((run / "config.yaml").is_file() or _is_copied(folder)):
+        raise ConfigError(
+            f"env.others: expected one of {', '.join(OTHERS)}, or a run's folder, got "
+            f"{shown(others)!r}{nearest(shown(others), OTHERS)}; there is no {run}/config.yaml"
+        )
+    return str(run)
+
+
+def _is_copied(folder: Path | None) -> bool:
+    """Return whether a configuration is a run's that has copies of the user's files, or a copy."""
+    lists = () if folder is None else (folder / SOURCES, folder.parent)
+    return any((place / SOURCES_FILE).is_file() for place in lists)
 
 
 def check_vmas_scenario(name: str) -> None:

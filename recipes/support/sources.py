@@ -1,8 +1,8 @@
-"""The copy of a scenario's source in a run's folder: written, compared, and used.
+"""The copies of a user's files in a run's folder: written, compared, and used.
 
-A run's folder has the user's files that make its scenario, with all files that these import, in
-``source/``; ``source/files.json`` lists where they are from, and their hashes. Torch is imported
-only to find them.
+They are the files that make the run's scenario, with all files that these import, and the
+configuration and weights of a run by which others act. ``source/files.json`` lists where they are
+from, and their hashes. Torch is imported only to find them.
 """
 
 import hashlib
@@ -13,10 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qmix_trl.config import SOURCES, SOURCES_FILE, RunConfig, is_own_scenario
+from support.run_folder import CONFIG_FILE
+
+from qmix_trl.config import OTHERS, SOURCES, SOURCES_FILE, RunConfig, VmasConfig, is_own_scenario
 from qmix_trl.errors import ConfigError, SaveError
 from qmix_trl.logs import say, write_json
 
+BY_RUN = "others"  # the folder of the copies of a run by which others act
+OF_RUN = (CONFIG_FILE, "weights.pt")
 SHOWN_DIGITS = 12  # of a hash
 
 
@@ -42,7 +46,7 @@ class Change:
 
 
 def save_sources(config: RunConfig, folder: Path) -> None:
-    """Copy the files of a run's own scenario to its folder, once; a scenario of VMAS has none.
+    """Copy the files that a run depends on to its folder, once; most runs have none.
 
     Args:
         config: of the run.
@@ -51,9 +55,16 @@ def save_sources(config: RunConfig, folder: Path) -> None:
     Raises:
         SaveError: if they cannot be written.
     """
-    if not _is_own(config) or (folder / SOURCES / SOURCES_FILE).exists():
+    env = config.env
+    if not isinstance(env, VmasConfig) or (folder / SOURCES / SOURCES_FILE).exists():
         return
-    spec, files = scenario_files(config.env.scenario)
+    spec, files = env.scenario, {}
+    if is_own_scenario(spec):
+        spec, files = scenario_files(spec)
+    if env.others not in OTHERS:
+        files |= {Path(env.others, name): Path(BY_RUN, name) for name in OF_RUN}
+    if not files:
+        return
     listed = []
     try:
         for file, place in sorted(files.items()):
@@ -67,7 +78,7 @@ def save_sources(config: RunConfig, folder: Path) -> None:
 
 
 def changes(folder: Path) -> list[Change]:
-    """Return the files of a run's scenario that are others now."""
+    """Return the files that a run depends on and that are others now."""
     found = []
     for entry in _listed(folder).get("files", []):
         file = Path(entry["from"])
@@ -79,7 +90,7 @@ def changes(folder: Path) -> list[Change]:
 
 
 def check_sources(folder: Path) -> None:
-    """Refuse to go on with a run whose scenario's source has changed; one that is gone is not.
+    """Refuse to go on with a run that depends on a file that has changed; one may be gone.
 
     Raises:
         ConfigError: if a file has changed; it names the file with both hashes.
@@ -87,29 +98,34 @@ def check_sources(folder: Path) -> None:
     for change in changes(folder):
         if change.now is not None:
             raise ConfigError(
-                f"{folder}: {change}: a run goes on with the source with which it began; restore "
+                f"{folder}: {change}: a run goes on with the file with which it began; restore "
                 f"it from {change.copy}, or train a new run"
             )
 
 
 def with_sources(config: RunConfig, folder: Path | None) -> RunConfig:
-    """Return a configuration whose scenario is the run's copy, if the original is another one now.
+    """Return a configuration that names the run's copies, if a file is another one now.
 
     Args:
         config: of the run.
         folder: of the run; None for a run that begins.
     """
-    changed = changes(folder) if folder is not None and _is_own(config) else []
-    if folder is None or not changed:
+    changed = changes(folder) if folder is not None else []
+    env = config.env
+    if folder is None or not changed or not isinstance(env, VmasConfig):
         return config
-    say(f"source: {changed[0]}; the copy in {folder / SOURCES} is used")
+    say(f"source: {'; '.join(map(str, changed))}; the copy in {folder / SOURCES} is used")
     copies = (folder / SOURCES).resolve()
-    _forget({entry["from"] for entry in _listed(folder)["files"]})
-    sys.path.insert(0, str(copies))
-    spec = _listed(folder)["scenario"]
-    where = spec.rpartition(":")[0]
-    scenario = f"{copies}/{spec}" if where.endswith(".py") else spec
-    return replace(config, env=replace(config.env, scenario=scenario))
+    scenario, others = env.scenario, env.others
+    if is_own_scenario(scenario):
+        _forget({entry["from"] for entry in _listed(folder)["files"]})
+        sys.path.insert(0, str(copies))
+        scenario = _listed(folder)["scenario"]
+        if scenario.rpartition(":")[0].endswith(".py"):
+            scenario = f"{copies}/{scenario}"
+    if others not in OTHERS:
+        others = str(copies / BY_RUN)
+    return replace(config, env=replace(env, scenario=scenario, others=others))
 
 
 def scenario_files(spec: str) -> tuple[str, dict[Path, Path]]:
@@ -157,12 +173,6 @@ def _forget(files: set[str]) -> None:
     for name, module in list(sys.modules.items()):
         if getattr(module, "__file__", None) in files:
             del sys.modules[name]
-
-
-def _is_own(config: RunConfig) -> bool:
-    """Return whether a run's scenario is the user's."""
-    env: Any = config.env
-    return env.family == "vmas" and is_own_scenario(env.scenario)
 
 
 def _listed(folder: Path) -> dict[str, Any]:

@@ -82,6 +82,9 @@ class TrainingReport:
         say(f"{folder}: {config.mixer.name} on {task}, {device}, seed {config.seed}")
         for name, part in parts.items():
             say(f"{name}: {part.how}")
+        if config.env.family == "vmas":
+            for of, note in parts["engine"].notes.items():
+                say(f"{of}: {note}")
         if self._shadow is not None:
             say(f"verified: {self._shadow.how}")
         say(caption)

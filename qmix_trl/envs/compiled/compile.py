@@ -189,7 +189,7 @@ def _built(
         "sha256": built_file(path).sha256,
         "numbers": numbers_as_json(numbers),
         "paths": paths.as_json(),
-        "layout": vars(_layout(step, of_team)),
+        "layout": vars(_layout(step, of_team, simulation)),
         "choices": [[list(values) for values in graph.choices] for graph in graphs],
         "guard": trace.guard.as_json(),
         "constants": constants_of_all_seeds(simulation.task, trace.guard),
@@ -208,6 +208,7 @@ def _built(
     return notes
 
 
-def _layout(step: Step, of_team: bool) -> SeenLayout:
-    observation_dim = len(step.observation) // step.n_agents
-    return SeenLayout(step.n_agents, observation_dim, None if of_team else len(step.state))
+def _layout(step: Step, of_team: bool, simulation: VmasSimulation) -> SeenLayout:
+    observation_dim, mask_dim = len(step.observation) // step.n_agents, simulation.mask_dim
+    state_dim = None if of_team else len(step.state) - step.n_agents * mask_dim
+    return SeenLayout(step.n_agents, observation_dim, state_dim, mask_dim)

@@ -17,7 +17,7 @@ from qmix_trl.envs.compiled.trace.graph import N_RESULTS, TRACE_ENVS, StepGraph,
 from qmix_trl.envs.compiled.trace.pure import Untraceable
 from qmix_trl.envs.compiled.trace.state import StatePaths
 from qmix_trl.envs.compiled.trace.trace import Trace, traced
-from qmix_trl.envs.vmas_simulation import Seen, VmasSimulation
+from qmix_trl.envs.vmas_simulation import VmasSimulation
 from qmix_trl.errors import Refused
 
 MOST = 2**31 - 1
@@ -196,7 +196,7 @@ def of_matrix(graph: StepGraph, layout: SeenLayout) -> Callable[..., list[Tensor
                 out[N_RESULTS:], graph.state, batched, sizes, strict=True
             )
         ]
-        seen = layout.pack(Seen(observation, world))
+        seen = layout.joined(observation, world)
         is_beyond = beyond_32_bits(out[N_RESULTS:], n_envs)
         agent_reward = agent_reward[..., 0].masked_fill(is_beyond[:, None], math.nan)
         reward = reward[:, 0].masked_fill(is_beyond, math.nan)
