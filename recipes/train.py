@@ -35,7 +35,6 @@ from support.finite import check_batch, check_update
 from support.memory import check_room
 from support.planned_run import planned_run
 from support.run_folder import CONFIG_FILE, REPLAY_FOLDER
-from support.sources import save_sources, with_sources
 from support.training_report import TrainingReport
 from torchrl.envs import RewardSum
 
@@ -65,11 +64,10 @@ def train(
     """
     run = planned_run(config, overrides, runs, resume)
     config = run.config
-    task = with_sources(config, run.folder)
     device = prepared_device(config)
-    check_room(task, device, run.runs, run.folder)
-    env = build_training_env(task, device)
-    evaluation = Evaluation(task, device)
+    check_room(run.task, device, run.runs, run.folder)
+    env = build_training_env(run.task, device)
+    evaluation = Evaluation(run.task, device)
 
     torch.manual_seed(stream_seed(config.seed, "weights"))  # the networks draw their weights
     agent = build_agent(config, evaluation.dims, device)
@@ -89,7 +87,6 @@ def train(
         checkpoints = Checkpoints(config, folder, parts)
         frames, n_updates = checkpoints.load(evaluation, agent, mixer) if run.folder else (0, 0)
         save_config(config, folder / CONFIG_FILE)
-        save_sources(config, folder)
         with report:
             for batch in stop.watched(collector):
                 check_batch(batch)

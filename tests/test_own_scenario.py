@@ -2,15 +2,21 @@
 
 import json
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import evaluate
 import pytest
 import scenarios_any as s
 import torch
+from benchmark import BENCHMARL, cells_of
 from own_scenario_tools import BASE, FILES, HEADER, trained, written
-from recipe_tools import AGENTS, check_told, summary, tiny
+from recipe_tools import AGENTS, call, check_told, summary, tiny
 from recipe_tools import run as train_on
+from support.benchmarl_process import load_vmas_config
+from support.command_line import throughput_arguments
 from support.sources import changes
+from support.throughput.collection import their_env
 from tensordict.nn import TensorDictModuleBase
 from train_tools import check_same
 
@@ -431,3 +437,53 @@ def test_others_act_by_any_policy_on_their_own_observations(tmp_path):
     assert torch.equal(force[:, 1] < 0, right)  # action 1 is the lowest force upwards
     with pytest.raises(ConfigError, match="kernel has no policy of others: only VMAS itself"):
         team("scripted", tmp_path, group="red", others=ByPlace(), engine="kernel")
+
+
+# Other recipes
+
+
+@pytest.mark.slow
+def test_engines_of_a_file(tmp_path, capsys):
+    file = written(tmp_path, "sensors")
+    call("names.py", "engines", str(file))
+    line = capsys.readouterr().out
+    assert line.startswith(str(file))
+    assert " s  kernel" in line
+    with pytest.raises(SystemExit) as ended:
+        call("names.py", "games", str(file))
+    check_told(ended.value.code, capsys.readouterr().err, 2, ["expected scenarios after engines"])
+
+
+def test_a_table_of_a_users_task_by_path(tmp_path, monkeypatch):
+    file = written(tmp_path / "mine", "sensors")
+    text = tiny(tmp_path).read_text().replace("scenario: balance", "scenario: mine/sensors.py")
+    (tmp_path / "sensors_qmix.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    (cell,) = cells_of(["./sensors"], ["qmix", "vdn", BENCHMARL], 1, [])
+    assert (cell.name, cell.config) == ("sensors_qmix-0", Path("sensors_qmix.yaml"))
+    settings = ["env.scenario_kwargs={}", "name=sensors_qmix-0"]
+    trained_run = train_on(tmp_path, *settings, "checkpoint.every_seconds=null", config=cell.config)
+    cell = replace(cell, overrides=("env.scenario_kwargs={}",))
+    assert cell.is_done(trained_run.parent)
+    file.write_text(file.read_text().replace("1.0", "0.5"))
+    with pytest.raises(ConfigError, match=r"sensors\.py has the hash .*; delete it, or choose"):
+        cell.is_done(trained_run.parent)
+
+
+def test_benchmarl_has_no_scenarios_of_a_user(tmp_path):
+    file = written(tmp_path / "mine", "sensors")
+    with pytest.raises(ConfigError, match="BenchMARL has VMAS's scenarios alone"):
+        load_vmas_config(str(tiny(tmp_path)), [f"env.scenario={file}"])
+
+
+def test_throughput_takes_a_file(tmp_path, monkeypatch, capsys):
+    file = written(tmp_path, "sensors")
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "--scenarios", "balance", str(file)])
+    assert throughput_arguments(None).scenarios == ["balance", str(file)]
+    env = their_env(str(file), 2, torch.device("cpu"))
+    assert env.reset()["agents", "observation"].shape == (2, 2, 6)
+    monkeypatch.setattr(sys, "argv", ["throughput.py", "--scenarios", "balanc"])
+    with pytest.raises(SystemExit) as ended:
+        throughput_arguments(None)
+    assert ended.value.code == 2
+    assert "did you mean 'balance'" in capsys.readouterr().err

@@ -191,6 +191,7 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--scenarios",
         **several,
+        type=_scenario,
         metavar="NAME",
         help="scenarios of VMAS, or path/to/file.py (default: balance navigation simple_spread "
         "dispersion transport discovery; CUDA: balance simple_spread)",
@@ -226,11 +227,16 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
         default=Path("throughput.png"),
         help="a file for the picture (default: throughput.png)",
     )
-    arguments = parser.parse_args()
-    with exit_on_mistake():
-        for name in arguments.scenarios or ():
-            check_vmas_scenario(with_whole_path("scenario", name))
-    return arguments
+    return parser.parse_args()
+
+
+def _scenario(text: str) -> str:
+    try:
+        name = with_whole_path("scenario", text)
+        check_vmas_scenario(name)
+        return name
+    except ConfigError as mistake:
+        raise argparse.ArgumentTypeError(str(mistake)) from None
 
 
 def _size(text: str) -> int:

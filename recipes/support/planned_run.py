@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from support.run_folder import (
     newest_checkpoint,
     run_stem,
 )
-from support.sources import changes, check_sources
+from support.sources import changes, check_sources, save_sources, with_sources
 
 from qmix_trl.config import SOURCES, RunConfig, load_config
 from qmix_trl.errors import ConfigError
@@ -54,12 +55,20 @@ class PlannedRun:
     folder: Path | None
     left: Path | None = None
 
+    @cached_property
+    def task(self) -> RunConfig:
+        """The configuration of the environments: with copies where the user's files are gone."""
+        return with_sources(self.config, self.folder)
+
     @contextmanager
     def opened(self) -> Iterator[Path]:
         """Make the run's folder, or take the one that goes on, and lock it for a ``with`` block.
 
+        The user's files are copied to it.
+
         Raises:
             ConfigError: if it cannot be made, or another process has it.
+            SaveError: if the copies cannot be written.
         """
         folder = self.folder or self.left
         folder = folder or make_run_folder(self.runs, self.config.name, stem=self.stem)
@@ -68,6 +77,7 @@ class PlannedRun:
                 raise ConfigError(f"{folder}: another process trains this run; wait for its end")
             if self.left is not None:
                 self._begin_again(self.left)
+            save_sources(self.config, folder)
             yield folder
 
     def _begin_again(self, folder: Path) -> None:
