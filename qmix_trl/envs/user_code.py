@@ -56,17 +56,17 @@ def load_function(make: str) -> Any:
 
 @cache
 def load_file(path: str) -> ModuleType:
-    """Return the module of a file; files beside it can be imported by it.
+    """Return the module of a file, which can import files beside it and its own package.
 
-    A file that imports from its own package (``from . import x``) is a module of it.
+    A file with a relative import (``from . import x``) is a module of its package.
     """
     file = Path(path).resolve()
     root, parts = file.parent, [file.stem]
-    if RELATIVE.search(file.read_text(encoding="utf-8")):
-        while (root / "__init__.py").is_file():
-            root, parts = root.parent, [root.name, *parts]
-    _put_first(str(root))
-    if len(parts) > 1:
+    while (root / "__init__.py").is_file():
+        root, parts = root.parent, [root.name, *parts]
+    for folder in dict.fromkeys((root, file.parent)):
+        _put_first(str(folder))
+    if len(parts) > 1 and RELATIVE.search(file.read_text(encoding="utf-8")):
         return importlib.import_module(".".join(parts))
     name = _free_name(file)
     spec = importlib.util.spec_from_file_location(name, file)
@@ -81,7 +81,7 @@ def load_file(path: str) -> ModuleType:
 
 
 def _put_first(folder: str) -> None:
-    """Let imports find the files of a folder before those of other folders of loaded files.
+    """Put a folder before the other folders of loaded files, where imports look.
 
     Installed packages stay before all of them. Modules of the same names from the other folders
     are forgotten: their importers have them.

@@ -200,7 +200,7 @@ def probed(task: Task, n_envs: int) -> VmasSimulation:
 
 
 def filled_up(simulation: VmasSimulation) -> dict[str, str]:
-    """Return what a team's observations and actions are filled up to, if its agents differ."""
+    """Return the sizes to which a team's observations and actions are filled up, if they differ."""
     names = [simulation.simulator.agents[i].name for i in simulation.team]
     notes = {}
     for of, sizes, how in (

@@ -229,8 +229,8 @@ class VmasSimulation:
         if group is None and len(groups) > 1:
             raise ConfigError(
                 f"env.group: VMAS scenario {name!r} has agents in several groups: {listed}; "
-                f"choose the team, e.g. env.group={next(iter(groups))}; the others do nothing; "
-                f"or all of them by env.group={ALL}"
+                f"choose the team, e.g. env.group={next(iter(groups))}; env.others says what "
+                f"the others do; or all of them by env.group={ALL}"
             )
         if group is not None and group not in groups:
             raise ConfigError(

@@ -74,7 +74,7 @@ class SeenLayout:
 
 
 def layout_of(simulation: VmasSimulation) -> SeenLayout:
-    """Return the layout of what a simulation shows."""
+    """Return the layout of a simulation's observation, state and mask."""
     seen = simulation.observe()
     n_agents, observation_dim = seen.observation.shape[1:]
     of_team = simulation.task.state == "observations"
