@@ -349,6 +349,7 @@ BOUNDS = {
     "exploration.repeat_exponent": ([], 0, 100),
     "collection.total_frames": ([], 1, None),
     "collection.steps": ([SLICES], 1, None),
+    "env.actions_per_dimension": ([], 3, None),
     "replay.capacity_rows": (["env.n_envs=1", "replay.batch_rows=1"], 1, None),
     "replay.batch_rows": ([], 1, None),
     "replay.burn_in": ([SLICES], 0, None),

@@ -1,28 +1,23 @@
 """The agents of a VMAS scenario that act outside the team, and their actions at each step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any, Protocol
 
 import torch
-from tensordict import TensorDict
-from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from vmas.simulator.core import Agent
 from vmas.simulator.environment import Environment
 from vmas.simulator.heuristic_policy import BaseHeuristicPolicy
 from vmas.simulator.scenario import BaseScenario
 
-from qmix_trl import keys
 from qmix_trl.errors import ConfigError
-from qmix_trl.policy import AgentPolicy
 
 NO_OP, RANDOM, SCRIPTED = "no_op", "random", "scripted"
 OTHERS = (NO_OP, RANDOM, SCRIPTED)
 HEURISTIC = "HeuristicPolicy"  # the name of VMAS's own scenarios for their script
-# Attributes of a simulator, which is saved and restored with all that it holds.
-SCRIPT, MEMORY = "script_of_others", "memory_of_others"
+SCRIPT = "script_of_others"  # an attribute of a simulator, which is saved with all that it holds
 
 
 class Simulation(Protocol):
@@ -46,6 +41,21 @@ class Simulation(Protocol):
 
     def n_actions_of(self, i: int) -> int:
         """Return the number of actions of agent i."""
+        ...
+
+
+class Acting(Protocol):
+    """The actions of the others in one simulation."""
+
+    def commands(self) -> dict[int, Tensor]:
+        """Return actions int64 [E, 1] or forces float32 [E, D] by the agents' indices.
+
+        An agent that is left out takes action 0.
+        """
+        ...
+
+    def forget(self, i: int | None) -> None:
+        """Begin an episode of environment i, or of all."""
         ...
 
 
@@ -145,75 +155,11 @@ class Scripted:
         """Do nothing: the script sees no resets, as in VMAS."""
 
 
-class ByPolicy:
-    """The others act by a policy, such as that of a trained run.
-
-    Args:
-        simulation: of E environments.
-        policy: reads the others' observations, ``is_init`` and its memory; writes actions.
-
-    Raises:
-        ConfigError: if it is a policy of ``make_policy`` for other sizes.
-    """
-
-    def __init__(self, simulation: Simulation, policy: TensorDictModuleBase) -> None:
-        self._simulation = simulation
-        self._policy = policy
-        n_envs, device = simulation.n_envs, simulation.device
-        kept = {keys.IS_INIT: torch.ones(n_envs, 1, dtype=torch.bool, device=device)}
-        if isinstance(policy, AgentPolicy):
-            agent: Any = policy.agent
-            self._check_sizes(agent)
-            zeros = agent.memory_spec.to(device).expand(n_envs, *agent.memory_spec.shape).zero()
-            kept |= dict(zeros.items(True, True))
-        setattr(simulation.simulator, MEMORY, kept)
-
-    def _check_sizes(self, agent: Any) -> None:
-        others = self._simulation.others
-        observation, _ = self._simulation.seen_by(others)
-        n_actions = max(map(self._simulation.n_actions_of, others))
-        got = len(others), observation.shape[2], n_actions
-        sizes = agent.inputs.n_agents, agent.inputs.observation_dim, agent.n_actions
-        if sizes != got:
-            raise ConfigError(
-                f"env.others: expected a policy of {got[0]} agents, {got[1]} observed numbers and "
-                f"{got[2]} actions, got one of {sizes[0]}, {sizes[1]} and {sizes[2]}"
-            )
-
-    def commands(self) -> dict[int, Tensor]:
-        """Return the actions, int64 [E, 1] each; the memory goes on."""
-        simulation = self._simulation
-        observation, mask = simulation.seen_by(simulation.others)
-        kept = vars(simulation.simulator)[MEMORY]
-        step = TensorDict({}, [simulation.n_envs], device=simulation.device)
-        step.set(keys.OBSERVATION, observation)
-        if mask is not None:
-            step.set(keys.ACTION_MASK, mask != 0)
-        for key, value in kept.items():
-            step.set(key, value.clone())
-        with torch.no_grad():
-            step = self._policy(step)
-        for key, value in kept.items():
-            if key == keys.IS_INIT:
-                value.fill_(False)
-            else:
-                value.copy_(step[keys.next_key(key)])
-        return dict(zip(simulation.others, step[keys.ACTION][..., None].unbind(1), strict=True))
-
-    def forget(self, i: int | None) -> None:
-        """Begin an episode of environment i, or of all."""
-        for key, value in vars(self._simulation.simulator)[MEMORY].items():
-            value[slice(None) if i is None else i] = key == keys.IS_INIT
-
-
-Acting = Still | Random | Scripted | ByPolicy
-
-
-def acting(others: str | TensorDictModuleBase, simulation: Simulation) -> Acting:
+def acting(others: str | Callable[[Simulation], Acting], simulation: Simulation) -> Acting:
     """Return the actions of the agents outside a team.
 
     Args:
-        others: one of ``OTHERS``, or a policy.
+        others: one of ``OTHERS``, or a function that returns them.
         simulation: of E environments.
 
     Raises:
@@ -224,8 +170,8 @@ def acting(others: str | TensorDictModuleBase, simulation: Simulation) -> Acting
             "env.others: expected agents outside the team, got none; set env.others=no_op, or "
             "choose a team by env.group"
         )
-    if isinstance(others, TensorDictModuleBase):
-        return ByPolicy(simulation, others)
+    if not isinstance(others, str):
+        return others(simulation)
     return {NO_OP: Still, RANDOM: Random, SCRIPTED: Scripted}[others](simulation)
 
 

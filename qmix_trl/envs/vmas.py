@@ -7,6 +7,7 @@ all three. An engine steps it (``compiled/engines/``): VMAS itself, or a compile
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from qmix_trl.envs.contract import (
 )
 from qmix_trl.envs.infos import Infos, info_shapes
 from qmix_trl.envs.others import NO_OP, OTHERS
+from qmix_trl.envs.others_policy import ByPolicy
 from qmix_trl.envs.vmas_scenarios import (
     OF_ENVIRONMENT,
     boolean_keywords,
@@ -135,7 +137,7 @@ def make_env(
         team_reward=team_reward,
         group=group,
         made_by=scenario if isinstance(scenario, type) else None,
-        others=others,
+        others=others if isinstance(others, str) else partial(ByPolicy, policy=others),
         actions_per_dimension=actions_per_dimension,
     )
     with outside_kept(own):

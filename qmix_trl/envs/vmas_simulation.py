@@ -4,28 +4,27 @@ import linecache
 import random
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from vmas.simulator.environment.environment import Environment, local_seed
 from vmas.simulator.scenario import BaseScenario
 
-from qmix_trl import keys
 from qmix_trl.envs.compiled.trace.own_code import is_own_module, packages_of
-from qmix_trl.envs.others import NO_OP, acting, forced
+from qmix_trl.envs.others import NO_OP, Acting, Simulation, acting, forced
 from qmix_trl.envs.scenario_copies import copied
 from qmix_trl.envs.time_limit import ended_within
 from qmix_trl.envs.user_code import line_of, line_of_definition
 from qmix_trl.envs.vmas_scenarios import ALL, agent_groups, generators_restored, instance_of
 from qmix_trl.errors import ConfigError, Refused, nearest, one_line
+from qmix_trl.keys import ACTION_MASK
 
-MASK = keys.ACTION_MASK[-1]  # in an observation that is a dictionary
+MASK = ACTION_MASK[-1]  # in an observation that is a dictionary
 TEAM_REWARDS = ("mean", "sum", "shared")
 RESET_SECONDS = 60.0  # in which a reset has to end
 CALLED = re.compile(r"scenario\.(observation|reward|done|info)\(")  # in a line of VMAS
@@ -88,7 +87,8 @@ class Task:
         group: the group of agents that is the team, or ``ALL``; None if there is only one group.
         made_by: the class of which each simulation makes its own scenario; None if simulations
             copy ``scenario``.
-        others: the actions of the agents outside the team: one of ``others.OTHERS``, or a policy.
+        others: the actions of the agents outside the team: one of ``others.OTHERS``, or a function
+            that returns them for a simulation.
         actions_per_dimension: the number of actions for each dimension of an agent's force, odd;
             None for the scenario's own.
     """
@@ -100,7 +100,7 @@ class Task:
     team_reward: str
     group: str | None
     made_by: type[BaseScenario] | None = None
-    others: str | TensorDictModuleBase = NO_OP
+    others: str | Callable[[Simulation], Acting] = NO_OP
     actions_per_dimension: int | None = None
 
     def new_scenario(self) -> BaseScenario:

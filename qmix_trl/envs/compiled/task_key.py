@@ -54,6 +54,7 @@ OTHER_FILES = (
     "envs/vmas_scenarios.py",
     "envs/vmas_simulation.py",
     "errors.py",
+    "keys.py",
     "native/build.py",
     "native/built_file.py",
     "native/large_pages.py",
