@@ -6,7 +6,7 @@ told at once.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,17 +20,25 @@ from qmix_trl.strict_yaml import build, dump, number, overridden, read
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_SEED = 2**32 - 1  # NumPy's
 MAX_THREADS = 1024
+SOURCES, SOURCES_FILE = "source", "files.json"  # in a run's folder: copies of the user's files
+OTHERS = ("no_op", "random", "scripted")  # of ``envs.others``
 GAMES = ("matrix", "memory", "random_matrix", "two_step")  # of ``envs.game_tables``
 
 
 @dataclass(frozen=True, kw_only=True)
 class VmasConfig:
-    """``envs.vmas``; the fields are the arguments of ``make_env``."""
+    """``envs.vmas``; the fields are the arguments of ``make_env``.
+
+    Files in ``scenario``, and a run's folder in ``others``, are relative to the folder of the
+    configuration, in an override to the current one.
+    """
 
     family: Literal["vmas"]
     scenario: str
     scenario_kwargs: dict[str, Any]
     group: str | None
+    others: str
+    actions_per_dimension: int | None = number(least=3)
     n_envs: int = number(least=1)
     max_steps: int = number(least=1)
     state: Literal["world", "observations"]
@@ -321,7 +329,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         root = overridden(root, override)
     config = build(RunConfig, root)
     try:
-        config = replace(config, env=_resolved(config.env, Path(path).parent))
+        overridden_keys = {override.partition("=")[0] for override in overrides}
+        config = replace(config, env=_resolved(config.env, Path(path).parent, overridden_keys))
         _check_name(config.name)
         _check_scenario(config.env)
         _check_sizes(config)
@@ -360,19 +369,33 @@ def _check_name(name: str) -> None:
         )
 
 
-def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
-    """Return a section with the whole path of the file that makes its environments.
+def _resolved(env: EnvConfig, folder: Path, overridden_keys: Collection[str]) -> EnvConfig:
+    """Return a section with the whole paths of the user's files in it.
 
-    A run's folder keeps it, so that the run is evaluated from any folder.
+    A run's folder keeps them, so that the run is evaluated from any folder.
+
+    Args:
+        env: the section.
+        folder: of the configuration.
+        overridden_keys: the keys that the command line sets.
 
     Raises:
         ConfigError: if ``make`` has another form than those of ``envs.custom``, or there is no
             such file.
     """
-    if isinstance(env, PettingZooConfig):
-        return replace(env, scenario=with_whole_path("scenario", env.scenario, folder))
-    if not isinstance(env, CustomConfig):
+    if not isinstance(env, (VmasConfig, PettingZooConfig, CustomConfig)):
         return env
+    typed = {key.removeprefix("env.") for key in overridden_keys}
+
+    def base(key: str) -> Path | None:
+        """Return the folder to which a path in a key is relative."""
+        return None if key in typed or "env" in typed else folder
+
+    if isinstance(env, VmasConfig):
+        env = replace(env, others=_run_or_name(env.others, base("others")))
+    if not isinstance(env, CustomConfig):
+        scenario = with_whole_path("scenario", env.scenario, base("scenario"))
+        return replace(env, scenario=scenario)
     where, _, function = env.make.rpartition(":")
     if not where or not function.isidentifier():
         raise ConfigError(
@@ -382,45 +405,89 @@ def _resolved(env: EnvConfig, folder: Path) -> EnvConfig:
     return replace(env, make=with_whole_path("make", env.make, folder))
 
 
-def with_whole_path(key: str, spec: str, folder: Path) -> str:
+def with_whole_path(key: str, spec: str, folder: Path | None = None) -> str:
     """Return the name of a thing of the user's with the whole path of its file, if it is in one.
 
     Args:
         key: of the section ``env``, for the message.
-        spec: "path/to/file.py:name", or any other name.
-        folder: of the configuration, to which a path is relative.
+        spec: "path/to/file.py", "path/to/file.py:name", or any other name.
+        folder: to which a path is relative: of the configuration; None for the current one.
 
     Raises:
         ConfigError: if there is no such file.
     """
-    where, colon, name = spec.rpartition(":")
+    where, colon, name = (spec, "", "") if spec.endswith(".py") else spec.rpartition(":")
     if not where.endswith(".py"):
         return spec
-    file = (folder / where).resolve()
-    if not file.is_file():
+    file = (folder or Path()).joinpath(where).resolve()
+    if not (file.is_file() or _is_copied(folder)):
+        of = "the configuration's" if folder else "the current"
         raise ConfigError(
-            f"env.{key}: expected a file, relative to the configuration's folder, got "
+            f"env.{key}: expected a file, relative to {of} folder, got "
             f"{shown(where)!r}; there is no {shown(str(file))}"
         )
     return f"{file}{colon}{name}"
 
 
+def _run_or_name(others: str, folder: Path | None) -> str:
+    """Return one of ``OTHERS``, or the whole path of a run's folder.
+
+    Args:
+        others: of a section ``env``.
+        folder: as in ``with_whole_path``.
+
+    Raises:
+        ConfigError: if it is neither.
+    """
+    if others in OTHERS:
+        return others
+    run = (folder or Path()).joinpath(others).resolve()
+    if not ((run / "config.yaml").is_file() or _is_copied(folder)):
+        raise ConfigError(
+            f"env.others: expected one of {', '.join(OTHERS)}, or a run's folder, got "
+            f"{shown(others)!r}{nearest(shown(others), OTHERS)}; there is no {run}/config.yaml"
+        )
+    return str(run)
+
+
+def _is_copied(folder: Path | None) -> bool:
+    """Return whether a configuration is a run's that has copies of the user's files, or a copy."""
+    lists = () if folder is None else (folder / SOURCES, folder.parent)
+    return any((place / SOURCES_FILE).is_file() for place in lists)
+
+
+def check_vmas_scenario(name: str) -> None:
+    """Refuse a name that is none of VMAS's and no file or class, which is loaded when it is made.
+
+    Raises:
+        ConfigError: if it is unknown.
+    """
+    known = vmas_scenarios()  # none where VMAS is not installed
+    if known and name not in known and not is_own_scenario(name):
+        raise ConfigError(
+            f"env.scenario: unknown VMAS scenario {shown(name)!r}{nearest(shown(name), known)}; "
+            "`python recipes/names.py scenarios` lists them; one of your own is path/to/file.py or "
+            "module:Class"
+        )
+
+
+def is_own_scenario(name: str) -> bool:
+    """Return whether a scenario's name is a file or a class of the user's."""
+    return name.endswith(".py") or ":" in name
+
+
 def _check_scenario(env: EnvConfig) -> None:
-    if isinstance(env, InPython):  # what it names is imported when it is made
-        if not isinstance(env, CustomConfig):
-            check_extra(env.family, "envs", "env.family")
-        return
-    if isinstance(env, ForagingConfig):
+    if isinstance(env, VmasConfig):
+        check_vmas_scenario(env.scenario)
+    elif isinstance(env, ForagingConfig):
         foraging_task(env.scenario, env.scenario_kwargs)
-        return
-    if env.family == "games":
-        kind, known, hint = "game", GAMES, f"known: {', '.join(GAMES)}"
-    else:
-        kind, known = "VMAS scenario", vmas_scenarios()
-        hint = "`python recipes/names.py scenarios` lists them"
-    if known and env.scenario not in known:  # none are known where VMAS is not installed
+    elif isinstance(env, (PettingZooConfig, GymnasiumConfig)):
+        check_extra(env.family, "envs", "env.family")  # it is imported when it is made
+    elif isinstance(env, GamesConfig) and env.scenario not in GAMES:
         name = shown(env.scenario)
-        raise ConfigError(f"env.scenario: unknown {kind} {name!r}{nearest(name, known)}; {hint}")
+        raise ConfigError(
+            f"env.scenario: unknown game {name!r}{nearest(name, GAMES)}; known: {', '.join(GAMES)}"
+        )
 
 
 def _check_sizes(config: RunConfig) -> None:

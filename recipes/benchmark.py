@@ -25,8 +25,10 @@ from threading import Event
 from support.benchmark_report import COLORS, Curve, draw, print_table, read_curve, write_csv
 from support.benchmarl_process import make_virtualenv
 from support.run_folder import CONFIG_FILE, SUMMARY_FILE
+from support.sources import changes
 
 from qmix_trl import load_config
+from qmix_trl.config import is_own_scenario
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
 from qmix_trl.native.lock import held
 
@@ -53,7 +55,7 @@ class Cell:
     """One training.
 
     Attributes:
-        task: one of ``TASKS``.
+        task: one of ``TASKS``, or the path of files of your own without their ``_ALGORITHM.yaml``.
         algorithm: one of ``ALGORITHMS``.
         seed: of the run.
         overrides: ``key.sub=value`` of all cells.
@@ -67,13 +69,14 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of its run."""
-        return f"{self.task}_{self.algorithm}-{self.seed}"
+        return f"{Path(self.task).name}_{self.algorithm}-{self.seed}"
 
     @property
     def config(self) -> Path:
         """The file of its configuration; BenchMARL shares that of QMIX."""
         algorithm = "qmix" if self.algorithm == BENCHMARL else self.algorithm
-        return CONFIGS / f"{self.task}_{algorithm}.yaml"
+        folder = Path() if os.sep in self.task else CONFIGS
+        return folder / f"{self.task}_{algorithm}.yaml"
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -95,7 +98,8 @@ class Cell:
         """Whether the cell has a configuration; BenchMARL has the tasks of VMAS alone."""
         if not self.config.exists():
             return False
-        return self.algorithm != BENCHMARL or load_config(self.config).env.family == "vmas"
+        env = load_config(self.config).env if self.algorithm == BENCHMARL else None
+        return env is None or (env.family == "vmas" and not is_own_scenario(env.scenario))
 
     def is_done(self, runs: Path) -> bool:
         """Return whether its run has finished; a damaged summary does not count.
@@ -111,6 +115,8 @@ class Cell:
                 f"{folder} is a run of another configuration than {self.config} is now; "
                 "delete it, or choose another folder by --runs"
             )
+        for change in changes(folder):
+            raise ConfigError(f"{folder}: {change}; delete it, or choose another folder by --runs")
         try:
             return isinstance(json.loads((folder / SUMMARY_FILE).read_text()), dict)
         except (OSError, ValueError):
@@ -221,7 +227,7 @@ def benchmark(
     """Train the unfinished cells and compare all.
 
     Args:
-        tasks: some of ``TASKS``.
+        tasks: some of ``TASKS``, or paths of files of your own as in ``Cell``.
         algorithms: some of ``ALGORITHMS``.
         seeds: their number; they begin at 0.
         jobs: the number of cells that are trained at a time.
@@ -235,7 +241,7 @@ def benchmark(
     """
     for names, known in ((tasks, TASKS), (algorithms, ALGORITHMS)):
         for name in names:
-            if name not in known:
+            if name not in known and not (known is TASKS and os.sep in name):
                 hint = "; overrides stand before --tasks" if "=" in name else nearest(name, known)
                 raise ConfigError(f"unknown name {name!r}{hint}")
     for override in overrides:
@@ -285,7 +291,12 @@ def report(cells: Sequence[Cell], failed: Sequence[Cell], runs: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("overrides", nargs="*", help="of all cells", metavar="key.sub=value")
-    parser.add_argument("--tasks", nargs="+", default=TASKS, help=", ".join(TASKS))
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=TASKS,
+        help=f"{', '.join(TASKS)}; or path/to/NAME of files NAME_qmix.yaml ..",
+    )
     parser.add_argument(
         "--algorithms",
         nargs="+",

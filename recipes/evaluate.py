@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 from support.components import build_agent, choose_device, set_threads
 from support.evaluation import Evaluation
+from support.sources import with_sources
 
 from qmix_trl import load_weights
 from qmix_trl.errors import exit_on_mistake
@@ -33,7 +34,7 @@ def evaluate(
         ConfigError: if the folder is no run's, or a number is out of bounds.
         MachineError: if the machine lacks the device.
     """
-    config = evaluation_config(folder, episodes, seed)
+    config = with_sources(evaluation_config(folder, episodes, seed), folder)
     set_threads(config.runtime.threads)
     where = choose_device(device, "--device")
     evaluation = Evaluation(config, where)

@@ -1,15 +1,18 @@
-"""List the names that a configuration can use: python recipes/names.py [KIND]
+"""List the names that a configuration can use: python recipes/names.py [KIND] [SCENARIO ..]
 
 A kind is one of scenarios (of VMAS), games, agents, mixers and engines. The last lists the engine
 of every scenario, with the reason why no faster one runs it; it is listed only when asked for, as
-it compiles all scenarios, the first time in a quarter of an hour.
+it compiles all scenarios, the first time in a quarter of an hour. Scenarios after it, by name or
+path/to/file.py, are listed alone.
 """
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import get_args, get_type_hints
 
 from qmix_trl.config import GAMES, RunConfig, vmas_scenarios
+from qmix_trl.errors import ConfigError, exit_on_mistake
 
 KINDS = ("scenarios", "games", "agents", "mixers")
 
@@ -24,12 +27,16 @@ def names(kind: str) -> list[str]:
     return sorted(get_args(get_type_hints(section)["name"])[0] for section in sections)
 
 
-def list_engines() -> None:
-    """Print the engine of every scenario, for 600 environments."""
+def list_engines(scenarios: Sequence[str]) -> None:
+    """Print the engines of scenarios, for 600 environments.
+
+    Raises:
+        ConfigError: if there is no such scenario, or its code fails.
+    """
     from qmix_trl import make_env
     from qmix_trl.envs.vmas_scenarios import first_group
 
-    for scenario in vmas_scenarios():
+    for scenario in scenarios:
         start = time.perf_counter()
         env = make_env(
             "vmas",
@@ -53,9 +60,14 @@ if __name__ == "__main__":
         choices=(*KINDS, "engines"),
         help="one kind; without it, all but engines",
     )
-    asked = parser.parse_args().kind
-    if asked == "engines":
-        list_engines()
-    else:
-        for kind in [asked] if asked else KINDS:
-            print(f"{kind}: {' '.join(names(kind))}")
+    parser.add_argument("scenarios", nargs="*", help="(engines) of VMAS, or path/to/file.py")
+    arguments = parser.parse_args()
+    asked = arguments.kind
+    with exit_on_mistake():
+        if arguments.scenarios and asked != "engines":
+            raise ConfigError(f"expected scenarios after engines alone, got {arguments.scenarios}")
+        if asked == "engines":
+            list_engines(arguments.scenarios or vmas_scenarios())
+        else:
+            for kind in [asked] if asked else KINDS:
+                print(f"{kind}: {' '.join(names(kind))}")

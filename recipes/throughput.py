@@ -92,7 +92,7 @@ def collection(plan: Plan, scenario: str, n_envs: int) -> Iterator[Case]:
         if what in plan.what:
             yield Case(
                 what=what,
-                scenario=scenario,
+                scenario=Path(scenario).name,
                 n_envs=n_envs,
                 device=plan.device,
                 baseline=f"{name}, {plan.baseline_steps} steps" if plan.on_gpu else name,

@@ -1,7 +1,7 @@
 """Train VDN, QMIX or IQL: python recipes/train.py CONFIG.yaml [key.sub=value ...]
 
 It leaves runs/NAME with config.yaml, metrics.csv, weights.pt, summary.json and checkpoints/, from
-which --resume runs/NAME goes on.
+which --resume runs/NAME goes on; of a scenario of your own also source/, a copy of its files.
 """
 
 from collections.abc import Sequence
@@ -65,9 +65,9 @@ def train(
     run = planned_run(config, overrides, runs, resume)
     config = run.config
     device = prepared_device(config)
-    check_room(config, device, run.runs, run.folder)
-    env = build_training_env(config, device)
-    evaluation = Evaluation(config, device)
+    check_room(run.task, device, run.runs, run.folder)
+    env = build_training_env(run.task, device)
+    evaluation = Evaluation(run.task, device)
 
     torch.manual_seed(stream_seed(config.seed, "weights"))  # the networks draw their weights
     agent = build_agent(config, evaluation.dims, device)

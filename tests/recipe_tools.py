@@ -23,6 +23,8 @@ env:
   scenario: balance
   scenario_kwargs: {n_agents: 4, random_package_pos_on_line: true, package_mass: 5}
   group: null
+  others: no_op
+  actions_per_dimension: null
   n_envs: 2
   max_steps: 4
   state: world

@@ -25,6 +25,8 @@ env:
   scenario: balance
   scenario_kwargs: {n_agents: 4, random_package_pos_on_line: true, package_mass: 5}
   group: null
+  others: no_op
+  actions_per_dimension: null
   n_envs: 300
   max_steps: 100
   state: world
@@ -377,6 +379,7 @@ BOUNDS = {
     "exploration.repeat_exponent": ([], 0, 100),
     "collection.total_frames": ([], 1, None),
     "collection.steps": ([SLICES], 1, None),
+    "env.actions_per_dimension": ([], 3, None),
     "replay.capacity_rows": (["env.n_envs=1", "replay.batch_rows=1"], 1, None),
     "replay.batch_rows": ([], 1, None),
     "replay.burn_in": ([SLICES], 0, None),

@@ -1,17 +1,10 @@
 """Environments that a function of the user's makes, as teams under the canonical contract."""
 
-import importlib
-import importlib.util
 import inspect
-import linecache
-import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
-from types import ModuleType
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +13,7 @@ from torchrl.envs import EnvBase, SerialEnv
 from qmix_trl import keys
 from qmix_trl.envs.contract import check_sizes
 from qmix_trl.envs.team import TeamEnv
+from qmix_trl.envs.user_code import failing_line, load_function, split_name
 from qmix_trl.envs.workers import Workers
 from qmix_trl.errors import ConfigError, nearest, one_line
 from qmix_trl.functional import greedy_action
@@ -201,39 +195,6 @@ def try_out(env: TeamEnv) -> None:
         _, shown = env.step_and_maybe_reset(shown.set(keys.ACTION, action))
 
 
-def load_function(make: str) -> Any:
-    """Return a function of a file or a module.
-
-    Args:
-        make: "path/to/file.py:function" or "module:function".
-
-    Raises:
-        ConfigError: if there is no such function.
-    """
-    where, _, name = make.rpartition(":")
-    module = load_file(where) if where.endswith(".py") else importlib.import_module(where)
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise ConfigError(f"expected a function {name!r}, got none{nearest(name, known)}")
-    return function
-
-
-@cache
-def load_file(path: str) -> ModuleType:
-    """Return the module of a file; files beside it can be imported by it."""
-    file = Path(path).resolve()
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
-    # A name of its own: a file may be called as a package, such as pettingzoo.py.
-    name = f"qmix_trl_custom_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @contextmanager
 def errors_told(make: str, key: str = "env.make") -> Iterator[None]:
     """Turn any error of the user's code within a ``with`` block into one line.
@@ -251,24 +212,5 @@ def errors_told(make: str, key: str = "env.make") -> Iterator[None]:
         raise ConfigError(f"{key}: {make}: {error}") from error
     except Exception as error:  # the user's code may raise anything
         raise ConfigError(
-            f"{key}: {make}: {one_line(error)} at {failing_line(error, make)}"
+            f"{key}: {make}: {one_line(error)} at {failing_line(error, split_name(make)[0])}"
         ) from error
-
-
-def failing_line(error: Exception, make: str) -> str:
-    """Return file, number and text of the line that raised an error, in the user's folder if any.
-
-    Args:
-        error: as raised.
-        make: as in ``make_env``.
-    """
-    frames = list(traceback.walk_tb(error.__traceback__))
-    where = make.rpartition(":")[0]
-    folder = Path(where).resolve().parent
-    own = [f for f in frames if folder in Path(f[0].f_code.co_filename).parents]
-    if not where.endswith(".py"):
-        package = where.split(".")[0]
-        own = [f for f in frames if f[0].f_globals.get("__name__", "").split(".")[0] == package]
-    frame, number = (own or frames)[-1]
-    file = frame.f_code.co_filename
-    return f"{Path(file).name}:{number} ({linecache.getline(file, number).strip()})"

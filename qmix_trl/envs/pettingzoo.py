@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from qmix_trl.envs.contract import STATES, EnvDims, check_choice, check_keywords
-from qmix_trl.envs.custom import errors_told, load_function
+from qmix_trl.envs.custom import errors_told
 from qmix_trl.envs.python_team import ProcessTeam, PythonTeam, Shown, make_team
+from qmix_trl.envs.user_code import load_function
 from qmix_trl.errors import ConfigError, check_extra, nearest
 
 OTHERS = ("no_op", "random")

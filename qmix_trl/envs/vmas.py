@@ -6,11 +6,14 @@ all three. An engine steps it (``compiled/engines/``): VMAS itself, or a compile
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs import EnvBase
 from vmas.simulator.environment import Environment
@@ -34,9 +37,13 @@ from qmix_trl.envs.contract import (
     set_specs,
 )
 from qmix_trl.envs.infos import Infos, info_shapes
+from qmix_trl.envs.others import NO_OP, OTHERS
+from qmix_trl.envs.others_policy import ByPolicy
 from qmix_trl.envs.vmas_scenarios import (
     OF_ENVIRONMENT,
     boolean_keywords,
+    is_own,
+    own_class,
     scenario_keywords,
     scenario_of,
 )
@@ -59,12 +66,15 @@ def make_env(
     verify: float = 0.001,
     reset_when_done: bool = True,
     info: bool = False,
+    others: str | TensorDictModuleBase = NO_OP,
+    actions_per_dimension: int | None = None,
 ) -> "VmasTeam":
     """Return ``n_envs`` copies of a VMAS scenario with discrete actions, stepped together.
 
     Args:
         scenario: a name in ``vmas_scenarios.SCENARIOS``, or your own scenario: an instance, which
-            is copied, or a class, of which each simulation makes an instance.
+            is copied; or a class, of which each simulation makes an instance, as itself or as
+            "path/to/file.py", "path/to/file.py:Class" or "module:Class".
         n_envs: E.
         max_steps: the time limit in steps; reaching it truncates.
         state: "world", every entity's position, velocity, rotation and angular velocity; or
@@ -73,8 +83,8 @@ def make_env(
             a scenario that gives all of them the same.
         seed: of the environment's own random stream.
         device: of the simulation.
-        group: the group of agents that is the team, if the scenario has several; the other groups
-            do nothing. "all" for all agents. None if it has one.
+        group: the group of agents that is the team, if the scenario has several; "all" for all
+            agents. None if it has one.
         scenario_kwargs: keywords of the scenario.
         engine: "kernel", a compiled step; "inductor", the traced step compiled by torch; "eager",
             VMAS itself; or "auto", the first of these that runs the scenario. They differ in
@@ -86,6 +96,11 @@ def make_env(
             reset together, and these steps belong to no episode.
         info: show the infos of each step under ``("agents", "info", name)``, float [E, N, ...],
             zeros at resets; only the eager engine has them.
+        others: the actions of agents outside the team: "no_op", "random", or "scripted" by the
+            class ``HeuristicPolicy`` of the scenario's file; or a policy that reads their
+            observations, which only the eager engine has.
+        actions_per_dimension: the number of actions for each dimension of an agent's force, odd:
+            evenly from the lowest to the highest. None for the scenario's own, in VMAS 3.
 
     Raises:
         ConfigError: if the scenario, a keyword or the group is unknown, a size is below 1, an
@@ -98,8 +113,20 @@ def make_env(
     check_choice("team_reward", team_reward, TEAM_REWARDS)
     check_choice("engine", engine, ENGINES)
     check_share("verify", verify)
+    if isinstance(others, str):
+        check_choice("others", others, OTHERS)
+    n = actions_per_dimension
+    if n is not None and (n < 3 or n % 2 == 0):
+        raise ConfigError(
+            "env.actions_per_dimension: expected an odd number of at least 3, so that one action "
+            f"is no force, got {n}"
+        )
+    reasons = only_by_vmas(engine, info=info, by_policy=not isinstance(others, str))
+    name = Path(scenario).name if isinstance(scenario, str) else None
+    if isinstance(scenario, str) and is_own(scenario):
+        scenario = own_class(scenario)
     own = scenario_of(scenario)
-    name = scenario if isinstance(scenario, str) else type(own).__name__
+    name = name or type(own).__name__
     scenario_kwargs = dict(scenario_kwargs or {})
     check_scenario_kwargs(name, own, scenario_kwargs)
     task = Task(
@@ -110,6 +137,8 @@ def make_env(
         team_reward=team_reward,
         group=group,
         made_by=scenario if isinstance(scenario, type) else None,
+        others=others if isinstance(others, str) else partial(ByPolicy, policy=others),
+        actions_per_dimension=actions_per_dimension,
     )
     with outside_kept(own):
         probe = probed(task, n_envs)  # to see its sizes
@@ -117,10 +146,12 @@ def make_env(
     return VmasTeam(
         settings,
         engine,
-        n_actions=probe.n_actions,
+        action_counts=probe.action_counts,
         verify=verify,
         reset_when_done=reset_when_done,
         info_shapes=info_shapes(probe) if info else {},
+        only_by_vmas=reasons,
+        notes=filled_up(probe),
     )
 
 
@@ -170,18 +201,39 @@ def probed(task: Task, n_envs: int) -> VmasSimulation:
         raise ConfigError(f"{error}; it runs with env.n_envs=1 only") from error.__cause__
 
 
-def without_infos(wanted: str) -> dict[str, str]:
-    """Return why each engine that is faster than VMAS itself shows no infos.
+def filled_up(simulation: VmasSimulation) -> dict[str, str]:
+    """Return the sizes to which a team's observations and actions are filled up, if they differ."""
+    names = [simulation.simulator.agents[i].name for i in simulation.team]
+    notes = {}
+    for of, sizes, how in (
+        ("observations", simulation.observation_sizes, "numbers, by zeros"),
+        ("actions", simulation.action_counts, "actions, by the mask"),
+    ):
+        if len({*sizes}) > 1:
+            own = ", ".join(f"{name} {n}" for name, n in zip(names, sizes, strict=True))
+            notes[of] = f"filled up to {max(sizes)} {how} ({own})"
+    return notes
+
+
+def only_by_vmas(wanted: str, *, info: bool, by_policy: bool) -> dict[str, str]:
+    """Return why each engine that is faster than VMAS itself cannot serve; empty if it can.
 
     Args:
         wanted: one of ``ENGINES``.
+        info: infos are to be shown.
+        by_policy: the agents outside the team act by a policy.
 
     Raises:
-        ConfigError: if a faster one is wanted.
+        ConfigError: if one is wanted that cannot.
     """
-    reason = "only VMAS itself computes infos"
+    if not (info or by_policy):
+        return {}
+    what, reason = "shows no infos", "only VMAS itself computes infos"
+    if by_policy:
+        what = "has no policy of others"
+        reason = "only VMAS itself asks a policy for the actions of others"
     if wanted not in ("auto", "eager"):
-        raise ConfigError(f"env.engine: {wanted} shows no infos: {reason}; engine=eager does")
+        raise ConfigError(f"env.engine: {wanted} {what}: {reason}; engine=eager does")
     return {name: reason for name in ENGINES[1:-1] if wanted == "auto"}
 
 
@@ -191,15 +243,18 @@ class VmasTeam(EnvBase):
     Args:
         settings: the task and its sizes.
         engine: one of ``ENGINES``.
-        n_actions: A.
+        action_counts: the number of actions of each agent; A is the largest.
         verify: as in ``make_env``.
         reset_when_done: reset each environment when it is done.
         info_shapes: the shapes [N, ...] of infos to show, by key.
+        only_by_vmas: why other engines cannot serve, by name.
+        notes: as the attribute.
 
     Attributes:
         engine: steps the environment.
         shadow: compares recorded steps with VMAS; None if nothing is to be compared.
         how: the engine's name, and why each faster engine does not run the scenario.
+        notes: what the agents' observations and actions have been filled up to.
 
     Raises:
         ConfigError: if the scenario does not run on the engine.
@@ -212,27 +267,30 @@ class VmasTeam(EnvBase):
         settings: Settings,
         engine: str,
         *,
-        n_actions: int,
+        action_counts: Sequence[int],
         verify: float,
         reset_when_done: bool,
         info_shapes: Mapping[tuple[str, ...], torch.Size],
+        only_by_vmas: Mapping[str, str],
+        notes: Mapping[str, str],
     ) -> None:
         super().__init__(device=settings.device, batch_size=torch.Size([settings.n_envs]))
         self.name = settings.task.name
         self.max_steps = settings.max_steps
         self.reset_when_done = reset_when_done
         self._settings, self._wanted = settings, engine
-        if info_shapes:
-            reasons = without_infos(engine)
+        self.notes = notes
+        if info_shapes or only_by_vmas:
             self.engine, _ = make_engine(settings, "eager")
-            self.how = Chosen("eager", reasons)
+            self.how = Chosen("eager", only_by_vmas)
         else:
             self.engine, self.how = make_engine(settings, engine)
         self.shadow = make_shadow(self.engine, self.how.name, settings, verify)
         self._step_buffers = Buffers.empty(settings.n_envs, 1, self.engine.layout, self.device)
         self.seen = self._step_buffers.seen.new_zeros(settings.n_envs, self.engine.layout.size)
-        self.n_actions = n_actions
-        set_specs(self, self._dims(n_actions))
+        self.n_actions = max(action_counts)
+        self._action_counts = torch.tensor(action_counts)  # [N]
+        set_specs(self, self._dims(self.n_actions), masked=bool(self.engine.layout.mask_dim))
         self._infos = Infos(info_shapes, self)
 
     @property
@@ -347,11 +405,12 @@ class VmasTeam(EnvBase):
                 f"{list(action.shape)}"
             )
         if self.device.type == "cpu":
-            low, high = (int(x) for x in action.aminmax())
-            if low < 0 or high >= self.n_actions:
+            wrong = (action < 0) | (action >= self._action_counts)  # [E, N]
+            if wrong.any():
+                _, agent = wrong.nonzero()[0].tolist()
                 raise ValueError(
-                    f"VmasTeam: expected actions from 0 to {self.n_actions - 1}, got "
-                    f"{low if low < 0 else high}"
+                    f"VmasTeam: expected actions from 0 to {self._action_counts[agent] - 1}, got "
+                    f"{action[wrong][0]} of agent {agent}"
                 )
 
     def _read_infos(self) -> None:
@@ -363,6 +422,8 @@ class VmasTeam(EnvBase):
         team = TensorDict({}, (*self.batch_size, layout.n_agents), device=self.device)
         packed = TensorDict({"agents": team}, self.batch_size, device=self.device)
         packed.set(keys.OBSERVATION, layout.observation(seen))
+        if layout.mask_dim:
+            packed.set(keys.ACTION_MASK, layout.mask(seen))
         return packed.set(keys.STATE, layout.state(seen))
 
     def begin_buffers(self, n_steps: int) -> Buffers:

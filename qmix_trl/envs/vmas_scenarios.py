@@ -17,6 +17,13 @@ from vmas.scenarios import load
 from vmas.simulator.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
+from qmix_trl.envs.user_code import (
+    failing_line,
+    line_of_definition,
+    load_module,
+    own_line,
+    split_name,
+)
 from qmix_trl.errors import ConfigError, nearest, one_line
 
 SCENARIOS = sorted([*vmas.scenarios, *vmas.debug_scenarios, *vmas.mpe_scenarios])
@@ -35,9 +42,61 @@ def load_scenario(name: str) -> BaseScenario:
     if name not in SCENARIOS:
         raise ConfigError(
             f"env.scenario: unknown VMAS scenario {name!r}{nearest(name, SCENARIOS)}; "
-            "`python recipes/names.py scenarios` lists them"
+            "`python recipes/names.py scenarios` lists them; one of your own is path/to/file.py or "
+            "module:Class"
         )
     return load(f"{name}.py").Scenario()
+
+
+def is_own(name: str) -> bool:
+    """Return whether a name is a file or a module of the user's, not a scenario of VMAS."""
+    return name.endswith(".py") or ":" in name
+
+
+def own_class(spec: str) -> type[BaseScenario]:
+    """Return a class of the user's.
+
+    Args:
+        spec: "path/to/file.py", whose only scenario it is; "path/to/file.py:Class"; or
+            "module:Class".
+
+    Raises:
+        ConfigError: if there is no such class, or the file has several, or fails.
+    """
+    where, name = split_name(spec)
+    if where.endswith(".py") and not Path(where).is_file():
+        raise ConfigError(f"env.scenario: expected a file, got {where!r}; there is none")
+    try:
+        module = load_module(where)
+    except Exception as error:  # the user's code may raise anything
+        is_absent = isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(
+            f"{error.name}."
+        )
+        hint = "; install it, or name its folder in PYTHONPATH" if is_absent else ""
+        line = "" if is_absent else f" at {failing_line(error, where)}"
+        raise ConfigError(f"env.scenario: {spec}: {one_line(error)}{line}{hint}") from error
+    classes = {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, BaseScenario) and value is not BaseScenario
+    }
+    if name:
+        if name not in classes:
+            raise ConfigError(
+                f"env.scenario: {spec}: expected a subclass of BaseScenario, got none of that name"
+                f"{nearest(name, classes)}; {Path(where).name} has: {', '.join(classes) or 'none'}"
+            )
+        return classes[name]
+    own = {value for value in classes.values() if value.__module__ == module.__name__}
+    leaves = [cls for cls in own if not any(cls in other.__mro__[1:] for other in own)]
+    if len(leaves) != 1:
+        found = sorted(cls.__name__ for cls in leaves)
+        hint = f"; name one, e.g. {spec}:{found[0]}" if found else ""
+        raise ConfigError(
+            f"env.scenario: {spec}: expected one subclass of BaseScenario, got "
+            f"{', '.join(found) or 'none'}{hint}"
+        )
+    return leaves[0]
 
 
 def scenario_of(given: str | BaseScenario | type[BaseScenario]) -> BaseScenario:
@@ -48,7 +107,7 @@ def scenario_of(given: str | BaseScenario | type[BaseScenario]) -> BaseScenario:
             ``given`` is something else.
     """
     if isinstance(given, str):
-        return load_scenario(given)
+        return instance_of(own_class(given)) if is_own(given) else load_scenario(given)
     if isinstance(given, BaseScenario):
         return given
     if isinstance(given, type) and issubclass(given, BaseScenario):
@@ -72,8 +131,10 @@ def instance_of(cls: type[BaseScenario]) -> BaseScenario:
         try:
             return cls()
         except Exception as error:  # a scenario's code may raise anything
+            at = own_line(error, cls.__module__) or line_of_definition(cls)
             raise ConfigError(
-                f"env.scenario: {cls.__name__}() fails: {one_line(error)}; give an instance"
+                f"env.scenario: {cls.__name__}() fails: {one_line(error)} at {at}; it is called "
+                "without arguments; make_env also takes an instance"
             ) from error
 
 
@@ -226,7 +287,16 @@ def agent_groups(agent_names: list[str]) -> dict[str, list[int]]:
 
 
 def first_group(name: str) -> str | None:
-    """Return the first group of a scenario's agents, None if there is only one group."""
-    world = load_scenario(name).env_make_world(1, torch.device("cpu"))
+    """Return the first group of a scenario's agents, None if there is only one group.
+
+    Raises:
+        ConfigError: if there is no scenario of that name, or its code fails.
+    """
+    scenario = scenario_of(name)
+    try:
+        world = scenario.env_make_world(1, torch.device("cpu"))
+    except Exception as error:  # the user's code may raise anything
+        line = failing_line(error, type(scenario).__module__)
+        raise ConfigError(f"VMAS scenario {name!r} fails: {one_line(error)} at {line}") from error
     groups = agent_groups([agent.name for agent in world.policy_agents])
     return next(iter(groups)) if len(groups) > 1 else None

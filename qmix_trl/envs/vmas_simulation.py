@@ -2,11 +2,11 @@
 
 import linecache
 import random
+import re
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,18 @@ from vmas.simulator.environment.environment import Environment, local_seed
 from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl.envs.compiled.trace.own_code import is_own_module, packages_of
+from qmix_trl.envs.others import NO_OP, Acting, Simulation, acting, forced
 from qmix_trl.envs.scenario_copies import copied
 from qmix_trl.envs.time_limit import ended_within
+from qmix_trl.envs.user_code import line_of, line_of_definition
 from qmix_trl.envs.vmas_scenarios import ALL, agent_groups, generators_restored, instance_of
 from qmix_trl.errors import ConfigError, Refused, nearest, one_line
+from qmix_trl.keys import ACTION_MASK
 
+MASK = ACTION_MASK[-1]  # in an observation that is a dictionary
 TEAM_REWARDS = ("mean", "sum", "shared")
 RESET_SECONDS = 60.0  # in which a reset has to end
+CALLED = re.compile(r"scenario\.(observation|reward|done|info)\(")  # in a line of VMAS
 OF_MEMORY = ("allocat", "out of memory")  # in the messages of torch's errors
 
 
@@ -33,10 +38,21 @@ class Seen:
     Attributes:
         observation: float [E, N, O].
         state: float [E, S], the state that the mixer sees.
+        mask: float [E, N, A], 1 for available actions; None if all are.
     """
 
     observation: Tensor
     state: Tensor
+    mask: Tensor | None = None
+
+    @property
+    def state_and_mask(self) -> Tensor:
+        """The state with the mask behind it: float [E, S] or [E, S + N A]."""
+        return self.state if self.mask is None else torch.cat([self.state, self.mask.flatten(1)], 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -71,6 +87,10 @@ class Task:
         group: the group of agents that is the team, or ``ALL``; None if there is only one group.
         made_by: the class of which each simulation makes its own scenario; None if simulations
             copy ``scenario``.
+        others: the actions of the agents outside the team: one of ``others.OTHERS``, or a function
+            that returns them for a simulation.
+        actions_per_dimension: the number of actions for each dimension of an agent's force, odd;
+            None for the scenario's own.
     """
 
     name: str
@@ -80,6 +100,8 @@ class Task:
     team_reward: str
     group: str | None
     made_by: type[BaseScenario] | None = None
+    others: str | Callable[[Simulation], Acting] = NO_OP
+    actions_per_dimension: int | None = None
 
     def new_scenario(self) -> BaseScenario:
         """Return a scenario for one simulator, which keeps its state in it.
@@ -105,12 +127,16 @@ class VmasSimulation:
     Attributes:
         simulator: VMAS.
         team: the indices of the team's agents.
-        n_actions: A.
+        others: the indices of all other agents that act.
+        action_counts: the number of actions of each agent of the team.
+        n_actions: A, the largest of them.
+        observation_sizes: the size of each observation of the team, before it is padded.
+        mask_dim: A, if there is an action mask; 0 if there is none.
         infos: of the last step, as ``Stepped`` has them.
 
     Raises:
-        ConfigError: if the scenario cannot be made or stepped, does not end its first reset, has
-            no such team, or the agents of the team have different numbers of actions.
+        ConfigError: if the scenario cannot be made or stepped, does not end its first reset, or
+            has no such team.
     """
 
     def __init__(
@@ -132,8 +158,12 @@ class VmasSimulation:
                     seed=seed,
                     **task.scenario_kwargs,
                 )
+            self._discretise()
             self.team = self._choose_team()
-            self.n_actions = self._count_actions()
+            self.others = [i for i in range(len(self.simulator.agents)) if i not in self.team]
+            self.action_counts = [self.n_actions_of(i) for i in self.team]
+            self.n_actions = max(self.action_counts)
+            self._acting = acting(task.others, self)
             if idle_step:
                 self._step_and_reset(seed)
 
@@ -142,6 +172,15 @@ class VmasSimulation:
         self.step(torch.zeros(self.n_envs, len(self.team), dtype=torch.int64, device=self.device))
         with self.own_randomness():
             self.simulator.reset(seed=seed)
+        self._acting.forget(None)
+
+    def _discretise(self) -> None:
+        """Set the number of actions for each dimension, if the task has one."""
+        n = self.task.actions_per_dimension
+        if n is not None:
+            for agent in self.simulator.agents:
+                agent.discrete_action_nvec = [n] * agent.action_size
+            self.simulator.action_space = self.simulator.get_action_space()
 
     def limited(self, action: str) -> AbstractContextManager[None]:
         """Limit the time of a ``with`` block that runs the scenario's resets.
@@ -176,6 +215,10 @@ class VmasSimulation:
                 f"{one_line(error)} at {failing_line(error, scenario)}"
             ) from error
 
+    def _told(self) -> AbstractContextManager[None]:
+        """Turn an error of the scenario's code within a ``with`` block into one line."""
+        return self._errors_told(self.simulator.scenario)
+
     def _choose_team(self) -> list[int]:
         """Return the indices of the team's agents."""
         group, name = self.task.group, self.task.name
@@ -186,8 +229,8 @@ class VmasSimulation:
         if group is None and len(groups) > 1:
             raise ConfigError(
                 f"env.group: VMAS scenario {name!r} has agents in several groups: {listed}; "
-                f"choose the team, e.g. env.group={next(iter(groups))}; the others do nothing; "
-                f"or all of them by env.group={ALL}"
+                f"choose the team, e.g. env.group={next(iter(groups))}; env.others says what "
+                f"the others do; or all of them by env.group={ALL}"
             )
         if group is not None and group not in groups:
             raise ConfigError(
@@ -196,24 +239,15 @@ class VmasSimulation:
             )
         return groups[next(iter(groups)) if group is None else group]
 
-    def _count_actions(self) -> int:
-        """Return the number of actions of each agent of the team."""
-        counts = {self.simulator.action_space[i].n for i in self.team}
-        if len(counts) > 1:
-            raise ConfigError(
-                f"VMAS scenario {self.task.name!r}: expected one number of actions for all agents "
-                f"of the team, got {sorted(counts)}"
-            )
-        return counts.pop()
-
     def reset(self) -> None:
         """Reset all environments.
 
         Raises:
             NoEnd: if it does not end.
         """
-        with self.own_randomness(), self.limited("a reset of"):
+        with self._told(), self.own_randomness(), self.limited("a reset of"):
             self.simulator.reset(return_observations=False)
+        self._acting.forget(None)
 
     def reset_at(self, i: int) -> None:
         """Reset environment i.
@@ -221,8 +255,9 @@ class VmasSimulation:
         Raises:
             NoEnd: if it does not end.
         """
-        with self.own_randomness(), self.limited("a reset of one of"):
+        with self._told(), self.own_randomness(), self.limited("a reset of one of"):
             self.simulator.reset_at(i, return_observations=False)
+        self._acting.forget(i)
 
     def pure_reset(self, i: int | None = None) -> None:
         """Reset environment i, or all, drawing from torch's present generator.
@@ -235,18 +270,19 @@ class VmasSimulation:
                 self.simulator._reset(return_observations=False)
             else:
                 self.simulator._reset_at(i, return_observations=False)
+        self._acting.forget(i)
 
     def observe(self) -> Seen:
         """Return the present observations and states."""
-        with self.own_randomness():
+        with self._told(), self.own_randomness():
             (observations,) = self.simulator.get_from_scenario(
                 get_observations=True, get_rewards=False, get_infos=False, get_dones=False
             )
         return self._seen(observations)
 
     def step(self, action: Tensor) -> Stepped:
-        """Take one step by actions int64 [E, N]; agents outside the team do nothing."""
-        with self.own_randomness(), local_seed(Environment.vmas_random_state):
+        """Take one step by actions int64 [E, N] of the team."""
+        with self._told(), self.own_randomness(), local_seed(Environment.vmas_random_state):
             stepped = self.pure_step(action)
         self.infos = stepped.infos
         return stepped
@@ -255,9 +291,19 @@ class VmasSimulation:
         """Take one step by actions int64 [E, N], drawing from torch's present generator."""
         actions = [torch.zeros_like(action[:, :1]) for _ in self.simulator.agents]
         for column, i in enumerate(self.team):
-            actions[i] = action[:, column, None]
+            count = self.action_counts[column]
+            own = action[:, column, None]
+            # An agent of fewer actions: numbers beyond them, which the mask excludes, begin again.
+            actions[i] = own if count == self.n_actions else own % count
+        forces = {}
+        for i, command in self._acting.commands().items():
+            if command.is_floating_point():
+                forces[self._name(i)] = command
+            else:
+                actions[i] = command
         unseeded_step = Environment.step.__wrapped__  # without VMAS's own random stream
-        observations, rewards, terminated, infos = unseeded_step(self.simulator, actions)
+        with forced(forces) if forces else nullcontext():
+            observations, rewards, terminated, infos = unseeded_step(self.simulator, actions)
         columns = [self._column(rewards[i], f"reward of {self._name(i)}") for i in self.team]
         agent_reward = torch.stack([c.to(torch.float32) for c in columns], 1)  # [E, N, 1]
         return Stepped(
@@ -272,14 +318,25 @@ class VmasSimulation:
         """Return the name of agent i."""
         return self.simulator.agents[i].name
 
+    def _wrong(self, of: str, message: str) -> ConfigError:
+        """Return the error of a method's result.
+
+        Args:
+            of: the result; its first word is the method.
+            message: what was expected, and what was got.
+        """
+        line = defined_at(self.simulator.scenario, of.split()[0])
+        return ConfigError(f"VMAS scenario {self.task.name!r}: {of}: {message}{line}")
+
     def _column(self, value: Tensor, of: str) -> Tensor:
         """Return a number for each environment as [E, 1]; one number is for all of them."""
         if value.numel() == 1:
             return value.reshape(1, 1).expand(self.n_envs, 1)
         if value.shape not in ((self.n_envs,), (self.n_envs, 1)):
-            raise ConfigError(
-                f"VMAS scenario {self.task.name!r}: {of}: expected a shape of [{self.n_envs}] or "
-                f"[{self.n_envs}, 1], got {list(value.shape)}"
+            raise self._wrong(
+                of,
+                f"expected a shape of [{self.n_envs}] or [{self.n_envs}, 1], got "
+                f"{list(value.shape)}",
             )
         return value.reshape(-1, 1)
 
@@ -292,26 +349,58 @@ class VmasSimulation:
     def _seen(self, observations: list[Tensor | dict[str, Tensor]]) -> Seen:
         """Return the team's observations and the state, given all agents' observations."""
         team = [self._observation(observations[i], self._name(i)) for i in self.team]
-        if len({part.shape for part in team}) > 1:
-            raise ConfigError(
-                f"VMAS scenario {self.task.name!r}: expected observations of one size for all "
-                f"agents of the team, got {[part.shape[-1] for part in team]} of "
-                f"{[self._name(i) for i in self.team]}"
-            )
-        observation = torch.stack(team, 1)  # [E, N, O]
+        self.observation_sizes = [part.shape[1] for part in team]
+        observation = stacked(team)  # [E, N, O]
+        mask = self._mask(self.team, [mask_in(observations[i]) for i in self.team])
+        self.mask_dim = 0 if mask is None else self.n_actions
         if self.task.state == "observations":
-            return Seen(observation, observation.flatten(1))
-        return Seen(observation, world_state(self.simulator).to(torch.float32))
+            return Seen(observation, observation.flatten(1), mask)
+        return Seen(observation, world_state(self.simulator).to(torch.float32), mask)
+
+    def seen_by(self, indices: list[int]) -> tuple[Tensor, Tensor | None]:
+        """Return observation [E, M, O] and mask [E, M, A], or None, of some agents now."""
+        seen = [self.simulator.scenario.observation(self.simulator.agents[i]) for i in indices]
+        parts = [
+            self._observation(part, self._name(i)) for i, part in zip(indices, seen, strict=True)
+        ]
+        return stacked(parts), self._mask(indices, list(map(mask_in, seen)))
+
+    def n_actions_of(self, i: int) -> int:
+        """Return the number of actions of agent i."""
+        return self.simulator.action_space[i].n
+
+    def _mask(self, indices: list[int], given: list[Tensor | None]) -> Tensor | None:
+        """Return the action mask of agents, float32 [E, M, A]; None if all are available.
+
+        Args:
+            indices: of the agents.
+            given: the entries ``action_mask`` of their observations, [E, number of actions] each.
+        """
+        counts = [self.n_actions_of(i) for i in indices]
+        if all(mask is None for mask in given) and len({*counts}) == 1:
+            return None
+        masks = []
+        for i, mask, count in zip(indices, given, counts, strict=True):
+            if mask is None:
+                mask = torch.ones(self.n_envs, count, device=self.device)
+            if mask.shape != (self.n_envs, count):
+                raise self._wrong(
+                    f"observation of {self._name(i)}",
+                    f"expected {MASK!r} of [{self.n_envs}, {count}], for {count} actions, got "
+                    f"{list(mask.shape)}",
+                )
+            masks.append(padded((mask != 0).to(torch.float32), max(counts)))
+        return torch.stack(masks, 1)
 
     def _observation(self, observation: Tensor | dict[str, Tensor], agent: str) -> Tensor:
         """Return one agent's observation as float32 [E, O]; entries are concatenated."""
         if isinstance(observation, dict):
-            parts = [self._observation(part, agent) for part in observation.values()]
+            parts = [self._observation(part, agent) for k, part in observation.items() if k != MASK]
             return torch.cat(parts, -1)
         if observation.shape[:1] != (self.n_envs,):
-            raise ConfigError(
-                f"VMAS scenario {self.task.name!r}: observation of {agent}: expected a shape of "
-                f"[{self.n_envs}, ...], got {list(observation.shape)}"
+            raise self._wrong(
+                f"observation of {agent}",
+                f"expected a shape of [{self.n_envs}, ...], got {list(observation.shape)}",
             )
         return columns_of(observation)
 
@@ -324,9 +413,8 @@ class VmasSimulation:
         infos = [dict(self._flat_info(self.infos[i])) for i in self.team]
         described = [{key: list(v.shape[1:]) for key, v in info.items()} for info in infos]
         if any(shapes != described[0] for shapes in described):
-            raise ConfigError(
-                f"VMAS scenario {self.task.name!r}: info: expected the same entries for all agents "
-                f"of the team, got {described}"
+            raise self._wrong(
+                "info", f"expected the same entries for all agents of the team, got {described}"
             )
         return {key: torch.stack([info[key] for info in infos], 1) for key in infos[0]}
 
@@ -335,6 +423,10 @@ class VmasSimulation:
         for name, value in info.items():
             if isinstance(value, dict):
                 yield from (((name, *key), part) for key, part in self._flat_info(value))
+            elif not isinstance(value, Tensor):
+                raise self._wrong(
+                    f"info {name!r}", f"expected a tensor, got {type(value).__name__}"
+                )
             elif value.dim() < 2:
                 yield (name,), self._column(value, f"info {name!r}").to(torch.float32)
             else:
@@ -428,6 +520,23 @@ def world_state(env: Environment) -> Tensor:
     return torch.cat(parts, -1)
 
 
+def mask_in(observation: Tensor | dict[str, Tensor]) -> Tensor | None:
+    """Return the action mask in an agent's observation; None if there is none."""
+    return observation.get(MASK) if isinstance(observation, dict) else None
+
+
+def padded(value: Tensor, size: int) -> Tensor:
+    """Return numbers [E, n] as [E, size], with zeros behind them."""
+    n = value.shape[1]
+    return value if n == size else torch.cat([value, value.new_zeros(len(value), size - n)], 1)
+
+
+def stacked(parts: list[Tensor]) -> Tensor:
+    """Return the observations [E, n] of N agents as [E, N, O], with zeros behind shorter ones."""
+    size = max(part.shape[1] for part in parts)
+    return torch.stack([padded(part, size) for part in parts], 1)
+
+
 def columns_of(value: Tensor) -> Tensor:
     """Return numbers [E, ...] as float32 [E, O]."""
     return (value[:, None] if value.dim() == 1 else value.flatten(1)).to(torch.float32)
@@ -436,13 +545,28 @@ def columns_of(value: Tensor) -> Tensor:
 def failing_line(error: Exception, scenario: BaseScenario) -> str:
     """Return file, number and text of the line of the scenario's code that raised an error.
 
-    If there is none, the line of VMAS that raised it, and the agent that it was about.
+    If there is none, the line of VMAS that raised it, the agent that it was about, and the
+    scenario's method whose result it read.
     """
     packages = packages_of(scenario)
     frames = list(traceback.walk_tb(error.__traceback__))
     own = [at for at in frames if is_own_module(at[0].f_globals.get("__name__", ""), packages)]
     frame, number = (own or frames)[-1]
-    file = frame.f_code.co_filename
-    line = f"{Path(file).name}:{number} ({linecache.getline(file, number).strip()})"
+    line = line_of(frame.f_code.co_filename, number)
+    if own:
+        return line
     agents = [at[0].f_locals["agent"].name for at in frames if "agent" in at[0].f_locals]
-    return f"{line} for {agents[-1]}" if agents and not own else line
+    about = f" for {agents[-1]}" if agents else ""
+    lines = [_three_lines(frame.f_code.co_filename, number) for frame, number in frames]
+    called = CALLED.findall(" ".join(lines))
+    return f"{line}{about}{defined_at(scenario, called[-1]) if called else ''}"
+
+
+def _three_lines(file: str, number: int) -> str:
+    """Return the text of three lines, on which a call may be spread."""
+    return "".join(linecache.getline(file, number + i) for i in range(3))
+
+
+def defined_at(scenario: BaseScenario, method: str) -> str:
+    """Return where a scenario's method is defined, as the end of a message."""
+    return f"; {method} is defined at {line_of_definition(getattr(type(scenario), method))}"

@@ -13,10 +13,14 @@ typedef int64_t (*OneStep)(const void *rollout, int64_t first, int64_t last, int
 
 INLINE void copy(float *to, const float *from, int64_t n) { memcpy(to, from, n * sizeof(float)); }
 INLINE void clear(float *to, int64_t n) { memset(to, 0, n * sizeof(float)); }
-INLINE int64_t argmax(const float *x, int64_t n) {
+// The first place of the highest number where the mask, if there is one, is not zero; 0 if it is
+// zero everywhere.
+INLINE int64_t argmax(const float *x, const float *mask, int64_t n) {
   int64_t best = 0;
-  for (int64_t i = 1; i < n; i++)
-    if (x[i] > x[best]) best = i;
+  while (mask && best < n && mask[best] == 0) best++;
+  if (best == n) return 0;
+  for (int64_t i = best + 1; i < n; i++)
+    if (x[i] > x[best] && (!mask || mask[i] != 0)) best = i;
   return best;
 }
 
@@ -39,11 +43,15 @@ struct Block {
   float *last_layer() const { return layer + a->n_layers * size(); }
   float *hidden() const { return last_layer() + a->gates->inputs / 2; }
 
+  // Observation, state and mask of an environment at the present step.
+  const float *seen(int64_t e) const {
+    return a->seen + place(e, 0, a->buffer_steps + 1, t) / a->n_agents * a->seen_size;
+  }
+
   void read(int64_t e, int64_t agent) const {
     const int64_t at = place(e, agent, a->buffer_steps + 1, t);
     float *x = layer + sample(e, agent);
-    copy(x, a->seen + at / a->n_agents * a->seen_size + agent * a->observation_dim,
-         a->observation_dim);
+    copy(x, seen(e) + agent * a->observation_dim, a->observation_dim);
     x += a->observation_dim;
     if (a->use_last_action) {
       copy(x, a->last_action + at * a->n_actions, a->n_actions);
@@ -86,7 +94,8 @@ struct Block {
     const int64_t draw = ((t - a->first) * a->n_envs + first + e) * a->n_agents + agent;
     const float *q = values + sample(e, agent);
     const bool explores = a->explore && a->explore[draw] < a->epsilon;
-    const int64_t action = argmax(explores ? a->choose + draw * n_actions : q, n_actions);
+    const float *mask = a->mask_at < 0 ? nullptr : seen(e) + a->mask_at + agent * n_actions;
+    const int64_t action = argmax(explores ? a->choose + draw * n_actions : q, mask, n_actions);
     copy(a->action_value + at * n_actions, q, n_actions);
     a->action[at] = action;
     clear(a->next_last_action + at * n_actions, n_actions);

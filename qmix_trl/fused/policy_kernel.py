@@ -37,6 +37,7 @@ class Acting(ctypes.Structure):
         ("n_envs", INT),  # E
         ("n_agents", INT),  # N
         ("n_actions", INT),  # A
+        ("mask_at", INT),  # place of the action mask in R numbers; -1 if there is none
         ("observation_dim", INT),  # O
         ("hidden_dim", INT),  # H; 0 without a GRU
         ("shared", INT),  # agents share their weights
@@ -174,11 +175,12 @@ class PolicyKernel:
 
     def _acting(self, weights: PackedWeights) -> Acting:
         """Return the arguments that do not depend on the batch."""
-        inputs = self.agent.inputs
+        inputs, layout = self.agent.inputs, self.env.engine.layout
         samples_per_env = inputs.n_agents if weights.shared else 1
         acting = Acting(
             n_agents=inputs.n_agents,
             n_actions=self.agent.n_actions,
+            mask_at=layout.mask_at if layout.mask_dim else -1,
             observation_dim=inputs.observation_dim,
             hidden_dim=weights.hidden_dim,
             shared=weights.shared,

@@ -17,7 +17,13 @@ from support.planned_run import NEWEST, check_name_is_free, planned_run
 from support.run_folder import CONFIG_FILE
 from support.throughput.report import COLORS, TITLES
 
-from qmix_trl.config import MAX_SEED, RunConfig, load_config, vmas_scenarios
+from qmix_trl.config import (
+    MAX_SEED,
+    RunConfig,
+    check_vmas_scenario,
+    load_config,
+    with_whole_path,
+)
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
 
 
@@ -185,10 +191,10 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--scenarios",
         **several,
-        choices=vmas_scenarios(),
+        type=_scenario,
         metavar="NAME",
-        help="scenarios of VMAS (default: balance navigation simple_spread dispersion transport "
-        "discovery; CUDA: balance simple_spread)",
+        help="scenarios of VMAS, or path/to/file.py (default: balance navigation simple_spread "
+        "dispersion transport discovery; CUDA: balance simple_spread)",
     )
     parser.add_argument(
         "--envs",
@@ -222,6 +228,15 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
         help="a file for the picture (default: throughput.png)",
     )
     return parser.parse_args()
+
+
+def _scenario(text: str) -> str:
+    try:
+        name = with_whole_path("scenario", text)
+        check_vmas_scenario(name)
+        return name
+    except ConfigError as mistake:
+        raise argparse.ArgumentTypeError(str(mistake)) from None
 
 
 def _size(text: str) -> int:

@@ -3,9 +3,11 @@
 Torch is not imported here, so that a mistake is told at once.
 """
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from support.run_folder import (
     newest_checkpoint,
     run_stem,
 )
+from support.sources import changes, check_sources, save_sources, with_sources
 
-from qmix_trl.config import RunConfig, load_config
+from qmix_trl.config import SOURCES, RunConfig, load_config
 from qmix_trl.errors import ConfigError
 from qmix_trl.logs import AUTO, METRICS_FILE, make_run_folder
 from qmix_trl.native.lock import held
@@ -30,7 +33,7 @@ NEWEST = "auto"  # of --resume
 RUNTIME = tuple(f"runtime.{key}" for key in ("threads", "compile", "cuda_graph"))
 MAY_DIFFER = ("collection.total_frames", "evaluation", "checkpoint", *RUNTIME)
 # What a run leaves that is killed before it has written its configuration.
-EARLY_FILES = {METRICS_FILE, REPLAY_FOLDER, f"{CONFIG_FILE}.part"}
+EARLY_FILES = {METRICS_FILE, REPLAY_FOLDER, SOURCES, f"{CONFIG_FILE}.part"}
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,20 @@ class PlannedRun:
     folder: Path | None
     left: Path | None = None
 
+    @cached_property
+    def task(self) -> RunConfig:
+        """The configuration of the environments: with copies where the user's files are gone."""
+        return with_sources(self.config, self.folder)
+
     @contextmanager
     def opened(self) -> Iterator[Path]:
         """Make the run's folder, or take the one that goes on, and lock it for a ``with`` block.
 
+        The user's files are copied to it.
+
         Raises:
             ConfigError: if it cannot be made, or another process has it.
+            SaveError: if the copies cannot be written.
         """
         folder = self.folder or self.left
         folder = folder or make_run_folder(self.runs, self.config.name, stem=self.stem)
@@ -66,10 +77,11 @@ class PlannedRun:
                 raise ConfigError(f"{folder}: another process trains this run; wait for its end")
             if self.left is not None:
                 self._begin_again(self.left)
+            save_sources(self.config, folder)
             yield folder
 
     def _begin_again(self, folder: Path) -> None:
-        """Remove the metrics of a run that was killed, which a run that goes on would continue.
+        """Remove metrics and sources of a run that was killed, which one that goes on would keep.
 
         Raises:
             ConfigError: if it has a checkpoint or a summary by now, of another process.
@@ -77,6 +89,7 @@ class PlannedRun:
         if not _is_left(folder, self.config):
             raise ConfigError(f"{folder}: another process has trained this run; start again")
         (folder / METRICS_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder / SOURCES, ignore_errors=True)
 
 
 def planned_run(
@@ -129,13 +142,14 @@ def _resumed(folder: Path, overrides: Sequence[str]) -> PlannedRun:
     """Return the run of a folder, with overrides.
 
     Raises:
-        ConfigError: if it cannot go on with them, or has no checkpoint.
+        ConfigError: if it cannot go on with them or its source has changed, or has no checkpoint.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"--resume: expected a run's folder, or auto, got {folder}")
     config = load_config(path, overrides)
     check_same(asdict(load_config(path)), config, folder)
+    check_sources(folder)
     if newest_checkpoint(folder) is None:
         raise ConfigError(
             f"--resume: {folder / CHECKPOINTS} has no checkpoint; train a new run of {path}"
@@ -169,9 +183,13 @@ def _is_left(folder: Path, config: RunConfig) -> bool:
 
 
 def _is_of(path: Path, config: RunConfig) -> bool:
-    """Return whether a file of a run is of a configuration, but for ``MAY_DIFFER``."""
+    """Return whether a file of a run is of a configuration, but for ``MAY_DIFFER``.
+
+    A run of a scenario whose source has changed is not.
+    """
     try:
-        return not _differences(asdict(load_config(path)), config)
+        is_same = not _differences(asdict(load_config(path)), config)
+        return is_same and all(change.now is None for change in changes(path.parent))
     except ConfigError:  # of another version, or no file of ours
         return False
 

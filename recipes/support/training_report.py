@@ -78,9 +78,13 @@ class TrainingReport:
             f"return of {config.evaluation.episodes} episodes: "
             f"doing nothing {means['no_op']:.2f}, chance {means['random']:.2f}"
         )
-        say(f"{folder}: {config.mixer.name} on {config.env.scenario}, {device}, seed {config.seed}")
+        task = Path(config.env.scenario).name
+        say(f"{folder}: {config.mixer.name} on {task}, {device}, seed {config.seed}")
         for name, part in parts.items():
             say(f"{name}: {part.how}")
+        if config.env.family == "vmas":
+            for of, note in parts["engine"].notes.items():
+                say(f"{of}: {note}")
         if self._shadow is not None:
             say(f"verified: {self._shadow.how}")
         say(caption)

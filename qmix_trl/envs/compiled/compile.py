@@ -117,7 +117,8 @@ def _built(
     laps.end("print")
     backend.build(text, path)
     laps.end("build")
-    notes = notes_of(path, simulation, trace, numbers, _layout(step, of_team), laps.seconds)
+    layout = _layout(step, of_team, simulation)
+    notes = notes_of(path, simulation, trace, numbers, layout, laps.seconds)
     compiled = step_of_notes(path.parent, notes)
     extent = full_extent(simulation)
     report = check_kernel(compiled, simulation, paths, extent, backend)
@@ -127,6 +128,7 @@ def _built(
     return notes
 
 
-def _layout(step: Step, of_team: bool) -> SeenLayout:
-    observation_dim = len(step.observation) // step.n_agents
-    return SeenLayout(step.n_agents, observation_dim, None if of_team else len(step.state))
+def _layout(step: Step, of_team: bool, simulation: VmasSimulation) -> SeenLayout:
+    observation_dim, mask_dim = len(step.observation) // step.n_agents, simulation.mask_dim
+    state_dim = None if of_team else len(step.state) - step.n_agents * mask_dim
+    return SeenLayout(step.n_agents, observation_dim, state_dim, mask_dim)

@@ -41,7 +41,7 @@ from qmix_trl.envs.compiled.trace.pure import Untraceable
 from qmix_trl.envs.compiled.trace.state import StatePaths
 from qmix_trl.envs.compiled.trace.trace import Trace, traced
 from qmix_trl.envs.time_limit import NoEnd
-from qmix_trl.envs.vmas_simulation import Seen, Task, VmasSimulation
+from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import Refused, one_line
 from qmix_trl.native.build import toolchain
 
@@ -203,7 +203,7 @@ def of_matrix(graph: StepGraph, layout: SeenLayout) -> Callable[..., list[Tensor
                 out[N_RESULTS:], graph.state, batched, sizes, strict=True
             )
         ]
-        seen = layout.pack(Seen(observation, world))
+        seen = layout.joined(observation, world)
         is_beyond = beyond_32_bits(out[N_RESULTS:], n_envs)
         agent_reward = agent_reward[..., 0].masked_fill(is_beyond[:, None], math.nan)
         reward = reward[:, 0].masked_fill(is_beyond, math.nan)

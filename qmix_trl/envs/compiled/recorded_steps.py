@@ -114,6 +114,9 @@ def place_name(
     agent, place = divmod(j, layout.observation_dim)
     if agent < layout.n_agents:
         return f"observation[{place}] of {agents[agent]}"
+    if j >= layout.mask_at:
+        agent, action = divmod(j - layout.mask_at, layout.mask_dim)
+        return f"the mask of action {action} of {agents[agent]}"
     entity, place = divmod(j - layout.n_agents * layout.observation_dim, len(ENTITY))
     return f"{ENTITY[place]} of {simulation.simulator.world.entities[entity].name} in the state"
 

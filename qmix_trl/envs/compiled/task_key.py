@@ -2,7 +2,8 @@
 
 A key is the scenario's name and a hash of all that a compiled step depends on:
 
-- the task: the scenario's keywords and attributes, and its state, team reward and group;
+- the task: the scenario's keywords and attributes, and its state, team reward, group, others and
+  actions;
 - the user's code: the functions and classes that the scenario can reach, with the values of their
   class attributes, closures, default arguments and globals (``trace/walk.py``);
 - the contents of the user's files that this code is from, and of all that they import
@@ -21,6 +22,7 @@ import hashlib
 import io
 import json
 import platform
+import re
 from functools import _lru_cache_wrapper
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +38,7 @@ from qmix_trl.envs.compiled.trace.leaves import IN_MEMORY, digest
 from qmix_trl.envs.compiled.trace.own_code import packages_of
 from qmix_trl.envs.compiled.trace.parts import PRIMITIVES, described
 from qmix_trl.envs.compiled.trace.walk import walk_from
+from qmix_trl.envs.others import SCRIPTED, heuristic_of
 from qmix_trl.envs.vmas_simulation import Task
 from qmix_trl.errors import Refused
 
@@ -44,11 +47,14 @@ COMPILER = Path(__file__).parent
 PACKAGE = COMPILER.parents[1]
 OTHER_FILES = (
     "chosen.py",
+    "envs/others.py",
     "envs/scenario_copies.py",
     "envs/time_limit.py",
+    "envs/user_code.py",
     "envs/vmas_scenarios.py",
     "envs/vmas_simulation.py",
     "errors.py",
+    "keys.py",
     "native/build.py",
     "native/built_file.py",
     "native/large_pages.py",
@@ -77,12 +83,16 @@ def task_key(task: Task, *tools: str) -> str:
     """
     packages = packages_of(task.scenario)
     keywords = {f"keyword {name}": value for name, value in sorted(task.scenario_kwargs.items())}
-    contents = walk_from({"scenario": task.scenario, **keywords}, packages)
+    script = {"script": heuristic_of(task.scenario)} if task.others == SCRIPTED else {}
+    contents = walk_from({"scenario": task.scenario, **script, **keywords}, packages)
     sources = Sources(packages)
     sources.add_objects(contents.objects.values())
     settings = {
         "values": value_texts(contents),
-        "task": [task.state, task.team_reward, task.group],
+        "task": [
+            *(task.state, task.team_reward, task.group),
+            *(task.others, task.actions_per_dimension),
+        ],
         "files": sources.hashes(),
         "libraries": sources.versions(),
         "versions": [platform.python_version(), *(version(package) for package in PACKAGES)],
@@ -91,7 +101,8 @@ def task_key(task: Task, *tools: str) -> str:
         "tools": tools,
     }
     text = json.dumps(settings, sort_keys=True)
-    return f"{task.name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+    name = re.sub(r"[^\w.-]", "-", task.name)
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
 def value_texts(contents: Contents) -> dict[str, str]:

@@ -22,6 +22,7 @@ from qmix_trl import (
     with_memory,
 )
 from qmix_trl.envs.compiled.engines.buffers import Buffers
+from qmix_trl.envs.vmas_scenarios import scenario_of
 from qmix_trl.keys import ACTION
 
 WARM_UP_STEPS = 100  # until environments are at different steps of their episodes
@@ -57,7 +58,7 @@ def our_env(scenario: str, n_envs: int, engine: str, device: torch.device):
 def their_env(scenario: str, n_envs: int, device: torch.device) -> VmasEnv:
     """Return TorchRL's environment of a scenario."""
     return VmasEnv(
-        scenario,
+        scenario_of(scenario),
         num_envs=n_envs,
         continuous_actions=False,
         max_steps=MAX_STEPS,

@@ -8,6 +8,7 @@ frames and updates.
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from support.throughput.collection import our_env, sizes_of, their_env, with_policy
 from support.throughput.plan import MAX_STEPS, Plan
@@ -110,7 +111,7 @@ def training(plan: Plan, scenario: str, ratio: int) -> Case:
     n_updates = max(1, ratio * plan.train_envs // N_ROWS)
     return Case(
         what=f"train-{ratio}",
-        scenario=scenario,
+        scenario=Path(scenario).name,
         n_envs=plan.train_envs,
         device=plan.device,
         baseline="Collector over VmasEnv, GRUCell loop",

@@ -20,22 +20,29 @@ if TYPE_CHECKING:  # other families than VMAS have buffers, too
 
 @dataclass(frozen=True)
 class SeenLayout:
-    """The order of observation and state in R floats of one environment: observation first.
+    """The order in R floats of one environment: observation, state, action mask.
 
     Attributes:
         n_agents: N.
         observation_dim: O.
         state_dim: S; None where the state is the concatenation of the agents' observations.
+        mask_dim: A, if there is an action mask; 0 if there is none.
     """
 
     n_agents: int
     observation_dim: int
     state_dim: int | None
+    mask_dim: int = 0
+
+    @property
+    def mask_at(self) -> int:
+        """The place of the first number of the mask."""
+        return self.n_agents * self.observation_dim + (self.state_dim or 0)
 
     @property
     def size(self) -> int:
         """R."""
-        return self.n_agents * self.observation_dim + (self.state_dim or 0)
+        return self.mask_at + self.n_agents * self.mask_dim
 
     def observation(self, seen: Tensor) -> Tensor:
         """Return the observation [.., N, O] in float [.., R], a view."""
@@ -44,10 +51,15 @@ class SeenLayout:
 
     def state(self, seen: Tensor) -> Tensor:
         """Return the state [.., S] in float [.., R], a view."""
-        return seen if self.state_dim is None else seen[..., -self.state_dim :]
+        first = 0 if self.state_dim is None else self.n_agents * self.observation_dim
+        return seen[..., first : self.mask_at]
+
+    def mask(self, seen: Tensor) -> Tensor:
+        """Return the action mask, bool [.., N, A], in float [.., R]."""
+        return seen[..., self.mask_at :].unflatten(-1, (self.n_agents, self.mask_dim)) != 0
 
     def pack(self, seen: Seen) -> Tensor:
-        """Return observation and state as float [E, R].
+        """Return observation, state and mask as float [E, R].
 
         Raises:
             ConfigError: if a scenario's observations are not as long as at first.
@@ -58,21 +70,29 @@ class SeenLayout:
                 f"observation: expected {self.observation_dim} numbers of each agent as at first, "
                 f"got {length}; return as many in each step and reset"
             )
-        observation = seen.observation.flatten(1)
-        return observation if self.state_dim is None else torch.cat([observation, seen.state], -1)
+        return self.joined(seen.observation, seen.state_and_mask)
+
+    def joined(self, observation: Tensor, state_and_mask: Tensor) -> Tensor:
+        """Return float [E, R] of an observation [E, N, O] and of a state with a mask behind it."""
+        observation = observation.flatten(1)
+        more = state_and_mask
+        if self.state_dim is None:
+            more = more[:, observation.shape[1] :]
+        return torch.cat([observation, more], -1) if more.shape[1] else observation
 
 
 def layout_of(simulation: VmasSimulation) -> SeenLayout:
-    """Return the layout of a simulation's observation and state."""
+    """Return the layout of a simulation's observation, state and mask."""
     seen = simulation.observe()
     n_agents, observation_dim = seen.observation.shape[1:]
     of_team = simulation.task.state == "observations"
-    return SeenLayout(n_agents, observation_dim, None if of_team else seen.state.shape[1])
+    state_dim = None if of_team else seen.state.shape[1]
+    return SeenLayout(n_agents, observation_dim, state_dim, simulation.mask_dim)
 
 
 @dataclass(frozen=True)
 class Buffers:
-    """T steps of E environments; ``seen`` is observation and state, laid out by ``SeenLayout``.
+    """T steps of E environments; ``seen`` is laid out by ``SeenLayout``.
 
     Attributes:
         action: int64 [E, T, N].
@@ -114,6 +134,8 @@ class Buffers:
         ):
             batch.set(at(keys.OBSERVATION), layout.observation(seen))
             batch.set(at(keys.STATE), layout.state(seen))
+            if layout.mask_dim:
+                batch.set(at(keys.ACTION_MASK), layout.mask(seen))
         batch.set(keys.ACTION, self.action)
         batch.set(keys.next_key(keys.AGENT_REWARD), self.agent_reward[..., None])
         batch.set(keys.next_key(keys.REWARD), self.reward[..., None])

@@ -61,7 +61,7 @@ class Step:
     Attributes:
         program: holds all expressions.
         observation: N x O scalars.
-        state: S scalars.
+        state: S scalars, and N A of an action mask if there is one.
         agent_reward: N scalars.
         reward: the team reward.
         terminated: whether the episode ends.
@@ -111,7 +111,7 @@ def lower(graphs: Sequence[StepGraph], *, state_is_observations: bool) -> Step:
     Args:
         graphs: one, or one for each choice that resets make in Python; the number of the choice
             is then a number of the state.
-        state_is_observations: the state consists of all observations and is left empty here.
+        state_is_observations: the state consists of all observations and is left out here.
 
     Raises:
         Unlowerable: if an operation crosses environments or has no rule.
@@ -128,7 +128,7 @@ def lower(graphs: Sequence[StepGraph], *, state_is_observations: bool) -> Step:
         (then,) = outputs
     results, next_state = then[:N_RESULTS], then[N_RESULTS:]
     if state_is_observations:
-        results[1] = results[1][:, :0]
+        results[1] = results[1][:, results[0].size :]
     observation, state, agent_reward, reward, terminated = (list(x.flat) for x in results)
     return Step(
         program,

@@ -44,7 +44,7 @@ def carried_over(
 
     def reset() -> Outcome:
         simulation.reset()
-        seen, state = vars(simulation.observe()), _state(simulation, paths)
+        seen, state = simulation.observe().tensors(), _state(simulation, paths)
         return {**seen, **{path: state[path] for path in read if path not in carried}}
 
     for _ in range(TRIALS):
@@ -76,11 +76,11 @@ def is_forgotten(
     action = torch.zeros(simulation.n_envs, len(simulation.team), dtype=torch.int64)  # [E, N]
 
     def step() -> Outcome:
-        first = vars(simulation.observe()) if observes else {}
+        first = simulation.observe().tensors() if observes else {}
         seen = {f"first {name}": value for name, value in first.items()}
         stepped = simulation.step(action)
         results = {name: getattr(stepped, name) for name in ("agent_reward", "terminated")}
-        return {**seen, **vars(stepped.seen), **results, **_state(simulation, paths)}
+        return {**seen, **stepped.seen.tensors(), **results, **_state(simulation, paths)}
 
     for trial in range(TRIALS):
         simulation.reset()

@@ -50,8 +50,9 @@ class StepGraph:
     """A step as a function of state, actions [E, N], random numbers and the key of spawning [2].
 
     Attributes:
-        graph: returns observation [E, N, O], state [E, S], agent reward [E, N, 1], team reward
-            [E, 1], terminated [E, 1], and then the next value of each path of the state.
+        graph: returns observation [E, N, O], state [E, S] with the action mask [E, N A] behind it
+            if there is one, agent reward [E, N, 1], team reward [E, 1], terminated [E, 1], and
+            then the next value of each path of the state.
         paths: the paths of the state.
         choices: the values at the paths of choices, for each choice of which the graph holds.
         state: the state at the time of the trace, a tensor for each path.
@@ -165,7 +166,7 @@ def run_step(
         paths.write(simulation.simulator, [value.clone() for value in state])
         stepped = simulation.pure_step(action)
         seen = stepped.seen
-        results = [seen.observation, seen.state, stepped.agent_reward, stepped.reward]
+        results = [seen.observation, seen.state_and_mask, stepped.agent_reward, stepped.reward]
         return [*results, stepped.terminated, *paths.read(simulation.simulator)]
 
 
