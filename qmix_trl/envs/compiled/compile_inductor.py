@@ -4,9 +4,11 @@ The traced graph of E environments becomes a package of torch (AOTInductor), whi
 in a moment; compiling it takes half a minute to minutes.
 """
 
+import logging
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -233,4 +235,17 @@ def package(graph: StepGraph, layout: SeenLayout, path: Path) -> None:
         *(torch.zeros(n_envs, *draw.shape) for draw in graph.draws),
     )
     exported = torch.export.export(make_fx(flat)(*inputs), inputs)
-    torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+    with _fewer_messages():
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+
+
+@contextmanager
+def _fewer_messages() -> Iterator[None]:
+    """Leave out inductor's warnings of slow operations within a ``with`` block."""
+    logger = logging.getLogger("torch._inductor.ir")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
