@@ -137,6 +137,9 @@ def test_a_run_is_evaluated_by_its_copy_if_a_helper_has_changed(
     file.unlink()
     assert evaluated(run) == summary(run)["return"]
     assert f"{file} is gone" in capsys.readouterr().out
+    (run / "source" / helper.name).write_text("")
+    with pytest.raises(ConfigError, match=rf"source/{helper.name} is damaged or gone"):
+        evaluated(run)
 
 
 def test_a_run_goes_on_with_its_own_source_alone(tmp_path, capsys):

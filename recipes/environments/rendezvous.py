@@ -25,12 +25,13 @@ class Rendezvous(BaseScenario):
 
     def observation(self, agent: Agent) -> Tensor:
         """Return velocity and place, and the way to each other agent: [E, 4 + 2 (N - 1)]."""
-        others = [other for other in self.world.agents if other is not agent]
-        ways = [other.state.pos - agent.state.pos for other in others]
-        return torch.cat([agent.state.vel, agent.state.pos, *ways], -1)
+        return torch.cat([agent.state.vel, agent.state.pos, *self.ways(agent)], -1)
 
     def reward(self, agent: Agent) -> Tensor:
         """Return minus the mean distance to the other agents: [E]."""
+        return -torch.stack(self.ways(agent)).norm(dim=-1).mean(0)
+
+    def ways(self, agent: Agent) -> list[Tensor]:
+        """Return the ways from an agent to all others, [E, 2] each."""
         others = [other for other in self.world.agents if other is not agent]
-        ways = torch.stack([other.state.pos - agent.state.pos for other in others])
-        return -ways.norm(dim=-1).mean(0)
+        return [other.state.pos.sub(agent.state.pos) for other in others]

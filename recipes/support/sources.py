@@ -109,11 +109,18 @@ def with_sources(config: RunConfig, folder: Path | None) -> RunConfig:
     Args:
         config: of the run.
         folder: of the run; None for a run that begins.
+
+    Raises:
+        ConfigError: if a copy is needed that is damaged or gone.
     """
     changed = changes(folder) if folder is not None else []
     env = config.env
     if folder is None or not changed or not isinstance(env, VmasConfig):
         return config
+    for entry in _listed(folder)["files"]:
+        copy = folder / SOURCES / entry["file"]
+        if not copy.is_file() or _hash(copy) != entry["sha256"]:
+            raise ConfigError(f"{folder}: {changed[0]}, and the copy {copy} is damaged or gone")
     say(f"source: {'; '.join(map(str, changed))}; the copy in {folder / SOURCES} is used")
     copies = (folder / SOURCES).resolve()
     scenario, others = env.scenario, env.others
