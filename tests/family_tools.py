@@ -47,6 +47,7 @@ FAMILIES = {
         {"scenario": "memory", "scenario_kwargs": {"delay": 9}, "state": "world"},
         masked=True,
     ),
+    "foraging": Family("foraging", {"scenario": "5x5-2p-1f", "state": "world"}),
     "custom": Family(
         "custom",
         {"make": "family_tools:any_env", **STATED},

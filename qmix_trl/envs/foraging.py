@@ -31,6 +31,7 @@ from qmix_trl.envs.contract import (
 )
 from qmix_trl.envs.foraging_engines import ENGINES, FieldState, make_engine
 from qmix_trl.envs.foraging_rules import N_ACTIONS
+from qmix_trl.envs.packing import pack_buffers, pack_seen
 from qmix_trl.foraging_task import ForagingTask, foraging_task
 
 
@@ -139,14 +140,14 @@ class ForagingTeam(EnvBase):
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         reset = resets(self, tensordict, reset_when_done=self.reset_when_done)  # [E, 1]
         self.engine.reset(reset[:, 0], self._seen)
-        packed = self._pack(self._seen.clone()).set(keys.IS_INIT, reset)
+        packed = pack_seen(self._seen.clone(), self.engine.layout).set(keys.IS_INIT, reset)
         return set_flags(packed, torch.zeros_like(reset), torch.zeros_like(reset))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         b = self._one_step
         self.step_by(b, 0, tensordict.get(keys.ACTION), reset_when_done=False)
         self._seen.copy_(b.seen[:, 1])
-        packed = self._pack(self._seen.clone())
+        packed = pack_seen(self._seen.clone(), self.engine.layout)
         packed.set(keys.AGENT_REWARD, b.agent_reward[:, 0, :, None].clone())
         packed.set(keys.REWARD, b.reward.clone())
         packed.set(keys.IS_INIT, torch.zeros_like(b.done))
@@ -183,14 +184,6 @@ class ForagingTeam(EnvBase):
                     f"{low if low < 0 else high}"
                 )
 
-    def _pack(self, seen: Tensor) -> TensorDict:
-        """Return observation and state as a TensorDict [E], from float [E, R]."""
-        layout = self.engine.layout
-        team = TensorDict({}, (*self.batch_size, layout.n_agents), device=self.device)
-        packed = TensorDict({"agents": team}, self.batch_size, device=self.device)
-        packed.set(keys.OBSERVATION, layout.observation(seen))
-        return packed.set(keys.STATE, layout.state(seen))
-
     def change_engine(self) -> None:
         """Do nothing: no engine refuses an episode."""
 
@@ -203,7 +196,7 @@ class ForagingTeam(EnvBase):
 
     def observation_at(self, buffers: Buffers, t: int) -> TensorDict:
         """Return the observation and state of step ``t``, a TensorDict [E]."""
-        return self._pack(buffers.seen[:, t])
+        return pack_seen(buffers.seen[:, t], self.engine.layout)
 
     def step_buffers(self, buffers: Buffers, t: int, action: Tensor) -> Tensor:
         """Take step ``t`` by actions int64 [E, N], with resets; return done, bool [E, 1]."""
@@ -212,7 +205,7 @@ class ForagingTeam(EnvBase):
 
     def pack_buffers(self, buffers: Buffers, batch: TensorDict) -> None:
         """Write all that buffers hold to a batch [E, T], under the keys of the contract."""
-        buffers.pack(self.engine.layout, batch)
+        pack_buffers(buffers, self.engine.layout, batch)
         self._seen.copy_(buffers.seen[:, -1])
 
     def _set_seed(self, seed: int | None) -> None:

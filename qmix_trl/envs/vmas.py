@@ -39,6 +39,7 @@ from qmix_trl.envs.contract import (
 from qmix_trl.envs.infos import Infos, info_shapes
 from qmix_trl.envs.others import NO_OP, OTHERS
 from qmix_trl.envs.others_policy import ByPolicy
+from qmix_trl.envs.packing import pack_buffers, pack_seen
 from qmix_trl.envs.vmas_scenarios import (
     OF_ENVIRONMENT,
     boolean_keywords,
@@ -366,7 +367,7 @@ class VmasTeam(EnvBase):
         if reset.any():
             self.engine.reset(reset[:, 0], self.seen)
         self._infos.reset(reset[:, 0])
-        packed = self._pack(self.seen.clone()).set(keys.IS_INIT, reset)
+        packed = pack_seen(self.seen.clone(), self.engine.layout).set(keys.IS_INIT, reset)
         self._infos.write(packed)
         return set_flags(packed, torch.zeros_like(reset), torch.zeros_like(reset))
 
@@ -385,7 +386,7 @@ class VmasTeam(EnvBase):
         self._infos.begin()
         self._read_infos()
         self.seen.copy_(b.seen[:, 1])
-        packed = self._pack(self.seen.clone())
+        packed = pack_seen(self.seen.clone(), self.engine.layout)
         packed.set(keys.AGENT_REWARD, b.agent_reward[:, 0, :, None].clone())
         packed.set(keys.REWARD, b.reward.clone())
         packed.set(keys.IS_INIT, torch.zeros_like(b.done))
@@ -417,15 +418,6 @@ class VmasTeam(EnvBase):
         if self._infos.shapes:
             self._infos.read(self.engine.simulation)
 
-    def _pack(self, seen: Tensor) -> TensorDict:
-        layout = self.engine.layout
-        team = TensorDict({}, (*self.batch_size, layout.n_agents), device=self.device)
-        packed = TensorDict({"agents": team}, self.batch_size, device=self.device)
-        packed.set(keys.OBSERVATION, layout.observation(seen))
-        if layout.mask_dim:
-            packed.set(keys.ACTION_MASK, layout.mask(seen))
-        return packed.set(keys.STATE, layout.state(seen))
-
     def begin_buffers(self, n_steps: int) -> Buffers:
         """Return buffers of ``n_steps`` steps whose first observation is the present one."""
         (n_envs,) = self.batch_size
@@ -439,7 +431,7 @@ class VmasTeam(EnvBase):
 
     def observation_at(self, buffers: Buffers, t: int) -> TensorDict:
         """Return the observation and state of step ``t``, a TensorDict [E]."""
-        return self._pack(buffers.seen[:, t])
+        return pack_seen(buffers.seen[:, t], self.engine.layout)
 
     def step_buffers(self, buffers: Buffers, t: int, action: Tensor) -> Tensor:
         """Take step ``t`` by actions int64 [E, N], with resets; return done, bool [E, 1]."""
@@ -459,7 +451,7 @@ class VmasTeam(EnvBase):
         """
         if self.shadow is not None:
             self.shadow.end(buffers)
-        buffers.pack(self.engine.layout, batch)
+        pack_buffers(buffers, self.engine.layout, batch)
         self._infos.write_history(batch)
         self.seen.copy_(buffers.seen[:, -1])
 

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
-from qmix_trl import keys
-from qmix_trl.envs.contract import set_flags
 from qmix_trl.errors import ConfigError
 from qmix_trl.native.large_pages import empty
 
@@ -119,29 +116,6 @@ class Buffers:
     def next_seen(self) -> Tensor:
         """Observation and state after each step, before any reset: float [E, T, R]."""
         return torch.where(self.done[..., None], self.last_seen, self.seen[:, 1:])
-
-    def pack(self, layout: SeenLayout, batch: TensorDict) -> None:
-        """Write all contents to a batch [E, T], under the keys of the contract.
-
-        Args:
-            layout: of observation and state.
-            batch: it gets an entry "next".
-        """
-        flags = torch.zeros_like(self.done)[..., None]
-        for at, seen in (
-            (lambda key: key, self.seen[:, :-1]),
-            (keys.next_key, self.next_seen),
-        ):
-            batch.set(at(keys.OBSERVATION), layout.observation(seen))
-            batch.set(at(keys.STATE), layout.state(seen))
-            if layout.mask_dim:
-                batch.set(at(keys.ACTION_MASK), layout.mask(seen))
-        batch.set(keys.ACTION, self.action)
-        batch.set(keys.next_key(keys.AGENT_REWARD), self.agent_reward[..., None])
-        batch.set(keys.next_key(keys.REWARD), self.reward[..., None])
-        batch.set(keys.next_key(keys.IS_INIT), flags)
-        set_flags(batch, flags, flags)
-        set_flags(batch.get("next"), self.terminated[..., None], self.truncated[..., None])
 
     def check_room(self, n_steps: int) -> None:
         """Refuse more steps than the buffers have room for.
