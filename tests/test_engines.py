@@ -549,12 +549,19 @@ def test_inductor_refuses_graphs_that_are_too_large(monkeypatch):
         env_of(OwnScenario(), engine="inductor")
 
 
+class Scaled(OwnScenario):
+    """Pays by a number without axes, which it gives one."""
+
+    def reward(self, agent):
+        return super().reward(agent) * torch.tensor(0.25).unsqueeze(0)
+
+
 @pytest.mark.slow
 def test_a_step_of_inductor_is_kept_and_built_again_if_it_is_damaged(monkeypatch, tmp_path):
     monkeypatch.setenv("QMIX_TRL_CACHE", str(tmp_path / "steps"))
 
     def steps_of_a_new_env():
-        env = env_of(OwnScenario(), engine="inductor", n_envs=3)
+        env = env_of(Scaled(), engine="inductor", n_envs=3)
         return rollout(env, 5), rollout(pickle.loads(cloudpickle.dumps(env)), 5, seed=1).reward
 
     first = steps_of_a_new_env()

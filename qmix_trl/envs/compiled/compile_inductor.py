@@ -51,6 +51,8 @@ CPU = torch.device("cpu")
 MOST = 2**31 - 1
 PRIMES = (37, 41)  # numbers of environments by which other sizes of axes are found
 MOST_NODES = 8000  # inductor takes minutes for more
+# Inductor's constants that are numbers have no axes, and few operations accept them.
+AS_TENSORS = {"always_keep_tensor_constants": True}
 DRAWS = "numbers_drawn"  # in the notes: kind and shape of each draw
 
 
@@ -236,7 +238,9 @@ def package(graph: StepGraph, layout: SeenLayout, path: Path) -> None:
     )
     exported = torch.export.export(make_fx(flat)(*inputs), inputs)
     with _fewer_messages():
-        torch._inductor.aoti_compile_and_package(exported, package_path=str(path))
+        torch._inductor.aoti_compile_and_package(
+            exported, package_path=str(path), inductor_configs=AS_TENSORS
+        )
 
 
 @contextmanager
