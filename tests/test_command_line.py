@@ -90,7 +90,7 @@ def test_a_mistake_is_told_before_torch_is_imported(arguments, said, folder):
 @pytest.mark.parametrize(
     ("old", "new", "line", "parts"),
     [
-        ("  n_envs: 2", "  n_env: 2", 13, ["env.n_env", "unknown key", "'n_envs'"]),
+        ("  n_envs: 2", "  n_env: 2", 15, ["env.n_env", "unknown key", "'n_envs'"]),
         ("seed: 0", "seed: 0\nseed: 1", 3, ["seed", "twice"]),
         ("compile: false", "compile: auto", 6, ["runtime.compile", "true or false", "'auto'"]),
     ],

@@ -457,15 +457,6 @@ def test_keywords_reach_the_scenario():
     assert (dims.n_agents, dims.state_shape) == (5, (54,))
 
 
-def test_agents_with_observations_of_different_sizes_are_refused():
-    class Uneven(OwnScenario):
-        def observation(self, agent):
-            return agent.state.pos[:, : 1 + (agent is self.world.agents[0])]
-
-    with pytest.raises(ConfigError, match=r"observations of one size .* got \[2, 1\]"):
-        make_env(Uneven())
-
-
 def test_vmas_itself_renders_and_the_compiled_engines_name_it(monkeypatch):
     env = make_env("balance", engine="eager")
     monkeypatch.setattr(env.simulator, "render", lambda *args, **kwargs: (args, kwargs))

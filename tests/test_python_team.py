@@ -206,7 +206,10 @@ def test_a_run_is_trained_and_resumed(family, scenario, tmp_path, capsys):
     [
         (section("pettingzoo", "no_such_package.x"), ["got 'no_such_package'", "[envs]"]),
         (section("pettingzoo", "mpe2.simple_spred_v3"), ["did you mean 'simple_spread_v3'"]),
-        (section("pettingzoo", "mine.py:make"), ["expected a file, relative to the configuration"]),
+        (
+            section("pettingzoo", "mine.py:make"),
+            ["expected a file, relative to the current folder"],
+        ),
         (section("pettingzoo", "mpe2.simple_tag_v3"), ["of several groups: adversary, agent"]),
         (section("pettingzoo", "mpe2.simple_tag_v3", group="agents"), ["did you mean 'agent'"]),
         (section("pettingzoo", "'pettingzoo_tools:mines_of_sizes'"), ["env.pad=true"]),

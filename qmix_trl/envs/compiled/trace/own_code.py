@@ -47,13 +47,16 @@ def packages_of(scenario: BaseScenario) -> frozenset[str]:
 
 
 @cache
-def is_own_module(name: str, packages: frozenset[str]) -> bool:
+def is_own_module(name: Any, packages: frozenset[str]) -> bool:
     """Return whether a module is of the user's code.
 
     Args:
-        name: of the module. VMAS loads its own scenarios under the empty name.
+        name: of the module. VMAS loads its own scenarios under the empty name. It is no text for
+            some classes of extensions, such as Cython's metaclass.
         packages: top-level packages that count as the user's wherever they are.
     """
+    if not isinstance(name, str):
+        return False
     top = name.split(".")[0]
     if top in packages or name.startswith(VMAS_SCENARIOS):
         return True
