@@ -39,10 +39,10 @@ def run(games, n_seeds, runs):
 
 
 def outcomes_of(games, runs):
-    """Return the summary of games that three seeds learned, after a look at its form."""
-    _, summary = run(games, 3, runs)
+    """Return the summary of games that two seeds learned, after a look at its form."""
+    _, summary = run(games, 2, runs)
     assert list(summary) == games
-    check_summary(summary, [0, 1, 2])
+    check_summary(summary, [0, 1])
     for outcomes in summary.values():
         for outcome in outcomes.values():
             assert outcome["tables"][0] != outcome["tables"][1]
