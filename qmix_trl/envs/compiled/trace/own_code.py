@@ -60,7 +60,8 @@ def is_own_module(name: Any, packages: frozenset[str]) -> bool:
     top = name.split(".")[0]
     if top in packages or name.startswith(VMAS_SCENARIOS):
         return True
-    return top not in LIBRARIES and not _is_installed(name)
+    is_of_cython = top.startswith("_cython_")  # where extensions share their types, without a file
+    return not (top in LIBRARIES or is_of_cython or _is_installed(top) or _is_installed(name))
 
 
 @cache
