@@ -58,8 +58,6 @@ TOO_LONG = {
     ".venv/bin/pytest -q -n 2": "2026-11-26",
     '.venv/bin/pip install -q -e ".[recipes,envs]"': "2026-11-27",
     ".venv/bin/python recipes/train.py recipes/configs/pettingzoo_spread_qmix.yaml": "2026-11-27",
-    ".venv/bin/python recipes/train.py "
-    "recipes/configs/lbforaging_8x8_2p_2f_coop_qmix.yaml": "2026-11-27",
     ".venv/bin/python recipes/names.py engines": "2026-11-23",
     # test_reuse.py trains by their functions.
     ".venv/bin/python recipes/reuse/factored_critic.py": "2026-11-27",
