@@ -326,4 +326,6 @@ def _outside(holder: Any) -> Any:
     """Return a holder whose tensors all simulators share."""
     if holder is None or isinstance(holder, Outside):
         return holder
+    if isinstance(holder, types.MappingProxyType):  # of a class, which cannot be set
+        return None
     return Outside(holder.__setitem__)
