@@ -181,13 +181,15 @@ def run_cell(cell: Cell, runs: Path, stop: Event) -> str:
         text=True,
         start_new_session=True,  # one process group with the processes that it starts
     ) as process:
+        is_told = False  # once: a second signal would end it without a checkpoint
         while True:
             try:
                 said, _ = process.communicate(timeout=POLL_S)
                 break
             except subprocess.TimeoutExpired:
-                if stop.is_set():
+                if stop.is_set() and not is_told:
                     os.killpg(process.pid, signal.SIGTERM)
+                    is_told = True
     last = (said.strip().splitlines() or [""])[-1]
     if not process.returncode:
         return ""

@@ -4,8 +4,9 @@ import csv
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
-from threading import Event
+from threading import Event, Thread
 
 import benchmark
 import numpy as np
@@ -287,12 +288,18 @@ def test_a_name_given_twice_is_one_cell(tiny_table, capsys):
 
 def test_a_stopped_table_ends_its_running_cells(tiny_table):
     cell = benchmark.Cell("tiny", "vdn", 0, ("collection.total_frames=100000000",))
-    stop = Event()
-    stop.set()
+    stop, folder = Event(), tiny_table / "runs" / cell.name
+
+    def stop_when_it_trains():
+        while not (folder / "metrics.csv").exists():
+            time.sleep(0.05)
+        stop.set()
+
+    Thread(target=stop_when_it_trains, daemon=True).start()
     said = benchmark.run_cell(cell, tiny_table / "runs", stop)
     assert said.startswith("exit code 75")
     assert "train.py" in said.splitlines()[-1]
-    assert not (tiny_table / "runs" / cell.name / "summary.json").exists()
+    assert not (folder / "summary.json").exists()
 
 
 @pytest.mark.slow
