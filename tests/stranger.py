@@ -62,7 +62,7 @@ def make_team():
     return q.TeamEnv(Raid())
 
 
-def train(n_batches=40):
+def train(n_batches=80):
     """Return the greedy returns [E] after training with two workers."""
     torch.manual_seed(0)
     env = make_team()
