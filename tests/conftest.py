@@ -17,11 +17,14 @@ if WORKER in os.environ:  # before torch is imported: one core for each worker
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_tests(tmp_path_factory):
-    """Build every library once in a run of the tests, in a cache of its own that workers share."""
+    """Build every library once, in a cache of this run's own that its workers share.
+
+    The gate's two runs share one: ``QMIX_TRL_TEST_CACHE``.
+    """
     folder = tmp_path_factory.getbasetemp()
     shared = folder.parent if WORKER in os.environ else folder
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QMIX_TRL_CACHE", str(shared / "steps"))
+        patch.setenv("QMIX_TRL_CACHE", os.environ.get("QMIX_TRL_TEST_CACHE", str(shared / "steps")))
         yield
 
 
