@@ -98,20 +98,32 @@ def texts_in(code: types.CodeType) -> frozenset[str]:
 
 
 @cache
-def imported_modules(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names and strings in a function's code by which it may import a module."""
-    consts = code.co_consts
-    inner = [const for const in consts if isinstance(const, types.CodeType)]
-    nested = [name for const in inner for name in imported_modules(const)]
-    strings = [const for const in consts if isinstance(const, str)]
-    return tuple(sorted({*code.co_names, *strings, *nested}))
+def _names_of_modules(code: types.CodeType) -> frozenset[str]:
+    """Return what may name a module in a function: its import statements, and the texts in it.
+
+    The names of attributes and keywords do not: they are equal to a module's by chance.
+    """
+    found = {
+        instruction.argval
+        for instruction in dis.get_instructions(code)
+        if instruction.opname in ("IMPORT_NAME", "IMPORT_FROM")
+    }
+    found.update(const for const in code.co_consts if isinstance(const, str))
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return frozenset(found).union(*map(_names_of_modules, inner))
 
 
 def loaded_modules(function: types.FunctionType) -> list[types.ModuleType]:
-    """Return the loaded modules that a function may import when it runs."""
-    package = function.__globals__.get("__package__") or ""
-    names = imported_modules(function.__code__)
-    found = [sys.modules.get(x) for name in names for x in (name, f"{package}.{name}")]
+    """Return the loaded modules that a function may import when it runs.
+
+    A name with dots before it is one below its package or below a package around that.
+    """
+    above = function.__globals__.get("__package__") or ""
+    packages = [".".join(above.split(".")[:n]) for n in range(1, above.count(".") + 2)]
+    names = sorted(_names_of_modules(function.__code__))
+    found = [
+        sys.modules.get(x) for name in names for x in (name, *(f"{p}.{name}" for p in packages))
+    ]
     return [module for module in found if isinstance(module, types.ModuleType)]
 
 
