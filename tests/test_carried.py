@@ -84,9 +84,15 @@ def env_of(scenario, engine):
 
 
 @pytest.mark.parametrize(
-    "engine", ["eager", "kernel", pytest.param("inductor", marks=pytest.mark.slow)]
+    ("scenario", "engine"),
+    [
+        (Tiring(), "eager"),
+        (Tiring(), "kernel"),
+        pytest.param(Tiring(), "inductor", marks=pytest.mark.slow),
+        (Remembering(reads=False), "eager"),
+        (Remembering(reads=False), "kernel"),
+    ],
 )
-@pytest.mark.parametrize("scenario", [Tiring(), Remembering(reads=False)])
 def test_a_number_that_resets_leave_alone_goes_on(scenario, engine):
     env = env_of(scenario, engine)
     n_steps = 3 * LIMIT

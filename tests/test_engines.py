@@ -171,14 +171,14 @@ def test_balance_is_bit_equal_to_vmas():
 @pytest.mark.slow
 def test_spawning_in_a_step_has_the_distribution_of_vmas():
     # discovery: covered targets come back at a random place, at a distance from all others.
-    env = env_of("discovery", n_envs=200, max_steps=10**6)
-    engine, vmas = env.engine, simulation_of(env, 200, seed=5)
+    env = env_of("discovery", n_envs=100, max_steps=10**6)
+    engine, vmas = env.engine, simulation_of(env, 100, seed=5)
     vmas.reset()
     agents, targets = vmas.simulator.agents, vmas.simulator.scenario._targets
     for agent in agents[:2]:  # two agents on one target cover it
         agent.set_pos(targets[0].state.pos.clone(), batch_index=None)
     state = read_packed_state(vmas.simulator, engine.fresh.step.numbers, 0)
-    buffers = Buffers.empty(200, 2, engine.layout, CPU)  # no forces
+    buffers = Buffers.empty(100, 2, engine.layout, CPU)  # no forces
     engine.env_state.jump(state, torch.tensor([0, 0]))
     engine.advance(buffers, 0, 2, reset_when_done=False)
     for _ in range(2):
