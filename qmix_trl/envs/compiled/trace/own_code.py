@@ -99,7 +99,7 @@ def texts_in(code: types.CodeType) -> frozenset[str]:
 
 @cache
 def _names_of_modules(code: types.CodeType) -> frozenset[str]:
-    """Return what may name a module in a function: its import statements, and the texts in it.
+    """Return the names of modules in a function: in its import statements, and all its texts.
 
     The names of attributes and keywords do not: they are equal to a module's by chance.
     """
