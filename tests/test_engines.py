@@ -7,10 +7,12 @@ import resource
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import cloudpickle
 import pytest
 import torch
+from compiled_tools import Plain
 from scipy.stats import ks_2samp
 from torchrl.envs import check_env_specs
 from vmas.simulator.core import Agent, Sphere, World
@@ -492,6 +494,29 @@ def test_a_damaged_kernel_is_built_again_in_the_same_process(monkeypatch, tmp_pa
     assert torch.equal(steps.reward, again.reward)
     (library,) = tmp_path.glob("steps/*/*.so")
     assert build.is_whole(library)
+
+
+class FromFile(Plain):
+    """Reads its reward from a file when the world is made."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = str(path)
+
+    def make_world(self, batch_dim, device, **kwargs):
+        self.weight = float(Path(self.path).read_text())
+        return super().make_world(batch_dim, device)
+
+    def reward(self, agent):
+        return torch.full((self.world.batch_dim,), self.weight)
+
+
+def test_a_file_that_is_edited_between_two_environments_of_a_process_counts(tmp_path):
+    path = tmp_path / "weight.txt"
+    for weight in (2.0, 3.0, 2.0):
+        path.write_text(f"{weight}")
+        env = env_of(FromFile(path), engine="kernel")
+        assert (rollout(env, 3).reward == weight).all()
 
 
 def test_a_failed_build_is_told_and_tried_again(monkeypatch, tmp_path):

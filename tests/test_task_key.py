@@ -20,11 +20,11 @@ import torch
 from compiled_tools import bare_step, task_of
 
 from qmix_trl.envs.compiled import compile as compiling
-from qmix_trl.envs.compiled import task_key, task_sources
+from qmix_trl.envs.compiled import once, stored_step, task_key, task_sources
 from qmix_trl.envs.compiled.backends import of_cpu
 from qmix_trl.envs.compiled.gate import Mismatch
 from qmix_trl.native import store
-from qmix_trl.native.built_file import NotLoadable
+from qmix_trl.native.built_file import NotLoadable, hash_of
 
 SCENARIO = """
 from vmas.simulator.scenario import BaseScenario
@@ -514,11 +514,12 @@ def test_a_step_from_disk_that_differs_or_does_not_load_is_built_again_once(
 
     def make(task, place, backend):
         made.append(place)
-        (place / "step.so").write_text(str(len(made)))
+        text = str(len(made))
+        (place / "step.so").write_text(text)
         step = bare_step([], None)
         return {
             "file": "step.so",
-            "sha256": "",
+            "sha256": hash_of(text.encode()),
             "numbers": [],
             "layout": {"n_agents": 1, "observation_dim": 1, "state_dim": 1},
             "paths": step.paths.as_json(),
@@ -540,11 +541,16 @@ def test_a_step_from_disk_that_differs_or_does_not_load_is_built_again_once(
 
     monkeypatch.setattr(compiling, "_make", make)
     monkeypatch.setattr(compiling, "check_at_start", check)
+    monkeypatch.setattr(stored_step, "check_constants", lambda step, task: None)
     differing = {"1"}
     assert compiling.checked_step(task, backend, 2).library.path.read_text() == "2"
     assert (len(made), checked) == (2, ["1", "2"])
     assert compiling.checked_step(task, backend, 2).library.path.read_text() == "2"
+    assert (len(made), checked) == (2, ["1", "2"])  # a process compares a step once
+    once.forget()  # as in another process
+    assert compiling.checked_step(task, backend, 2).library.path.read_text() == "2"
     assert (len(made), checked) == (2, ["1", "2", "2"])
+    once.forget()
     differing = {"2", "3"}
     with pytest.raises(error):
         compiling.checked_step(task, backend, 2)

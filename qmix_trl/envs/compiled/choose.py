@@ -16,7 +16,9 @@ from qmix_trl.envs.compiled.engines.eager import EagerEngine, EagerState
 from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.joint_reset import may_reset_together
 from qmix_trl.envs.compiled.engines.pool import FreshStates
+from qmix_trl.envs.compiled.once import once
 from qmix_trl.envs.compiled.shadow import Shadow, Verifiable
+from qmix_trl.envs.compiled.stored_step import key_of
 from qmix_trl.envs.compiled.trace.snapshot import Outside
 from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 from qmix_trl.errors import ConfigError, MachineError, Refused, one_line
@@ -118,9 +120,18 @@ def check_known(task: Task) -> None:
 
 def eager(s: Settings) -> Engine:
     """Return the engine of VMAS itself."""
-    together = s.n_envs > 1 and may_reset_together(s.task, s.device)
+    together = s.n_envs > 1 and once(
+        _key_of_any(s.task), s.device, lambda: may_reset_together(s.task, s.device)
+    )
     simulation = VmasSimulation(s.task, s.n_envs, s.seed, s.device, idle_step=False)
     return EagerEngine(simulation, s.layout, s.max_steps, together=together)
+
+
+def _key_of_any(task: Task) -> str | None:
+    try:
+        return key_of(task)
+    except Exception:  # a scenario's objects may raise anything where they are looked at
+        return None
 
 
 def make_shadow(engine: Engine, name: str, settings: Settings, share: float) -> Shadow | None:

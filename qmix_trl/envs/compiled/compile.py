@@ -58,8 +58,10 @@ def checked_step(task: Task, backend: Backend, n_envs: int) -> CompiledStep:
     """
     return checked_step_of_key(
         key_of(task, backend.tools()),
+        task,
         lambda place: _make(task, place, backend),
         lambda step, notes: check_at_start(step, task, backend, n_envs),
+        n_envs,
     )[0]
 
 

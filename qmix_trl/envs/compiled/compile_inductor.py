@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from qmix_trl.envs.compiled.checks import NO_LIMIT, check_constants, check_engine
+from qmix_trl.envs.compiled.checks import NO_LIMIT, check_engine
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.buffers import SeenLayout
 from qmix_trl.envs.compiled.engines.inductor import InductorEngine
@@ -77,14 +77,12 @@ def inductor_engine(
         fresh = FreshStates(task, n_envs, seed, step)
         return InductorEngine(step.library, fresh, max_steps, seed, _draws_of(notes))
 
-    def check(step: CompiledStep, notes: dict[str, Any]) -> None:
-        check_constants(step, task)
-        _compare(step, notes, VmasSimulation(task, n_envs, 0, CPU), AGAIN)
-
     step, notes = checked_step_of_key(
         key_of(task, toolchain(), f"inductor, {n_envs} environments"),
+        task,
         lambda place: _make(task, layout, n_envs, place),
-        check,
+        lambda step, notes: _compare(step, notes, VmasSimulation(task, n_envs, 0, CPU), AGAIN),
+        n_envs,
     )
     return engine_of(step, notes)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qmix_trl.envs.compiled.checks import constants_of_all_seeds
+from qmix_trl.envs.compiled.checks import check_constants, constants_of_all_seeds
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.buffers import SeenLayout
 from qmix_trl.envs.compiled.engines.packed_state import (
@@ -15,6 +15,7 @@ from qmix_trl.envs.compiled.engines.packed_state import (
 )
 from qmix_trl.envs.compiled.engines.pool import shares_draws
 from qmix_trl.envs.compiled.gate import Mismatch
+from qmix_trl.envs.compiled.once import once
 from qmix_trl.envs.compiled.task_key import Unrepeatable, task_key
 from qmix_trl.envs.compiled.trace.guard import Guard
 from qmix_trl.envs.compiled.trace.state import StatePaths
@@ -56,31 +57,42 @@ def step_of_key(
 
 def checked_step_of_key(
     key: str | None,
+    task: Task,
     make: Callable[[Path], Mapping[str, Any]],
-    check: Callable[[CompiledStep, dict[str, Any]], None],
+    compare: Callable[[CompiledStep, dict[str, Any]], Any],
+    n_envs: int,
 ) -> tuple[CompiledStep, dict[str, Any]]:
     """Return the step of a key and its notes, as ``step_of_key``, after a comparison with VMAS.
 
-    A step from disk that differs, or does not load, is built again, once.
+    A process compares a step once, but its file and its constants each time: the scenario may have
+    read them from a file of its own. A step from disk that differs, or does not load, is built
+    again, once.
 
     Args:
         key: of the step; without one it is not kept.
+        task: the task.
         make: as in ``step_of_key``.
-        check: compares a step with VMAS; raises ``Mismatch`` or ``NotLoadable``.
+        compare: compares a step with VMAS; raises ``Mismatch`` or ``NotLoadable``.
+        n_envs: the number of environments that it is compared in.
 
     Raises:
         Refused: if the task has no step; ``Mismatch`` if a new step differs, too.
     """
-    found = step_of_key(key, make)
+
+    def checked() -> tuple[CompiledStep, dict[str, Any]]:
+        step, notes = step_of_key(key, make)
+        step.library.check()
+        check_constants(step, task)
+        once(key, (step.library, n_envs), lambda: compare(step, notes))
+        return step, notes
+
     try:
-        check(*found)
+        return checked()
     except (Mismatch, NotLoadable):
         if key is None:
             raise
         store.drop(key)
-        found = step_of_key(key, make)
-        check(*found)
-    return found
+        return checked()
 
 
 def step_of_notes(place: Path, notes: Mapping[str, Any]) -> CompiledStep:
