@@ -51,6 +51,17 @@ class Plain(BaseScenario):
         return agent.state.pos
 
 
+class Scattered(Plain):
+    """Begins at a random place, and sees it with noise."""
+
+    def reset_world_at(self, env_index=None):
+        n_rows = self.world.batch_dim if env_index is None else 1
+        self.world.agents[0].set_pos(torch.rand(n_rows, 2), batch_index=env_index)
+
+    def observation(self, agent):
+        return agent.state.pos + 0.1 * torch.randn(self.world.batch_dim, 2)
+
+
 def task_of(scenario, **changes):
     """Return a scenario as a task."""
     settings = {"scenario_kwargs": {}, "state": "world", "team_reward": "mean", "group": None}

@@ -143,7 +143,7 @@ def test_numbers_of_environments_are_those_of_one_simulation(monkeypatch):
 BUILD = """
 from qmix_trl import make_env
 
-make_env("vmas", scenario="simple_spread", n_envs=2, max_steps=9, state="world",
+make_env("vmas", scenario="dropout", n_envs=2, max_steps=9, state="world",
          team_reward="mean", seed=0, engine="kernel")
 """
 
@@ -155,6 +155,6 @@ def test_two_builds_print_the_same_source(tmp_path):
         cache = tmp_path / seed
         env = {**os.environ, "QMIX_TRL_CACHE": str(cache), "PYTHONHASHSEED": seed}
         subprocess.run([sys.executable, "-W", "ignore", "-c", BUILD], env=env, check=True)
-        texts.append([path.read_text() for path in cache.glob("simple_spread*/*.cpp")])
+        texts.append([path.read_text() for path in cache.glob("dropout*/*.cpp")])
     assert len(texts[0]) == 1
     assert texts[0] == texts[1]

@@ -1,5 +1,6 @@
 """The memory of a run, estimated before it starts, against what the run then takes."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def peak_bytes(config, folder):
     The run collects two batches and evaluates.
     """
     cpu = torch.profiler.ProfilerActivity.CPU
+    # Simulators are cycles, and a process full of other objects seldom looks for those. A run has
+    # a process of its own.
+    gc.collect()
+    gc.freeze()
+    gc.collect()
     with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
         collector, replay, evaluation, agent = run_parts(config)
         batches = iter(collector)
@@ -77,6 +83,7 @@ def peak_bytes(config, folder):
             batch = next(batches)  # while the one before is still there, as in a loop
             replay.extend(batch)
         evaluation.greedy(agent)
+    gc.unfreeze()
     profile.export_chrome_trace(str(folder / "trace.json"))
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     events = [event["args"] for event in events if event.get("name") == "[memory]"]

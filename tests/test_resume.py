@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from collect_tools import CounterEnv, make_agent, make_loss
-from compiled_tools import Plain
+from compiled_tools import Scattered
 from resume_tools import batch_of, check_resumes, exact
 from tensordict import TensorDict
 from torchrl.envs import RewardSum, StepCounter, TransformedEnv
@@ -315,17 +315,6 @@ def check_collector(tmp_path, settings, changes, collector, rows, agent_name):
 @pytest.mark.parametrize("name", CASES)
 def test_collection_resumes_in_the_middle_of_episodes(name, tmp_path):
     check_collector(tmp_path, *CASES[name])
-
-
-class Scattered(Plain):
-    """Begins at a random place, and sees it with noise."""
-
-    def reset_world_at(self, env_index=None):
-        n_rows = self.world.batch_dim if env_index is None else 1
-        self.world.agents[0].set_pos(torch.rand(n_rows, 2), batch_index=env_index)
-
-    def observation(self, agent):
-        return agent.state.pos + 0.1 * torch.randn(self.world.batch_dim, 2)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from qmix_trl.envs.compiled.engines.eager import EagerEngine, EagerState
 from qmix_trl.envs.compiled.engines.env_state import EnvState
 from qmix_trl.envs.compiled.engines.joint_reset import may_reset_together
 from qmix_trl.envs.compiled.engines.pool import FreshStates
-from qmix_trl.envs.compiled.once import once
+from qmix_trl.envs.compiled.once import Result, once
 from qmix_trl.envs.compiled.shadow import Shadow, Verifiable
 from qmix_trl.envs.compiled.stored_step import key_of
 from qmix_trl.envs.compiled.trace.snapshot import Outside
@@ -84,7 +84,7 @@ def kernel(s: Settings) -> Engine:
     backend = BACKENDS[s.device.type](s.device)
     step = checked_step(s.task, backend, s.n_envs)
     fresh = FreshStates(s.task, s.n_envs, s.seed, step, device=s.device)
-    fresh.check_resets()
+    _once(s, "resets of any number", fresh.check_resets)
     return backend.engine(step.library, fresh, s.max_steps, s.seed)
 
 
@@ -99,7 +99,7 @@ def inductor(s: Settings) -> Engine:
     check_compiler()  # inductor needs it, too
     check_known(s.task)
     engine = inductor_engine(s.task, s.layout, s.n_envs, s.max_steps, s.seed)
-    engine.fresh.check_resets()
+    _once(s, "resets of any number", engine.fresh.check_resets)
     return engine
 
 
@@ -120,18 +120,20 @@ def check_known(task: Task) -> None:
 
 def eager(s: Settings) -> Engine:
     """Return the engine of VMAS itself."""
-    together = s.n_envs > 1 and once(
-        _key_of_any(s.task), s.device, lambda: may_reset_together(s.task, s.device)
+    together = s.n_envs > 1 and _once(
+        s, "resets together", lambda: may_reset_together(s.task, s.device)
     )
     simulation = VmasSimulation(s.task, s.n_envs, s.seed, s.device, idle_step=False)
     return EagerEngine(simulation, s.layout, s.max_steps, together=together)
 
 
-def _key_of_any(task: Task) -> str | None:
+def _once(s: Settings, question: str, find: Callable[[], Result]) -> Result:
+    """Return a result that a process finds once for a task in E environments on a device."""
     try:
-        return key_of(task)
+        key = key_of(s.task)
     except Exception:  # a scenario's objects may raise anything where they are looked at
-        return None
+        key = None
+    return once(key, (question, s.n_envs, str(s.device)), find)
 
 
 def make_shadow(engine: Engine, name: str, settings: Settings, share: float) -> Shadow | None:
