@@ -1,6 +1,6 @@
 """The choice of the engine that steps a task: the compiled kernel, inductor, or VMAS itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,7 +84,7 @@ def kernel(s: Settings) -> Engine:
     backend = BACKENDS[s.device.type](s.device)
     step = checked_step(s.task, backend, s.n_envs)
     fresh = FreshStates(s.task, s.n_envs, s.seed, step, device=s.device)
-    _once(s, "resets of any number", fresh.check_resets)
+    _once(s, ("resets of any number", s.n_envs), fresh.check_resets)
     return backend.engine(step.library, fresh, s.max_steps, s.seed)
 
 
@@ -99,7 +99,7 @@ def inductor(s: Settings) -> Engine:
     check_compiler()  # inductor needs it, too
     check_known(s.task)
     engine = inductor_engine(s.task, s.layout, s.n_envs, s.max_steps, s.seed)
-    _once(s, "resets of any number", engine.fresh.check_resets)
+    _once(s, ("resets of any number", s.n_envs), engine.fresh.check_resets)
     return engine
 
 
@@ -127,13 +127,13 @@ def eager(s: Settings) -> Engine:
     return EagerEngine(simulation, s.layout, s.max_steps, together=together)
 
 
-def _once(s: Settings, question: str, find: Callable[[], Result]) -> Result:
-    """Return a result that a process finds once for a task in E environments on a device."""
+def _once(s: Settings, question: Hashable, find: Callable[[], Result]) -> Result:
+    """Return the answer to a question that a process asks once for a task on a device."""
     try:
         key = key_of(s.task)
     except Exception:  # a scenario's objects may raise anything where they are looked at
         key = None
-    return once(key, (question, s.n_envs, str(s.device)), find)
+    return once(key, (question, str(s.device)), find)
 
 
 def make_shadow(engine: Engine, name: str, settings: Settings, share: float) -> Shadow | None:
