@@ -5,6 +5,7 @@ changes results has a hidden default. Neither torch nor VMAS is imported here, s
 told at once.
 """
 
+import os
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -419,8 +420,8 @@ def with_whole_path(key: str, spec: str, folder: Path | None = None) -> str:
     where, colon, name = (spec, "", "") if spec.endswith(".py") else spec.rpartition(":")
     if not where.endswith(".py"):
         return spec
-    file = (folder or Path()).joinpath(where).resolve()
-    if not (file.is_file() or _is_copied(folder)):
+    file = _whole_path(key, where, folder)
+    if not (os.path.isfile(file) or _is_copied(folder)):
         of = "the configuration's" if folder else "the current"
         raise ConfigError(
             f"env.{key}: expected a file, relative to {of} folder, got "
@@ -441,13 +442,26 @@ def _run_or_name(others: str, folder: Path | None) -> str:
     """
     if others in OTHERS:
         return others
-    run = (folder or Path()).joinpath(others).resolve()
-    if not ((run / "config.yaml").is_file() or _is_copied(folder)):
+    run = _whole_path("others", others, folder)
+    if not (os.path.isfile(run / "config.yaml") or _is_copied(folder)):
         raise ConfigError(
             f"env.others: expected one of {', '.join(OTHERS)}, or a run's folder, got "
-            f"{shown(others)!r}{nearest(shown(others), OTHERS)}; there is no {run}/config.yaml"
+            f"{shown(others)!r}{nearest(shown(others), OTHERS)}; there is no "
+            f"{shown(str(run))}/config.yaml"
         )
     return str(run)
+
+
+def _whole_path(key: str, where: str, folder: Path | None) -> Path:
+    """Return a whole path; the file may be absent, or its name too long for any file.
+
+    Raises:
+        ConfigError: if the path holds a character that none can hold.
+    """
+    try:
+        return (folder or Path()).joinpath(where).resolve()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"env.{key}: expected a path, got {shown(where)!r}: {error}") from error
 
 
 def _is_copied(folder: Path | None) -> bool:

@@ -64,6 +64,36 @@ def test_a_mistake_gets_an_exit_code_and_a_line(mistake, folder, monkeypatch, ca
     assert [path.name for path in (folder / "runs").rglob("*")] == ["taken"]
 
 
+LONG = "é" * 200  # 400 bytes; a name has at most 255
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train.py", f"{LONG}.yaml"],
+        ["train.py", "tiny.yaml", f"env.scenario={LONG}.py"],
+        ["train.py", "tiny.yaml", f"env.scenario={LONG}.py:Name"],
+        ["train.py", "tiny.yaml", f"env.others={LONG}"],
+        ["train.py", "tiny.yaml", "--runs", LONG],
+        ["train.py", "--resume", LONG],
+        ["evaluate.py", LONG],
+        ["games.py", "--runs", LONG],
+        ["benchmark.py", "--runs", LONG],
+        ["names.py", "engines", f"{LONG}.py"],
+        ["throughput.py", "--scenarios", f"{LONG}.py"],
+    ],
+    ids=lambda arguments: " ".join(x for x in arguments if LONG not in x),
+)
+def test_a_name_that_no_file_can_have_is_a_mistake(arguments, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as caught:
+        call(*arguments)
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in last
+    assert LONG in last
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import random
 import textwrap
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from qmix_trl.envs.user_code import (
     own_line,
     split_name,
 )
-from qmix_trl.errors import ConfigError, nearest, one_line
+from qmix_trl.errors import ConfigError, nearest, one_line, shown
 
 SCENARIOS = sorted([*vmas.scenarios, *vmas.debug_scenarios, *vmas.mpe_scenarios])
 VMAS_FOLDER = Path(vmas.__file__).parent
@@ -64,8 +65,8 @@ def own_class(spec: str) -> type[BaseScenario]:
         ConfigError: if there is no such class, or the file has several, or fails.
     """
     where, name = split_name(spec)
-    if where.endswith(".py") and not Path(where).is_file():
-        raise ConfigError(f"env.scenario: expected a file, got {where!r}; there is none")
+    if where.endswith(".py") and not os.path.isfile(where):  # also of a name too long for a file
+        raise ConfigError(f"env.scenario: expected a file, got {shown(where)!r}; there is none")
     try:
         module = load_module(where)
     except Exception as error:  # the user's code may raise anything

@@ -5,6 +5,7 @@ told at once.
 """
 
 import argparse
+import errno
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from qmix_trl.config import (
     load_config,
     with_whole_path,
 )
-from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
+from qmix_trl.errors import ConfigError, exit_on_mistake, nearest, shown
 
 
 def train_arguments(description: str | None) -> argparse.Namespace:
@@ -42,9 +43,12 @@ def train_arguments(description: str | None) -> argparse.Namespace:
         "config", nargs="?", help="a file such as recipes/configs/balance_qmix.yaml"
     )
     parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
-    parser.add_argument("--runs", default="runs", help="the folder of all runs (default: runs)")
+    parser.add_argument(
+        "--runs", type=path, default="runs", help="the folder of all runs (default: runs)"
+    )
     parser.add_argument(
         "--resume",
+        type=path,
         metavar="RUN",
         help="go on with a run: its folder, without CONFIG; or auto: the newest run of CONFIG that "
         "has a checkpoint, or a new one",
@@ -64,6 +68,20 @@ def train_arguments(description: str | None) -> argparse.Namespace:
     with exit_on_mistake():
         planned_run(**vars(arguments))
     return arguments
+
+
+def path(text: str) -> str:
+    """Return a path of the command line, where a file may be or not.
+
+    Raises:
+        argparse.ArgumentTypeError: if its name is too long for any file.
+    """
+    try:
+        os.lstat(text)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise argparse.ArgumentTypeError(f"{shown(text)}: {error.strerror}") from error
+    return text
 
 
 def keep_first_places() -> None:
@@ -91,7 +109,9 @@ def benchmarl_arguments(
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="a file such as recipes/configs/balance_qmix.yaml")
     parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
-    parser.add_argument("--runs", default="runs", help="the folder of all runs (default: runs)")
+    parser.add_argument(
+        "--runs", type=path, default="runs", help="the folder of all runs (default: runs)"
+    )
     arguments = parser.parse_intermixed_args()
     with exit_on_mistake():
         config = load(arguments.config, arguments.overrides)
@@ -158,7 +178,9 @@ def games_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, default=2, help="the number of seeds, from 0 (default: 2)"
     )
-    parser.add_argument("--runs", default="runs", help="the folder of all runs (default: runs)")
+    parser.add_argument(
+        "--runs", type=path, default="runs", help="the folder of all runs (default: runs)"
+    )
     arguments = parser.parse_args()
     with exit_on_mistake():
         for name in arguments.games:
