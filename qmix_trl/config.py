@@ -456,11 +456,11 @@ def _whole_path(key: str, where: str, folder: Path | None) -> Path:
     """Return a whole path; the file may be absent, or its name too long for any file.
 
     Raises:
-        ConfigError: if the path holds a character that none can hold.
+        ConfigError: if no file can have the path, as it holds a zero byte, or a loop of links.
     """
     try:
         return (folder or Path()).joinpath(where).resolve()
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(f"env.{key}: expected a path, got {shown(where)!r}: {error}") from error
 
 

@@ -76,14 +76,16 @@ def peak_bytes(config, folder):
     gc.collect()
     gc.freeze()
     gc.collect()
-    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
-        collector, replay, evaluation, agent = run_parts(config)
-        batches = iter(collector)
-        for _ in range(2):
-            batch = next(batches)  # while the one before is still there, as in a loop
-            replay.extend(batch)
-        evaluation.greedy(agent)
-    gc.unfreeze()
+    try:
+        with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+            collector, replay, evaluation, agent = run_parts(config)
+            batches = iter(collector)
+            for _ in range(2):
+                batch = next(batches)  # while the one before is still there, as in a loop
+                replay.extend(batch)
+            evaluation.greedy(agent)
+    finally:
+        gc.unfreeze()
     profile.export_chrome_trace(str(folder / "trace.json"))
     events = json.loads((folder / "trace.json").read_text())["traceEvents"]
     events = [event["args"] for event in events if event.get("name") == "[memory]"]

@@ -26,6 +26,9 @@ def imports_from_relatively():
 def imports_by_text():
     return importlib.import_module("outer.beside")
 
+def imports_by_a_relative_text():
+    return importlib.import_module("..beside", __package__)
+
 def names(beside):
     beside.outer(outer=1)
 """
@@ -52,6 +55,7 @@ def functions(tmp_path, monkeypatch):
         "imports_relatively",
         "imports_from_relatively",
         "imports_by_text",
+        "imports_by_a_relative_text",
     ],
 )
 def test_a_module_that_a_function_imports_is_found(name, functions):

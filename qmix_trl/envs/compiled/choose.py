@@ -84,7 +84,7 @@ def kernel(s: Settings) -> Engine:
     backend = BACKENDS[s.device.type](s.device)
     step = checked_step(s.task, backend, s.n_envs)
     fresh = FreshStates(s.task, s.n_envs, s.seed, step, device=s.device)
-    _once(s, ("resets of any number", s.n_envs), fresh.check_resets)
+    _once(s, (s.n_envs, step.library), fresh.check_resets)
     return backend.engine(step.library, fresh, s.max_steps, s.seed)
 
 
@@ -99,7 +99,7 @@ def inductor(s: Settings) -> Engine:
     check_compiler()  # inductor needs it, too
     check_known(s.task)
     engine = inductor_engine(s.task, s.layout, s.n_envs, s.max_steps, s.seed)
-    _once(s, ("resets of any number", s.n_envs), engine.fresh.check_resets)
+    _once(s, (s.n_envs, engine.fresh.step.library), engine.fresh.check_resets)
     return engine
 
 
@@ -133,7 +133,7 @@ def _once(s: Settings, question: Hashable, find: Callable[[], Result]) -> Result
         key = key_of(s.task)
     except Exception:  # a scenario's objects may raise anything where they are looked at
         key = None
-    return once(key, (question, str(s.device)), find)
+    return once(key, s.task, (question, str(s.device)), find)
 
 
 def make_shadow(engine: Engine, name: str, settings: Settings, share: float) -> Shadow | None:

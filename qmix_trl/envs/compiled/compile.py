@@ -61,7 +61,7 @@ def checked_step(task: Task, backend: Backend, n_envs: int) -> CompiledStep:
         task,
         lambda place: _make(task, place, backend),
         lambda step, notes: check_at_start(step, task, backend, n_envs),
-        n_envs,
+        (n_envs, str(backend.device)),
     )[0]
 
 

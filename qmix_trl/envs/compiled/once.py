@@ -1,69 +1,106 @@
 """Comparisons with VMAS that a process makes once for each task.
 
-A run makes its environment three times: to estimate its memory, to train and to evaluate. The same
-task, with the same code in memory, gives the same result.
+A run makes its environment three times: to estimate its memory, to train and to evaluate. A result
+is taken again only where nothing that it depends on can have changed in between: the scenario's
+code, the world that it makes (also of files that it reads) and VMAS itself, as they are in memory.
 """
 
 import sys
 import types
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
 import torch
 
+from qmix_trl.envs.compiled.trace.guard import array_bytes, text_of
 from qmix_trl.envs.compiled.trace.leaves import digest
-from qmix_trl.envs.compiled.trace.own_code import code_digest
-from qmix_trl.envs.compiled.trace.parts import PRIMITIVES
+from qmix_trl.envs.compiled.trace.own_code import is_own_module
+from qmix_trl.envs.compiled.trace.snapshot import outside_kept
+from qmix_trl.envs.compiled.trace.trace import FEW_ENVS
+from qmix_trl.envs.compiled.trace.walk import walk
+from qmix_trl.envs.vmas_simulation import Task, VmasSimulation
 
 SIMULATOR = "vmas.simulator"
-_results: dict[Hashable, Any] = {}
+# Names in VMAS's modules and classes that change by themselves: its random numbers, of which each
+# simulation has its own, and lists of Python.
+CHANGING = ("vmas_random_state", "__builtins__", "__warningregistry__")
+OF_NAMED_TUPLES = "namedtuple_"  # modules in which Python puts their functions
+CONTAINERS = (dict, list, set, tuple)
 Result = TypeVar("Result")
+# With the objects of the simulator, so that no other object gets the identity of one.
+_results: dict[Hashable, tuple[Any, list[Any]]] = {}
 
 
-def once(key: str | None, details: Hashable, find: Callable[[], Result]) -> Result:
-    """Return a result that is found once for a task and the code of VMAS that is in memory.
+def once(key: str | None, task: Task, details: Hashable, find: Callable[[], Result]) -> Result:
+    """Return a result that is found once for a task.
 
     Args:
         key: of the task (``task_key``); without one the result is found each time.
+        task: the task.
         details: what the result depends on beside the task.
         find: returns the result; an exception is not kept.
     """
-    if key is None:
+    parts = simulator_in_memory()
+    world = made(task) if key is not None and parts is not None else None
+    if world is None:
         return find()
-    known = (key, details, simulator_in_memory())
+    texts = tuple(repr(part) for part in parts if isinstance(part, CONTAINERS))
+    settings = (torch.get_default_dtype(), str(torch.get_default_device()))
+    known = (key, details, world, settings, texts, tuple(map(id, parts)))
     if known not in _results:
-        _results[known] = find()
-    return _results[known]
+        _results[known] = find(), parts
+    return _results[known][0]
 
 
-def forget() -> None:
-    """Forget all results of this process."""
-    _results.clear()
+def made(task: Task) -> str | None:
+    """Return a hash of the world that a scenario makes now; None if it makes none of a few.
+
+    Modules and classes that the scenario changes are as before afterwards.
+    """
+    with outside_kept(task.scenario):
+        try:
+            contents = walk(VmasSimulation(task, FEW_ENVS, 0, torch.device("cpu")).simulator)
+            values = [f"{path} {text_of(value)}" for path, value in contents.values.items()]
+            tensors = [
+                f"{path} {tensor.dtype} {tensor.shape} {digest(array_bytes(tensor))}"
+                for path, tensor in contents.tensors().items()
+            ]
+        except Exception:  # a scenario may raise anything with other numbers of environments
+            return None
+    return digest("\n".join([*values, *tensors]).encode())
 
 
-def simulator_in_memory() -> str:
-    """Return a hash of VMAS's simulator as it is loaded, with all that was put in its place."""
-    modules = sorted(name for name in sys.modules if name.startswith(SIMULATOR))
-    texts = [f"{name} {part}" for name in modules for part in _texts(vars(sys.modules[name]))]
-    return digest("\n".join([str(torch.get_default_dtype()), *texts]).encode())
+def simulator_in_memory() -> list[Any] | None:
+    """Return all parts of VMAS's simulator in memory; None if any of them is the user's."""
+    modules = [module for name, module in sorted(sys.modules.items()) if name.startswith(SIMULATOR)]
+    parts = []
+    for part in _parts([module for module in modules if isinstance(module, types.ModuleType)]):
+        home = (part if isinstance(part, (type, types.FunctionType)) else type(part)).__module__
+        if is_own_module(home, frozenset()) and not home.startswith(OF_NAMED_TUPLES):
+            return None
+        parts.append(part)
+    return parts
 
 
-def _texts(names: Mapping[str, Any]) -> list[str]:
-    """Return the texts of the functions, classes and numbers of a module or a class."""
-    return [
-        f"{name} {_text(value)}"
-        for name, value in sorted(names.items())
-        if name[:2] != "__" or isinstance(value, types.FunctionType)
-    ]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, PRIMITIVES):
-        return repr(value)
-    parts = [type(value).__qualname__]
-    if isinstance(value, types.FunctionType):
-        parts += [code_digest(value.__code__), f"{value.__defaults__} {value.__kwdefaults__}"]
-    if isinstance(value, type) and value.__module__.startswith(SIMULATOR):
-        parts += _texts(vars(value))
-    inside = [getattr(value, name, None) for name in ("fget", "fset", "__func__", "__wrapped__")]
-    return "\n".join([*parts, *(_text(x) for x in inside if x is not None)])
+def _parts(waiting: list[Any]) -> Iterator[Any]:
+    """Return the attributes of modules, of their classes, and of the functions in both."""
+    seen = set()
+    while waiting:
+        holder = waiting.pop()
+        if id(holder) in seen:
+            continue
+        seen.add(id(holder))
+        for name, part in vars(holder).items():
+            if name in CHANGING:
+                continue
+            inside = [part]
+            if isinstance(part, property):
+                inside += [part.fget, part.fset]
+            elif isinstance(part, (staticmethod, classmethod)):
+                inside.append(part.__func__)
+            elif isinstance(part, type) and part.__module__.startswith(SIMULATOR):
+                waiting.append(part)
+            functions = [x for x in inside if isinstance(x, types.FunctionType)]
+            yield from inside
+            for function in functions:
+                yield from (function.__code__, function.__defaults__, function.__kwdefaults__)

@@ -1,7 +1,7 @@
 """Compiled steps on disk: their keys, and their notes as steps."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def checked_step_of_key(
     task: Task,
     make: Callable[[Path], Mapping[str, Any]],
     compare: Callable[[CompiledStep, dict[str, Any]], Any],
-    n_envs: int,
+    details: Hashable,
 ) -> tuple[CompiledStep, dict[str, Any]]:
     """Return the step of a key and its notes, as ``step_of_key``, after a comparison with VMAS.
 
@@ -73,7 +73,7 @@ def checked_step_of_key(
         task: the task.
         make: as in ``step_of_key``.
         compare: compares a step with VMAS; raises ``Mismatch`` or ``NotLoadable``.
-        n_envs: the number of environments that it is compared in.
+        details: what the comparison depends on beside the task and the step.
 
     Raises:
         Refused: if the task has no step; ``Mismatch`` if a new step differs, too.
@@ -83,7 +83,7 @@ def checked_step_of_key(
         step, notes = step_of_key(key, make)
         step.library.check()
         check_constants(step, task)
-        once(key, (step.library, n_envs), lambda: compare(step, notes))
+        once(key, task, (step.library, details), lambda: compare(step, notes))
         return step, notes
 
     try:

@@ -15,7 +15,7 @@ A key is the scenario's name and a hash of all that a compiled step depends on:
 
 A key is the same in every process, and wherever the files are. Sets count as unordered. Open files
 count by their class: a step that reads them is refused. A step
-from disk is compared with VMAS at every start, too (``compile.checked_step``).
+from disk is compared with VMAS at its first use in a process, too (``compile.checked_step``).
 """
 
 import hashlib

@@ -116,11 +116,11 @@ def _names_of_modules(code: types.CodeType) -> frozenset[str]:
 def loaded_modules(function: types.FunctionType) -> list[types.ModuleType]:
     """Return the loaded modules that a function may import when it runs.
 
-    A name with dots before it is one below its package or below a package around that.
+    Of a relative import the name counts below the function's package and each package around it.
     """
     above = function.__globals__.get("__package__") or ""
     packages = [".".join(above.split(".")[:n]) for n in range(1, above.count(".") + 2)]
-    names = sorted(_names_of_modules(function.__code__))
+    names = sorted({name.lstrip(".") for name in _names_of_modules(function.__code__)})
     found = [
         sys.modules.get(x) for name in names for x in (name, *(f"{p}.{name}" for p in packages))
     ]

@@ -9,6 +9,7 @@ containers, arrays, closures, default arguments, attributes of classes and globa
 
 import enum
 import functools
+import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -291,7 +292,8 @@ class _Walker:
                 lambda value, path: self.visit(value, path, holder, path.rpartition(".")[2]),
             )
             imported = loaded_modules(function)
-            self._visit_named(function, [*met.values(), *imported])
+            by_name = map(sys.modules.get, names_in(function.__code__))  # it may be held elsewhere
+            self._visit_named(function, [*met.values(), *imported, *filter(None, by_name)])
             for module in imported:
                 self.visit(module, f"module {module.__name__}", None, None)
         return found
