@@ -276,6 +276,43 @@ def test_a_recipe_that_a_signal_ends_at_once_ends_its_compilers(script, tmp_path
     assert eventually(lambda: not any(map(is_alive, children(tmp_path))))
 
 
+SIGNALLED_WHILE_IT_STARTS = """\
+import os, pathlib, signal, subprocess, sys, time
+from support.ends import end_at_once_on
+from qmix_trl.native import build
+
+end_at_once_on(signal.SIGTERM)
+
+class Started(subprocess.Popen):
+    def __init__(self, words, **settings):
+        super().__init__(words, **settings)
+        if "--version" not in words:
+            while not (pathlib.Path(sys.argv[1]) / "ids").exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+subprocess.Popen = Started
+build.build("", pathlib.Path(sys.argv[1]) / "new.so")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are looked up in /proc")
+def test_a_signal_while_a_compiler_starts_ends_it_too(script, tmp_path):
+    hang = HANGS.replace("{}", str(tmp_path))
+    script(f'case "$*" in *--version*) echo 1;; *) {hang};; esac')
+    paths = os.pathsep.join([str(RECIPES), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED_WHILE_IT_STARTS, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (75, "interrupted\n")
+    assert eventually(lambda: not any(map(is_alive, children(tmp_path))))
+
+
 def test_the_end_of_a_process_does_not_wait_for_libraries_that_are_built_ahead(monkeypatch):
     threads, is_asked = [], threading.Event()
 

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,8 @@ NO_OPENMP = re.compile(r"-fopenmp|lib?g?omp|-l ?g?omp|omp\.h", re.IGNORECASE)
 _GIVEN_UP: list[str] = []  # why no compiler is started any more in this process
 _RUNNING: set[int] = set()  # process groups of compilers
 _STARTING = threading.Lock()
+_STARTS: list[list[str]] = []  # the command of the compiler that is being started, if one is
+_ENDS: list[Callable[[], None]] = []  # end the process as soon as all compilers are killed
 
 
 class NoCompiler(Refused):
@@ -268,6 +271,7 @@ def _started(words: list[str], environment: dict[str, str]) -> subprocess.Popen[
     """
     with _STARTING:
         _check_patience()
+        _STARTS.append(words)
         try:
             process = subprocess.Popen(
                 words,
@@ -279,9 +283,12 @@ def _started(words: list[str], environment: dict[str, str]) -> subprocess.Popen[
                 env=environment,
                 start_new_session=True,
             )
+            _RUNNING.add(process.pid)
         except OSError as error:
             raise BuildFailed(f"{compiler()} cannot be run: {one_line(error)}") from error
-        _RUNNING.add(process.pid)
+        finally:
+            _STARTS.clear()
+            _end_if_asked()
         return process
 
 
@@ -297,10 +304,27 @@ def _kill(group: int) -> None:
 
 
 def kill_running() -> None:
-    """Kill all compilers, and start no more; it takes no lock, so that a signal handler can."""
+    """Kill all compilers, and start no more."""
     _GIVEN_UP.append("the process ends")
     for group in tuple(_RUNNING):
         _kill(group)
+
+
+def end_after_killing(end: Callable[[], None]) -> None:
+    """Kill all compilers and call a function that ends the process.
+
+    It takes no lock, so that a signal handler can call it. If a compiler is being started, which
+    cannot be killed before its process is known, both happen as soon as it has started.
+    """
+    _ENDS.append(end)
+    if not _STARTS:
+        _end_if_asked()
+
+
+def _end_if_asked() -> None:
+    for end in tuple(_ENDS):
+        kill_running()
+        end()
 
 
 @atexit.register

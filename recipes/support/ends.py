@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from types import FrameType
 from typing import TypeVar
 
@@ -28,20 +29,21 @@ def end_at_once(number: int, frame: FrameType | None = None) -> None:
 
     The files that it has written stay.
     """
-    _kill_compilers()
+    # Nothing is imported in a handler, also no half of a module.
+    build = sys.modules.get("qmix_trl.native.build")
+    end_after_killing = getattr(build, "end_after_killing", None)
+    if end_after_killing is None:
+        _end(number)
+    else:
+        end_after_killing(partial(_end, number))
+
+
+def _end(number: int) -> None:
     _kill_workers()
     if os.isatty(1):
         os.write(1, SHOW_CURSOR)
     os.write(2, b"interrupted\n")
     os._exit(EXIT_CODES[signal.Signals(number)])
-
-
-def _kill_compilers() -> None:
-    """Kill the compilers; nothing is imported in a handler, also no half of a module."""
-    build = sys.modules.get("qmix_trl.native.build")
-    kill_running = getattr(build, "kill_running", None)
-    if kill_running is not None:
-        kill_running()
 
 
 def _kill_workers() -> None:
