@@ -41,8 +41,7 @@ def once(key: str | None, task: Task, details: Hashable, find: Callable[[], Resu
         find: returns the result; an exception is not kept.
     """
     parts = simulator_in_memory()
-    world = made(task) if key is not None and parts is not None else None
-    if world is None:
+    if key is None or parts is None or (world := made(task)) is None:
         return find()
     texts = tuple(repr(part) for part in parts if isinstance(part, CONTAINERS))
     settings = (torch.get_default_dtype(), str(torch.get_default_device()))
