@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         with_memory,
     )
     from qmix_trl.replay import SequenceRows, make_replay
+    from qmix_trl.trained import load_agent, load_mixer
     from qmix_trl.update import Update, make_hard_updater, make_soft_updater
 
 __version__ = "0.1.0"
@@ -60,7 +61,9 @@ __all__ = [
     "VDNMixer",
     "env_dims",
     "episode_returns",
+    "load_agent",
     "load_config",
+    "load_mixer",
     "load_run",
     "load_weights",
     "make_collector",
@@ -102,7 +105,9 @@ _MODULES = {
     "VDNMixer": "qmix_trl.mixers",
     "env_dims": "qmix_trl.envs",
     "episode_returns": "qmix_trl.evaluate",
+    "load_agent": "qmix_trl.trained",
     "load_config": "qmix_trl.config",
+    "load_mixer": "qmix_trl.trained",
     "load_run": "qmix_trl.checkpoint",
     "load_weights": "qmix_trl.checkpoint",
     "make_collector": "qmix_trl.collect",

@@ -29,6 +29,7 @@ def test_a_run_leaves_its_folder(mixer, agent, tmp_path, capsys):
     folder = run(tmp_path, MIXERS[mixer], AGENTS[agent], "seed=3")
     assert folder == tmp_path / "runs" / "tiny-1"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "best_weights.pt",
         "config.yaml",
         "metrics.csv",
         "summary.json",

@@ -21,7 +21,7 @@ from support.run_folder import (
 )
 from support.sources import changes, check_sources, save_sources, with_sources
 
-from qmix_trl.config import SOURCES, RunConfig, load_config
+from qmix_trl.config import SOURCES, WEIGHTS, RunConfig, load_config
 from qmix_trl.errors import ConfigError
 from qmix_trl.logs import AUTO, METRICS_FILE, make_run_folder
 from qmix_trl.native.lock import held
@@ -81,14 +81,15 @@ class PlannedRun:
             yield folder
 
     def _begin_again(self, folder: Path) -> None:
-        """Remove metrics and sources of a run that was killed, which one that goes on would keep.
+        """Remove files of a run that was killed which one that goes on would keep.
 
         Raises:
             ConfigError: if it has a checkpoint or a summary by now, of another process.
         """
         if not _is_left(folder, self.config):
             raise ConfigError(f"{folder}: another process has trained this run; start again")
-        (folder / METRICS_FILE).unlink(missing_ok=True)
+        for name in (METRICS_FILE, WEIGHTS["best"]):
+            (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / SOURCES, ignore_errors=True)
 
 

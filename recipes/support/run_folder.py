@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-CONFIG_FILE = "config.yaml"
+from qmix_trl.config import CONFIG_FILE
+
 SUMMARY_FILE = "summary.json"
 MISMATCH_FILE = "mismatch.json"
 CHECKPOINTS = "checkpoints"
