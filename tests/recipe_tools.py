@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import evaluate
 import pytest
 import train
 
@@ -142,6 +143,12 @@ def metrics(folder: Path) -> dict[str, list[float | None]]:
 def summary(folder: Path) -> dict:
     """Return a run's summary."""
     return json.loads((folder / "summary.json").read_text())
+
+
+def evaluated(folder: Path, *overrides: str, **settings: str) -> dict[str, dict[str, float]]:
+    """Return the summaries of a run's returns and of the baselines', as in ``summary.json``."""
+    (found,) = evaluate.evaluate([folder], overrides, device="cpu", **settings)
+    return {**found.baselines, "greedy": found.runs[str(folder)]}
 
 
 def call(recipe: str, *arguments: str) -> None:

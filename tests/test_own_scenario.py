@@ -5,13 +5,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import evaluate
 import pytest
 import scenarios_any as s
 import torch
 from benchmark import BENCHMARL, cells_of
 from own_scenario_tools import BASE, FILES, HEADER, trained, written
-from recipe_tools import AGENTS, call, check_told, summary, tiny
+from recipe_tools import AGENTS, call, check_told, evaluated, summary, tiny
 from recipe_tools import run as train_on
 from support.benchmarl_process import load_vmas_config
 from support.command_line import throughput_arguments
@@ -47,10 +46,6 @@ SETTINGS = {
     "verify": 0.0,
 }
 SAVED = "checkpoint.every_seconds=0"
-
-
-def evaluated(folder):
-    return evaluate.evaluate(folder, episodes=2, seed=None, device="cpu")
 
 
 @pytest.mark.parametrize("name", FILES)
