@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qmix_trl.envs.team import TeamEnv
     from qmix_trl.errors import CheckpointError, ConfigError, DivergedError, MachineError, SaveError
     from qmix_trl.evaluate import episode_returns
+    from qmix_trl.export import PlainPolicy, export_policy
     from qmix_trl.learner import Learner
     from qmix_trl.loss import QMixLoss
     from qmix_trl.mixers import MIXERS, QMixer, VDNMixer
@@ -49,6 +50,7 @@ __all__ = [
     "LoadedRun",
     "MachineError",
     "NoOpPolicy",
+    "PlainPolicy",
     "QMixLoss",
     "QMixer",
     "RandomPolicy",
@@ -61,6 +63,7 @@ __all__ = [
     "VDNMixer",
     "env_dims",
     "episode_returns",
+    "export_policy",
     "load_agent",
     "load_config",
     "load_mixer",
@@ -93,6 +96,7 @@ _MODULES = {
     "LoadedRun": "qmix_trl.checkpoint",
     "MachineError": "qmix_trl.errors",
     "NoOpPolicy": "qmix_trl.policy",
+    "PlainPolicy": "qmix_trl.export",
     "QMixLoss": "qmix_trl.loss",
     "QMixer": "qmix_trl.mixers",
     "RandomPolicy": "qmix_trl.policy",
@@ -105,6 +109,7 @@ _MODULES = {
     "VDNMixer": "qmix_trl.mixers",
     "env_dims": "qmix_trl.envs",
     "episode_returns": "qmix_trl.evaluate",
+    "export_policy": "qmix_trl.export",
     "load_agent": "qmix_trl.trained",
     "load_config": "qmix_trl.config",
     "load_mixer": "qmix_trl.trained",

@@ -26,6 +26,8 @@ CONFIG_FILE = "config.yaml"  # in a run's folder
 WEIGHTS = {"last": "weights.pt", "best": "best_weights.pt"}
 SOURCES, SOURCES_FILE = "source", "files.json"  # in a run's folder: copies of the user's files
 OTHERS = ("no_op", "random", "scripted")  # of ``envs.others``
+# Formats of ``export.py``, with the packages that they need.
+EXPORTS = {"pt2": (), "onnx": ("onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}
 GAMES = ("matrix", "memory", "random_matrix", "two_step")  # of ``envs.game_tables``
 
 

@@ -19,13 +19,14 @@ from support.run_folder import CONFIG_FILE, check_is_run
 from support.throughput.report import COLORS, TITLES
 
 from qmix_trl.config import (
+    EXPORTS,
     WEIGHTS,
     RunConfig,
     check_vmas_scenario,
     load_config,
     with_whole_path,
 )
-from qmix_trl.errors import ConfigError, exit_on_mistake, nearest, shown
+from qmix_trl.errors import ConfigError, check_extra, exit_on_mistake, nearest, shown
 
 EVALUATED = ("env", "evaluation")  # sections that an evaluation may change
 
@@ -227,6 +228,52 @@ def n_envs_together(overrides: Sequence[str], configs: Iterable[RunConfig]) -> i
                 "evaluation steps as many environments at a time"
             )
     return n_envs
+
+
+def export_arguments(description: str | None) -> argparse.Namespace:
+    """Return the arguments of ``export.py``: ``folder``, ``format``, ``out`` and ``weights``.
+
+    Raises:
+        SystemExit: if the command line or the run's configuration has a mistake, or the packages
+            of the format are not installed.
+    """
+    end_at_once_on(signal.SIGINT)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "folder", type=Path, metavar="RUN", help="a run's folder, such as runs/balance_quick-1"
+    )
+    parser.add_argument("--format", choices=EXPORTS, help="(default: the ending of --out, or pt2)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="(default: policy.FORMAT in the run's folder)"
+    )
+    _add_weights(parser)
+    arguments = parser.parse_args()
+    with exit_on_mistake():
+        arguments.format, arguments.out = _exported_file(
+            arguments.folder, arguments.format, arguments.out
+        )
+        load_config(arguments.folder / CONFIG_FILE)
+    return arguments
+
+
+def _exported_file(folder: Path, format: str | None, out: Path | None) -> tuple[str, Path]:
+    """Return the format and the path of an exported policy.
+
+    Raises:
+        ConfigError: if the folder is no run's, they contradict each other, the file has no folder,
+            or a package of the format is not installed.
+    """
+    check_is_run(folder)
+    ending = "" if out is None else out.suffix[1:]
+    format = format or (ending if ending in EXPORTS else "pt2")
+    out = folder / f"policy.{format}" if out is None else out
+    if out.suffix != f".{format}":
+        raise ConfigError(f"--out: expected a file that ends in .{format}, got {out}")
+    if not os.path.isdir(out.parent) or os.path.isdir(out):
+        raise ConfigError(f"--out: expected a file in a folder that exists, got {out}")
+    for package in EXPORTS[format]:
+        check_extra(package, "export", f"--format {format}")
+    return format, out
 
 
 def games_arguments(description: str | None) -> argparse.Namespace:
