@@ -43,7 +43,7 @@ class PlainPolicy(nn.Module):
         self.below = nn.ModuleList(layers.below)
         self.rnn = layers.rnn
         self.head = layers.head
-        self.n_agents = agent.inputs.n_agents
+        self.n_agents: int = agent.inputs.n_agents
         self.observation_dim = agent.inputs.observation_dim
         self.n_actions = agent.n_actions
         self.use_last_action = agent.inputs.use_last_action
