@@ -101,8 +101,7 @@ def train(
                 check_update(means, update, n_updates, folder)
                 collector.update_policy_weights_()
                 greedy = evaluation.greedy(agent) if evaluation_is_due(config, frames) else None
-                if greedy:
-                    weights.save(greedy)
+                weights.save(greedy)
                 report.write(frames, batch, means, explore.epsilon, greedy)
                 if checkpoints.is_due(frames, greedy):
                     checkpoints.save(frames, n_updates, greedy)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from qmix_trl import RecurrentAgent, keys, save_weights
+from qmix_trl import EnvDims, keys, load_config, save_config, save_weights
+from qmix_trl.trained import build_agent, build_mixer
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -201,12 +202,21 @@ def test_the_snippet_of_pettingzoo_is_short_and_runs():
 def test_the_librarys_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "balance_qmix_recurrent-1").mkdir(parents=True)
-    save_weights("runs/balance_qmix_recurrent-1", RecurrentAgent(4, 16, 9), None)
+    folder = tmp_path / "runs" / "balance_qmix_recurrent-1"
+    config = load_config(ROOT / "recipes" / "configs" / "balance_qmix_recurrent.yaml")
+    save_config(config, folder / "config.yaml")
+    dims = EnvDims(n_agents=4, observation_dim=16, n_actions=9, state_shape=torch.Size([36]))
+    cpu = torch.device("cpu")
+    agent, mixer = build_agent(config, dims, cpu), build_mixer(config, dims, cpu)
+    for weights in ("last", "best"):
+        save_weights(folder, agent, mixer, weights=weights, dims=dims)
     team, load, resume, mixer = blocks(TEXTS["qmix_trl/README.md"], "python")
     exec(team, names := {})
     # TorchRL's balance: three agents of 16 numbers, and 3 x 3 forces.
     assert (names["dims"].n_agents, names["dims"].observation_dim) == (3, 16)
-    exec(load, {})
+    exec(load, names := {})
+    assert torch.equal(names["agent"].fc2.weight, agent.fc2.weight)
+    assert names["mixer"].state_shape == (36,)
     exec(resume, names := {})
     assert names["run"].values == {"frames": 6000}
     names = {}
