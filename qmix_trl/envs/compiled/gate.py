@@ -139,7 +139,9 @@ class Reference:
             self.scratch.step(torch.zeros(self.scratch.n_envs, team, dtype=torch.int64))
         return lines
 
-    def near(self, state: list[Tensor], action: Tensor, key: Tensor) -> tuple[Outcome, list[Tensor]]:
+    def near(
+        self, state: list[Tensor], action: Tensor, key: Tensor
+    ) -> tuple[Outcome, list[Tensor]]:
         """Take a step from a state, and from states that are a rounding away.
 
         Every pair of entities that may collide is computed. All states are one batch: the time of
