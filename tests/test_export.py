@@ -158,8 +158,12 @@ def test_a_file_that_cannot_be_written_gets_one_line(memory_run):
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize(
     "agent",
-    [RecurrentAgent(3, 5, 4, share_parameters=False), FeedforwardAgent(3, 5, 4)],
-    ids=lambda agent: type(agent).__name__,
+    [
+        RecurrentAgent(3, 5, 4, share_parameters=False),
+        FeedforwardAgent(3, 5, 4, hidden_dims=[8] * 6, use_last_action=True),
+        FeedforwardAgent(3, 5, 4, hidden_dims=[]),
+    ],
+    ids=["recurrent", "feedforward", "linear"],
 )
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_program_is_short(format, agent, masked):

@@ -102,7 +102,8 @@ def _by_parameters(policy: PlainPolicy, path: Path) -> list[str]:
         first["hidden"] = create["hidden"]
     if policy.masked:
         values = f"np.where({create['action_mask']}, {values}, -np.inf)"
-    below = [f'    x = np.maximum(layer(x, "below.{i}"), 0)' for i in range(len(policy.below))]
+    n_below = len(policy.below)
+    relu = [f'    for i in range({n_below}): x = np.maximum(layer(x, f"below.{{i}}"), 0)']
     return [
         "import numpy as np",
         "from safetensors.numpy import load_file",
@@ -113,7 +114,7 @@ def _by_parameters(policy: PlainPolicy, path: Path) -> list[str]:
         "for step in range(3):",
         f"    observation = {create['observation']}  # of all {n} agents, seen now",
         f"    x = np.hstack([{', '.join(parts)}])",
-        *below,
+        *(relu if n_below else []),
         *(_gru(policy.hidden_dim) if policy.rnn is not None else []),
         f"    action = {values}.argmax(1)",
         "    print(action.tolist())",
