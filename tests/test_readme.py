@@ -57,6 +57,10 @@ TOO_LONG = {
     '.venv/bin/pip install -q -e ".[recipes,dev]"': "2026-11-26",
     ".venv/bin/pytest -q -n 2": "2026-11-26",
     '.venv/bin/pip install -q -e ".[recipes,envs]"': "2026-11-27",
+    '.venv/bin/pip install -q -e ".[recipes,tensorboard,wandb]"': "2026-11-27",
+    # test_loggers.py has them on.
+    ".venv/bin/python recipes/train.py recipes/configs/balance_quick.yaml "
+    "'logging=[tensorboard, wandb]'": "2026-11-27",
     ".venv/bin/python recipes/train.py recipes/configs/pettingzoo_spread_qmix.yaml": "2026-11-27",
     ".venv/bin/python recipes/names.py engines": "2026-11-23",
     # test_reuse.py trains by their functions.
