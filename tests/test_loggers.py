@@ -7,7 +7,8 @@ from dataclasses import asdict
 import pytest
 from recipe_tools import call, check_told, run, tiny
 from support import loggers
-from support.loggers import Loggers, metric_lines
+from support.loggers import Loggers
+from support.metrics import metric_lines
 from train_tools import SAVED
 
 from qmix_trl import ConfigError, load_config

@@ -4,7 +4,6 @@ Their packages, torch and TorchRL are imported where they are used: ``check_logg
 missing one before that.
 """
 
-import csv
 import os
 import platform
 import shutil
@@ -16,10 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from support.flat_config import flat
+from support.metrics import metric_lines
 
 from qmix_trl.config import RunConfig
 from qmix_trl.errors import check_extra, one_line
-from qmix_trl.logs import METRICS_FILE, say
+from qmix_trl.logs import say
 
 LOGGERS = ("tensorboard", "wandb")  # the names of packages, of extras and of folders in a run's
 PACKAGES = ("qmix-trl", "torch", "torchrl", "tensordict", "vmas", "numpy")
@@ -176,16 +176,6 @@ class WandB:
     def write(self, values: Mapping[str, float], at: float) -> None:
         """Log a line of metrics at a time; W&B's step is the number of frames."""
         self.logger.experiment.log({**values, "_timestamp": at}, step=int(values["frames"]))
-
-
-def metric_lines(folder: Path) -> list[dict[str, float]]:
-    """Return the whole lines of a run's metrics without empty cells; none without the file."""
-    try:
-        with (folder / METRICS_FILE).open(newline="") as file:
-            lines = [line for line in csv.DictReader(file) if None not in line.values()]
-    except FileNotFoundError:
-        return []
-    return [{name: float(cell) for name, cell in line.items() if cell} for line in lines]
 
 
 def training_seconds(line: Mapping[str, float]) -> float:

@@ -1,0 +1,175 @@
+"""Learning curves, read from the folders of runs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from support.metrics import metric_columns, metric_lines
+from support.run_folder import CONFIG_FILE, SUMMARY_FILE
+from support.run_labels import flat_run, groups_of, tasks_of
+
+from qmix_trl.errors import ConfigError, nearest
+from qmix_trl.logs import METRICS_FILE
+from qmix_trl.strict_yaml import read_values
+
+GREEDY = "greedy_return"
+RETURNS = (GREEDY, "train_return")  # columns to which the baselines belong
+BASELINES = {"no_op": "doing nothing", "random": "chance"}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A column of the metrics of one run.
+
+    Attributes:
+        task, group, seed: of the run; runs of a group differ in the seed.
+        frames: float [K], at each of K points.
+        seconds: float [K], since training began; with evaluations, except BenchMARL's.
+        values: float [K], of the column.
+        baselines: the mean returns of doing nothing and of random actions, by the keys of
+            ``BASELINES``; none of a run that is not finished.
+    """
+
+    task: str
+    group: str
+    seed: int
+    frames: np.ndarray
+    seconds: np.ndarray
+    values: np.ndarray
+    baselines: dict[str, float]
+
+    def at(self, frames: np.ndarray) -> "Curve":
+        """Return the points at some of the curve's frames."""
+        kept = np.isin(self.frames, frames)
+        points = self.frames[kept], self.seconds[kept], self.values[kept]
+        return Curve(self.task, self.group, self.seed, *points, self.baselines)
+
+
+def read_curve(folder: Path, task: str, group: str, column: str = GREEDY) -> Curve:
+    """Return the curve of a run's folder, also of a run under way.
+
+    Raises:
+        ConfigError: if its metrics have no such column, or its configuration cannot be read.
+    """
+    known = metric_columns(folder)
+    if column not in known:
+        raise ConfigError(
+            f"{folder / METRICS_FILE}: no column {column!r}{nearest(column, known)}; it has "
+            f"{', '.join(known) or 'none'}"
+        )
+    lines = [line for line in metric_lines(folder) if column in line]
+    frames, speeds, values = (
+        np.array([line[name] for line in lines]) for name in ("frames", "frames_per_second", column)
+    )
+    seed = read_values(folder / CONFIG_FILE)["seed"]
+    returns = summary_of(folder).get("return", {}) if column in RETURNS else {}
+    baselines = {name: returns[name]["mean"] for name in BASELINES if name in returns}
+    return Curve(task, group, seed, frames, frames / speeds, values, baselines)
+
+
+def named_curves(folders: Sequence[Path], keys: Sequence[str] | None, column: str) -> list[Curve]:
+    """Return the curves of runs with points, by task and group; the others are told and left out.
+
+    Args:
+        folders: of runs, or with runs in them.
+        keys: that make the groups; None takes those in which configurations differ.
+        column: of the metrics.
+
+    Raises:
+        ConfigError: if a folder has no run, a key or the column is unknown, no run has a point, or
+            the runs of a group have no point at the same frames.
+    """
+    runs = list(dict.fromkeys(run for folder in folders for run in runs_in(folder)))
+    flat = [flat_run(read_values(run / CONFIG_FILE), trained_by(run)) for run in runs]
+    tasks = tasks_of(flat)
+    labels = zip(runs, tasks, groups_of(flat, tasks, keys), strict=True)
+    curves = {run: read_curve(run, task, group, column) for run, task, group in labels}
+    for run in [run for run, curve in curves.items() if not len(curve.frames)]:
+        del curves[run]
+        print(f"{run}: no {column} yet; left out")
+    if not curves:
+        raise ConfigError(f"expected a run with a {column}, got none yet")
+    _check_groups(curves)
+    return list(curves.values())
+
+
+def _check_groups(curves: Mapping[Path, Curve]) -> None:
+    """Tell seeds that a group has twice, and refuse groups without common frames.
+
+    Raises:
+        ConfigError: if the runs of a group have no point at the same frames.
+    """
+    groups: dict[tuple[str, str], dict[Path, Curve]] = {}
+    for run, curve in curves.items():
+        groups.setdefault((curve.task, curve.group), {})[run] = curve
+    for (task, group), of_group in groups.items():
+        paths = " ".join(map(str, of_group))
+        if not len(at_common_frames(list(of_group.values()))[0].frames):
+            raise ConfigError(
+                f"{group} on {task}: expected points at the same frames, got none in common of "
+                f"{paths}; --group-by name draws each alone"
+            )
+        seeds = [curve.seed for curve in of_group.values()]
+        if len(set(seeds)) < len(seeds):
+            print(f"warning: {group} on {task}: a seed stands twice among {paths}")
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return a run's folder, or the folders of runs in it.
+
+    Raises:
+        ConfigError: if there is no run.
+    """
+    if (folder / CONFIG_FILE).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
+    if not found:
+        near = nearest(folder.name, [path.name for path in folder.parent.glob("*/")])
+        raise ConfigError(f"expected a run's folder, or one with runs, got {folder}{near}")
+    return found
+
+
+def trained_by(run: Path) -> str:
+    """Return the name of the library that trained a run."""
+    return "BenchMARL" if "packages" in summary_of(run) else "qmix_trl"
+
+
+def summary_of(folder: Path) -> Mapping[str, Any]:
+    """Return the summary of a run; it is empty without a whole one."""
+    try:
+        summary = json.loads((folder / SUMMARY_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def names(curves: Sequence[Curve]) -> tuple[list[str], list[str]]:
+    """Return the tasks and the groups, in the order of the curves."""
+    tasks = dict.fromkeys(curve.task for curve in curves)
+    return list(tasks), list(dict.fromkeys(curve.group for curve in curves))
+
+
+def runs_of(curves: Sequence[Curve], task: str, group: str) -> list[Curve]:
+    """Return the runs of a group on a task."""
+    return [curve for curve in curves if (curve.task, curve.group) == (task, group)]
+
+
+def at_common_frames(runs: Sequence[Curve]) -> list[Curve]:
+    """Return the points of runs at the frames that all of them have."""
+    common = runs[0].frames
+    for run in runs[1:]:
+        common = np.intersect1d(common, run.frames)
+    return [run.at(common) for run in runs]
+
+
+def baselines_of(curves: Sequence[Curve], task: str) -> dict[str, float]:
+    """Return a task's baselines, the median over its runs, which have the same test episodes."""
+    found: dict[str, list[float]] = {}
+    for curve in curves:
+        if curve.task == task:
+            for name, value in curve.baselines.items():
+                found.setdefault(name, []).append(value)
+    return {name: float(np.median(values)) for name, values in found.items()}
