@@ -10,7 +10,7 @@ from pathlib import Path
 
 from support.command_line import plot_arguments
 from support.curve_report import check_packages, draw, print_table, write_csv
-from support.curves import named_curves
+from support.named_curves import named_curves
 
 from qmix_trl.errors import exit_on_mistake
 

@@ -69,6 +69,8 @@ TOO_LONG = {
     ".venv/bin/python recipes/reuse/sequence_replay.py": "2026-11-27",
     ".venv/bin/python recipes/games.py": "2026-11-26",
     ".venv/bin/python recipes/benchmark.py": "2026-11-25",
+    ".venv/bin/python recipes/benchmark.py recipes/configs/two_step_qmix.yaml --seeds 0-9 "
+    "--set loss.td_lambda=0.0,0.9": "2026-11-27",
     ".venv/bin/python recipes/benchmark.py --tasks balance navigation --algorithms qmix "
     "benchmarl_qmix --seeds 1": "2026-11-25",
     ".venv/bin/python recipes/train_benchmarl.py recipes/configs/balance_qmix.yaml": "2026-11-25",

@@ -4,7 +4,6 @@ Matplotlib and SciPy take seconds to import, and so are imported where they are 
 """
 
 import csv
-import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,8 +47,7 @@ def written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or errno.errorcode.get(error.errno or 0, str(error))
-        raise SaveError(f"{path}: cannot be written: {reason}") from error
+        raise SaveError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def write_csv(curves: Sequence[Curve], path: Path, column: str = GREEDY) -> None:
