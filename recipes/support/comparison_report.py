@@ -1,4 +1,4 @@
-"""The comparison of groups over several tasks: what is printed, the CSV and the figure.
+"""The comparison of groups over several tasks: its printed lines, CSV and figure.
 
 Scores are normalized by task: 0 is the better of doing nothing and chance, 1 the best interquartile
 mean of the task. Matplotlib and SciPy are imported where they are used.

@@ -50,6 +50,11 @@ class Curve:
 def read_curve(folder: Path, task: str, group: str, column: str = GREEDY) -> Curve:
     """Return the curve of a run's folder, also of a run under way.
 
+    Args:
+        folder: of the run.
+        task, group: of the curve.
+        column: of the metrics; lines without a value are left out.
+
     Raises:
         ConfigError: if its metrics have no such column, or its configuration cannot be read.
     """

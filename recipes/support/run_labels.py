@@ -15,12 +15,12 @@ KWARGS = ("env.scenario_kwargs.", "env.make_kwargs.")
 NO_GROUP = ("name", "seed", "logging", "env.engine", "env.verify", "env.processes")
 NO_GROUP_SECTIONS = ("runtime.", "checkpoint.")
 ALGORITHM = "mixer.name"
-TRAINED_BY = "trained by"  # as if it were a key: this package or BenchMARL
+TRAINED_BY = "trained by"  # as if it were a key: the library
 Flat = Mapping[str, Any]
 
 
 def flat_run(config: Mapping[str, Any], trained_by: str) -> dict[str, Any]:
-    """Return the keys of a run's configuration, and by what it was trained."""
+    """Return the keys of a run's configuration, and the library that trained it."""
     return {**flat(config), TRAINED_BY: trained_by}
 
 
