@@ -119,11 +119,12 @@ def test_keys_can_be_named():
 
 
 def test_the_mean_is_of_the_frames_that_all_runs_have():
-    curves = [curve("a", "qmix", 0, [0.0, 3.0, 9.0]), curve("a", "qmix", 1, [2.0, 5.0])]
+    values = [0.0, 3.0, 9.0], [2.0, 5.0], [4.0, 7.0, 1.0]
+    curves = [curve("a", "qmix", seed, of_run) for seed, of_run in enumerate(values)]
     frames, seconds, mean, low, high = mean_curve(curves, "a", "qmix")
     assert (frames.tolist(), seconds.tolist()) == ([100, 200], [2, 4])
-    # Of two seeds the mean; both draws are the lower one with probability 1/4.
-    assert (mean.tolist(), low.tolist(), high.tolist()) == ([1, 4], [0, 3], [2, 5])
+    # Of three seeds the mean; all draws are the lowest one with probability 1/27.
+    assert (mean.tolist(), low.tolist(), high.tolist()) == ([2, 5], [0, 3], [4, 7])
 
 
 def test_the_printed_table(capsys):
