@@ -177,6 +177,11 @@ def report(cells: Sequence[Cell], failed: Sequence[Cell], runs: Path) -> None:
         write_comparison(lines, runs / "comparison.csv")
         draw_comparison(lines, names(curves)[1], runs / "comparison.png")
         written += ["comparison.csv", "comparison.png"]
+    elif min(map(len, names(curves))) > 1:
+        print(
+            "not compared over tasks: that takes two tasks in which a group is above doing nothing "
+            "and chance, and two groups that ran on all of them"
+        )
     print(f"wrote {', '.join(str(runs / name) for name in written)}")
     if failed:
         print(f"{len(failed)} failed; the same command tries them again", file=sys.stderr)

@@ -2,10 +2,13 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark import report
 from recipe_tools import RECIPES, call, check_told
+from support.cells import Cell
 from support.comparison_report import compared, draw_comparison, scores_of, write_comparison
 from support.curve_report import draw, mean_curve, print_table, write_csv
 from support.curves import Curve, read_curve
@@ -210,6 +213,32 @@ def test_several_tasks_and_groups_are_compared(tmp_path):
 def test_one_task_or_one_group_is_not_compared():
     assert scores_of([curve("a", group, 0, [5.0]) for group in ("qmix", "vdn")]) == {}
     assert scores_of([curve(task, "qmix", 0, [5.0]) for task in ("a", "b")]) == {}
+
+
+def report_of(folder, *returns_of_wheel):
+    """Compare runs of two groups on balance and wheel; return the names of the files."""
+    cells = []
+    for task, returns in (("balance", (9.0, 3.0)), ("wheel", returns_of_wheel)):
+        for group, value in zip(("qmix", "vdn"), returns, strict=True):
+            cell = Cell(f"{task}_{group}", Path(), 0, (), task, group)
+            write_run(folder / cell.name, f"{task}_{group}.yaml", returns=[0.0, value])
+            cells.append(cell)
+    report(cells, [], folder)
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_benchmark_of_several_tasks_leaves_a_comparison(tmp_path, capsys):
+    files = {"benchmark.csv", "benchmark.png"}
+    more = {"comparison.csv", "comparison.png"}
+    assert report_of(tmp_path / "both", 4.0, 5.0) == files | more
+    said = capsys.readouterr().out.splitlines()
+    # 0 at 1; QMIX's scores are 1 and 3/4, VDN's 1/4 and 1.
+    assert ["normalized", "score", "qmix", "0.88", "[0.88,", "0.88]"] in [s.split() for s in said]
+    assert ["improvement", "over", "vdn", "qmix", "0.50"] in [s.split()[:5] for s in said]
+    assert said[-1].endswith(f"{tmp_path}/both/comparison.png")
+    # On wheel nothing is above 1.
+    assert report_of(tmp_path / "one", 0.0, 1.0) == files
+    assert "not compared over tasks" in capsys.readouterr().out
 
 
 # The command
