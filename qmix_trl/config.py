@@ -318,6 +318,7 @@ class RunConfig:
     update: UpdateConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
+    logging: tuple[Literal["tensorboard", "wandb"], ...]  # beside metrics.csv
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -337,6 +338,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         _check_name(config.name)
         _check_scenario(config.env)
         _check_sizes(config)
+        _check_logging(config.logging)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return config
@@ -520,6 +522,12 @@ def _check_scenario(env: EnvConfig) -> None:
         raise ConfigError(
             f"env.scenario: unknown game {name!r}{nearest(name, GAMES)}; known: {', '.join(GAMES)}"
         )
+
+
+def _check_logging(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"logging: expected each logger once, got {name} twice")
 
 
 def _check_sizes(config: RunConfig) -> None:

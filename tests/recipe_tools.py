@@ -76,6 +76,7 @@ evaluation:
 checkpoint:
   every_seconds: null
   keep: 2
+logging: []
 """  # 2 batches of 2 episodes of 4 steps: 16 frames
 MIXERS = {
     "qmix": ("mixer={name: qmix, mixing_embed_dim: 8, hypernet_layers: 1, hypernet_embed_dim: 8}"),

@@ -102,6 +102,7 @@ def test_a_name_that_no_file_can_have_is_a_mistake(arguments, folder, monkeypatc
         (["evaluate.py", "runs/taken"], "expected a run's folder"),
         (["games.py", "two_stp"], "did you mean 'two_step'?"),
         (["benchmark.py", "--tasks", "balanc"], "did you mean 'balance'?"),
+        (["plot.py", "runs/taken"], "expected a run's folder"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

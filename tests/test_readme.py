@@ -58,6 +58,10 @@ TOO_LONG = {
     '.venv/bin/pip install -q -e ".[recipes,dev]"': "2026-11-26",
     ".venv/bin/pytest -q -n 2": "2026-11-26",
     '.venv/bin/pip install -q -e ".[recipes,envs]"': "2026-11-27",
+    '.venv/bin/pip install -q -e ".[recipes,tensorboard,wandb]"': "2026-11-27",
+    # test_loggers.py has them on.
+    ".venv/bin/python recipes/train.py recipes/configs/balance_quick.yaml "
+    "'logging=[tensorboard, wandb]'": "2026-11-27",
     ".venv/bin/python recipes/train.py recipes/configs/pettingzoo_spread_qmix.yaml": "2026-11-27",
     ".venv/bin/python recipes/names.py engines": "2026-11-23",
     # test_reuse.py trains by their functions.
@@ -66,6 +70,8 @@ TOO_LONG = {
     ".venv/bin/python recipes/reuse/sequence_replay.py": "2026-11-27",
     ".venv/bin/python recipes/games.py": "2026-11-26",
     ".venv/bin/python recipes/benchmark.py": "2026-11-25",
+    ".venv/bin/python recipes/benchmark.py recipes/configs/two_step_qmix.yaml --seeds 0-9 "
+    "--set loss.td_lambda=0.0,0.9": "2026-11-27",
     ".venv/bin/python recipes/benchmark.py --tasks balance navigation --algorithms qmix "
     "benchmarl_qmix --seeds 1": "2026-11-25",
     ".venv/bin/python recipes/train_benchmarl.py recipes/configs/balance_qmix.yaml": "2026-11-25",

@@ -276,6 +276,39 @@ def _exported_file(folder: Path, format: str | None, out: Path | None) -> tuple[
     return format, out
 
 
+def plot_arguments(description: str | None) -> argparse.Namespace:
+    """Return the arguments of ``plot.py``: ``folders``, ``keys``, ``x``, ``y`` and ``out``.
+
+    Raises:
+        SystemExit: if the command line has a mistake.
+    """
+    end_at_once_on(signal.SIGINT)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="such as runs/mine-1")
+    parser.add_argument(
+        "--group-by",
+        dest="keys",
+        type=lambda text: text.split(","),
+        metavar="KEY,..",
+        help="keys of the configuration (default: those that differ; name: each run alone)",
+    )
+    parser.add_argument("--x", choices=("frames", "seconds"), default="frames")
+    parser.add_argument(
+        "--y", default="greedy_return", metavar="COLUMN", help="of metrics.csv (greedy_return)"
+    )
+    parser.add_argument("--out", type=_picture, default="curves.png", help="a .png or .svg file")
+    return parser.parse_intermixed_args()
+
+
+def _picture(text: str) -> Path:
+    file = Path(path(text))
+    if file.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .png or .svg, got {text}")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {file.parent}")
+    return file
+
+
 def games_arguments(description: str | None) -> argparse.Namespace:
     """Return the arguments of ``games.py``: ``games``, ``seeds`` and ``runs``.
 
