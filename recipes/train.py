@@ -1,7 +1,8 @@
 """Train VDN, QMIX or IQL: python recipes/train.py CONFIG.yaml [key.sub=value ...]
 
 It leaves runs/NAME with config.yaml, metrics.csv, weights.pt, summary.json and checkpoints/, from
-which --resume runs/NAME goes on; of a scenario of your own also source/, a copy of its files.
+which --resume runs/NAME goes on; of a scenario of your own also source/, a copy of its files; with
+evaluation.video=true also videos/.
 """
 
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from support.evaluation import Evaluation
 from support.finite import check_batch, check_update
 from support.memory import check_room
 from support.planned_run import planned_run
+from support.render.videos import Videos
 from support.run_folder import CONFIG_FILE, REPLAY_FOLDER
 from support.training_report import TrainingReport
 from torchrl.envs import RewardSum
@@ -87,6 +89,7 @@ def train(
         checkpoints = Checkpoints(config, folder, parts)
         frames, n_updates = checkpoints.load(evaluation, agent, mixer) if run.folder else (0, 0)
         save_config(config, folder / CONFIG_FILE)
+        videos = Videos(run.task, folder, device)
         with report:
             for batch in stop.watched(collector):
                 check_batch(batch)
@@ -101,6 +104,7 @@ def train(
                 greedy = evaluation.greedy(agent) if evaluation_is_due(config, frames) else None
                 if greedy:
                     save_weights(folder, agent, mixer)
+                    videos.write(frames, agent)
                 report.write(frames, batch, means, explore.epsilon, greedy)
                 if checkpoints.is_due(frames, greedy):
                     checkpoints.save(frames, n_updates, greedy)

@@ -127,6 +127,11 @@ class GameTeam(EnvBase):
         )
         set_specs(self, dims, masked=game.action_mask is not None)
 
+    @property
+    def place(self) -> Tensor:
+        """The state of each environment, int64 [E]."""
+        return self._place
+
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         reset = resets(self, tensordict, reset_when_done=self.reset_when_done)  # [E, 1]
         self._place = torch.where(reset[:, 0], self._draw_starts(), self._place)

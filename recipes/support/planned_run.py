@@ -22,7 +22,7 @@ from support.run_folder import (
 from support.sources import changes, check_sources, save_sources, with_sources
 
 from qmix_trl.config import SOURCES, RunConfig, load_config
-from qmix_trl.errors import ConfigError
+from qmix_trl.errors import ConfigError, check_extra
 from qmix_trl.logs import AUTO, METRICS_FILE, make_run_folder
 from qmix_trl.native.lock import held
 
@@ -34,6 +34,7 @@ RUNTIME = tuple(f"runtime.{key}" for key in ("threads", "compile", "cuda_graph")
 MAY_DIFFER = ("collection.total_frames", "evaluation", "checkpoint", *RUNTIME)
 # What a run leaves that is killed before it has written its configuration.
 EARLY_FILES = {METRICS_FILE, REPLAY_FOLDER, SOURCES, f"{CONFIG_FILE}.part"}
+OF_FILMS = ("matplotlib", "PIL")  # the packages that draw
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,31 @@ def planned_run(
 
     Raises:
         ConfigError: if the configuration has a mistake, a key differs that a resumed run cannot
-            change, or there is no checkpoint.
+            change, or there is no checkpoint; or videos are asked for without the packages.
     """
+    run = _planned(config, overrides, runs, resume)
+    if run.config.evaluation.video:
+        check_drawing("evaluation.video")
+    return run
+
+
+def check_drawing(of: str) -> None:
+    """Refuse drawings without the packages that draw.
+
+    Args:
+        of: the setting or command that asks for them.
+
+    Raises:
+        ConfigError: if one is not installed.
+    """
+    for package in OF_FILMS:
+        check_extra(package, "recipes", of)
+
+
+def _planned(
+    config: str | None, overrides: Sequence[str], runs: str, resume: str | None
+) -> PlannedRun:
+    """Return the run that a command names; the arguments are those of ``planned_run``."""
     if resume is not None and resume != NEWEST:
         return _resumed(Path(resume), overrides)
     if config is None:

@@ -6,6 +6,7 @@ CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 MISMATCH_FILE = "mismatch.json"
 CHECKPOINTS = "checkpoints"
+VIDEOS = "videos"
 REPLAY_FOLDER = "replay"  # of replay.storage: memmap, while the run goes on
 
 
