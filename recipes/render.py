@@ -40,6 +40,7 @@ def render(
     Raises:
         ConfigError: if a folder is no run's, or its environment cannot be made.
         CheckpointError: if the weights are damaged.
+        DivergedError: if a place in the world is not finite.
         MachineError: if an environment cannot be drawn here.
         SaveError: if the file cannot be written.
     """

@@ -13,7 +13,7 @@ from qmix_trl.errors import SaveError
 
 PALETTE_FRAMES = 12  # from which the colours of a GIF are chosen
 STRIP_FRAMES = 5  # of each episode
-GIF_COLORS = 128
+GIF_COLORS = 256
 
 
 def write_film(film: Film, path: Path) -> None:
@@ -65,9 +65,18 @@ def write_gif(film: Film, path: Path) -> None:
 
 
 def palette(film: Film) -> Image.Image:
-    """Return an image with the colours of a film."""
-    samples = [film.frame(i) for i in spread(len(film), PALETTE_FRAMES)]
-    return Image.fromarray(np.concatenate(samples)).quantize(GIF_COLORS)
+    """Return an image with the most frequent colours of a film; its areas keep their colours."""
+    frames = [film.frame(i)[::2, ::2] for i in spread(len(film), PALETTE_FRAMES)]
+    pixels = np.concatenate(frames).reshape(-1, 3) @ np.array([1 << 16, 1 << 8, 1])
+    packed, counts = np.unique(pixels, return_counts=True)
+    chosen: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for color in packed[np.argsort(-counts, kind="stable")].tolist():
+        channels = tuple(color >> shift & 255 for shift in (16, 8, 0))
+        # Pillow tells no colours apart that are equal in the six upper bits of each channel.
+        chosen.setdefault(tuple(channel >> 2 for channel in channels), channels)
+    image = Image.new("P", (1, 1))
+    image.putpalette([channel for color in list(chosen.values())[:GIF_COLORS] for channel in color])
+    return image
 
 
 def in_colors(frame: np.ndarray, colors: Image.Image) -> Image.Image:

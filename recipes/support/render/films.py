@@ -10,7 +10,9 @@ from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
 from support.render.canvas import Canvas
 from support.render.episodes import Episode
-from support.render.scenes import Scene, around_all
+from support.render.scenes import Scene, Window, around_all
+
+from qmix_trl.errors import DivergedError
 
 HEAD = 46  # pixels above a picture, for two lines of text
 SIZES = (14, 13)  # of their letters
@@ -42,6 +44,9 @@ class Film:
         parts: runs with the same number of episodes.
         step_seconds: the time of a step.
 
+    Raises:
+        DivergedError: if a place in a scene is not finite.
+
     Attributes:
         seconds: the time of each frame.
         episodes: the numbers of each episode's frames.
@@ -51,7 +56,7 @@ class Film:
         self._parts = parts
         moments = [m for part in parts for episode in part.episodes for m in episode]
         windows = [m.drawing.window for m in moments if isinstance(m.drawing, Scene)]
-        self._canvas = Canvas(around_all(windows)) if windows else None
+        self._canvas = Canvas(finite(around_all(windows))) if windows else None
         n_episodes = len(parts[0].episodes)
         lengths = [max(len(part.episodes[i]) for part in parts) for i in range(n_episodes)]
         self._places = [(i, t) for i, length in enumerate(lengths) for t in range(length)]
@@ -83,6 +88,17 @@ class Film:
             return drawing
         assert self._canvas is not None  # there is one if any drawing is a scene
         return self._canvas.picture(drawing)
+
+
+def finite(window: Window) -> Window:
+    """Return a window.
+
+    Raises:
+        DivergedError: if it has no end.
+    """
+    if not np.isfinite([window.width, window.height]).all():
+        raise DivergedError("a place in the world is nan or infinite, and cannot be drawn")
+    return window
 
 
 def headed(picture: np.ndarray, *lines: str) -> np.ndarray:

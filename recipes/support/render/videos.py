@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModuleBase
 
 from qmix_trl.checkpoint.streams import random_state, set_random_state
 from qmix_trl.config import RunConfig
-from qmix_trl.errors import ConfigError, MachineError
+from qmix_trl.errors import ConfigError, DivergedError, MachineError
 from qmix_trl.logs import say
 
 
@@ -63,7 +63,7 @@ class Videos:
         """End the videos, and say so, if a ``with`` block raises an expected error."""
         try:
             yield
-        except (ConfigError, MachineError) as error:
+        except (ConfigError, MachineError, DivergedError) as error:
             say(f"no more videos: {error}")
             self._recorder = None
 

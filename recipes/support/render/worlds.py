@@ -38,9 +38,19 @@ class WorldPainter:
         scenario.extra_render = guarded(scenario.extra_render, env.name)
 
     def draw(self, e: int, action: list[int] | None) -> Scene:
-        """Return the drawing of environment e after the team's actions; None after a reset."""
-        with without_opengl():
-            scene = self._env.render(mode="rgb_array", env_index=e)
+        """Return the drawing of environment e after the team's actions; None after a reset.
+
+        Raises:
+            MachineError: if VMAS, or code of the scenario, fails to draw it.
+        """
+        try:
+            with without_opengl():
+                scene = self._env.render(mode="rgb_array", env_index=e)
+        except Exception as error:  # a scenario's code may raise anything
+            raise MachineError(
+                f"{self._env.name} cannot be drawn: {one_line(error)}; with OpenGL, --renderer "
+                "vmas may draw it"
+            ) from error
         world = self._env.simulator.world
         shapes = list(scene.shapes)
         for agent in world.agents:
