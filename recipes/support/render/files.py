@@ -72,8 +72,8 @@ def palette(film: Film) -> Image.Image:
     chosen: dict[tuple[int, ...], tuple[int, ...]] = {}
     for color in packed[np.argsort(-counts, kind="stable")].tolist():
         channels = tuple(color >> shift & 255 for shift in (16, 8, 0))
-        # Pillow tells no colours apart that are equal in the six upper bits of each channel.
-        chosen.setdefault(tuple(channel >> 2 for channel in channels), channels)
+        # Pillow finds the nearest colour by six bits of each channel: closer ones it confuses.
+        chosen.setdefault(tuple(channel >> 3 for channel in channels), channels)
     image = Image.new("P", (1, 1))
     image.putpalette([channel for color in list(chosen.values())[:GIF_COLORS] for channel in color])
     return image
