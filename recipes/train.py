@@ -65,8 +65,7 @@ def train(
         SystemExit: if a signal stops the run.
     """
     run = planned_run(config, overrides, runs, resume)
-    config = run.config
-    device = prepared_device(config)
+    config, device = run.config, prepared_device(run.config)
     check_room(run.task, device, run.runs, run.folder)
     env = build_training_env(run.task, device)
     evaluation = Evaluation(run.task, device)
@@ -108,11 +107,10 @@ def train(
                 report.write(frames, batch, means, explore.epsilon, greedy)
                 if checkpoints.is_due(frames, greedy):
                     checkpoints.save(frames, n_updates, greedy)
-            is_stopped = frames < last_frame(config)
-            if is_stopped:
+            if frames < last_frame(config):
                 checkpoints.stop(frames, n_updates)
         collector.shutdown()
-        if is_stopped:
+        if frames < last_frame(config):
             raise SystemExit(stop.exit_code)
         report.end(n_updates)
     return folder

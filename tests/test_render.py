@@ -333,7 +333,7 @@ def test_environments_of_pettingzoo_draw_themselves():
     pytest.importorskip("mpe2", reason="needs the extra envs")
     config = load_config(
         RECIPES / "configs" / "pettingzoo_spread_qmix.yaml",
-        ["env.n_envs=2", "env.max_steps=2", "evaluation.episodes=2", "env.processes=2"],
+        ["env.n_envs=2", "env.max_steps=2", "collection.steps=2", "evaluation.episodes=2"],
     )
     recorder = Recorder(config, torch.device("cpu"))
     evaluation = recorder.evaluation
@@ -343,7 +343,7 @@ def test_environments_of_pettingzoo_draw_themselves():
     assert {(picture.shape, picture.dtype.name) for picture in pictures} == {
         ((700, 700, 3), "uint8")
     }
-    assert (pictures[0] != pictures[1]).any()
+    assert (pictures[0] != pictures[2]).any()  # forces move agents from the second step on
     assert (pictures[0] != pictures[3]).any()
 
 

@@ -168,7 +168,7 @@ def evaluation_config(folder: Path, episodes: int | None, seed: int | None) -> R
 
 
 def render_arguments(description: str | None) -> argparse.Namespace:
-    """Return the arguments of ``render.py``: those of its function ``render``.
+    """Return the arguments of ``render.py``, which are named as the parameters of ``render``.
 
     Raises:
         SystemExit: if the command line or a run's configuration has a mistake, or a package is not

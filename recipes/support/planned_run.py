@@ -110,7 +110,7 @@ def planned_run(
         ConfigError: if the configuration has a mistake, a key differs that a resumed run cannot
             change, or there is no checkpoint; or videos are asked for without the packages.
     """
-    run = _planned(config, overrides, runs, resume)
+    run = _with_folder(config, overrides, runs, resume)
     if run.config.evaluation.video:
         check_drawing("evaluation.video")
     return run
@@ -129,10 +129,17 @@ def check_drawing(of: str) -> None:
         check_extra(package, "recipes", of)
 
 
-def _planned(
+def _with_folder(
     config: str | None, overrides: Sequence[str], runs: str, resume: str | None
 ) -> PlannedRun:
-    """Return the run that a command names; the arguments are those of ``planned_run``."""
+    """Return a new run, or one that goes on, with its folder.
+
+    Args:
+        config: as for ``planned_run``.
+        overrides: as for ``planned_run``.
+        runs: as for ``planned_run``.
+        resume: as for ``planned_run``.
+    """
     if resume is not None and resume != NEWEST:
         return _resumed(Path(resume), overrides)
     if config is None:

@@ -125,7 +125,14 @@ def around_all(windows: Iterable[Window]) -> Window:
 
 
 def box(left: float, bottom: float, width: float, height: float) -> np.ndarray:
-    """Return the corners of a rectangle, float [4, 2]."""
+    """Return the corners of a rectangle, float [4, 2], from the lower left one to the right.
+
+    Args:
+        left: of that corner.
+        bottom: of that corner.
+        width: of the rectangle.
+        height: of the rectangle.
+    """
     right, top = left + width, bottom + height
     return np.array([(left, bottom), (right, bottom), (right, top), (left, top)])
 

@@ -107,7 +107,14 @@ def choices(mask: torch.Tensor, action: list[int] | None, title: str) -> Scene:
 
 
 def cell(row: int, column: int, color: Color, text: str) -> list[Shape]:
-    """Return a cell with its text; row 0 is the uppermost."""
+    """Return a cell with its text.
+
+    Args:
+        row: 0 for the uppermost.
+        column: 0 for the leftmost.
+        color: of the cell.
+        text: in it.
+    """
     outline = Polygon(box(column, -row - 1, 1, 1), color, BLACK)
     return [outline, Label(text, (column + 0.5, -row - 0.5), size=11)]
 
@@ -131,7 +138,14 @@ def numbers(n: int, *, of_rows: str, of_columns: str) -> list[Shape]:
 
 
 def table_scene(shapes: list[Shape], n_rows: int, n_columns: int, title: str) -> Scene:
-    """Return a table with its title, and room around it."""
+    """Return a table with its title, and room around it.
+
+    Args:
+        shapes: of the table.
+        n_rows: of the table.
+        n_columns: of the table.
+        title: above it.
+    """
     heading = Label(title, (n_columns / 2, 0.75 * MARGIN), size=11)
     window = Window(-MARGIN, n_columns + MARGIN / 4, -n_rows - MARGIN / 4, MARGIN)
     return Scene([*shapes, heading], window)

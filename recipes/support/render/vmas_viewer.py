@@ -128,7 +128,14 @@ class SceneViewer:
         self.bounds: Any = None
 
     def set_bounds(self, left: Any, right: Any, bottom: Any, top: Any) -> None:
-        """Set the part of the plane that is drawn."""
+        """Set the part of the plane that is drawn.
+
+        Args:
+            left: a tensor or a number.
+            right: as well.
+            bottom: as well.
+            top: as well.
+        """
         self.bounds = np.array([float(side) for side in (left, right, bottom, top)])
 
     def add_onetime(self, geom: Any) -> None:
