@@ -514,9 +514,11 @@ class VmasSimulation:
     def randomness_kept(self) -> Iterator[None]:
         """Restore the random stream after a ``with`` block."""
         before = list(self._random_state)
-        with self.own_randomness():
-            yield
-        self._random_state = before
+        try:
+            with self.own_randomness():
+                yield
+        finally:
+            self._random_state = before
 
 
 def world_state(env: Environment) -> Tensor:

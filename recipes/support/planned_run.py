@@ -132,14 +132,7 @@ def check_drawing(of: str) -> None:
 def _with_folder(
     config: str | None, overrides: Sequence[str], runs: str, resume: str | None
 ) -> PlannedRun:
-    """Return a new run, or one that goes on, with its folder.
-
-    Args:
-        config: as for ``planned_run``.
-        overrides: as for ``planned_run``.
-        runs: as for ``planned_run``.
-        resume: as for ``planned_run``.
-    """
+    """Return a new run, or one that goes on, with its folder; see ``planned_run``."""
     if resume is not None and resume != NEWEST:
         return _resumed(Path(resume), overrides)
     if config is None:
