@@ -21,6 +21,7 @@ from support.render.recording import Recorder
 from support.render.scenes import BLACK, Label, Polygon, Scene, Window, box
 from support.render.scenes import Path as Line
 from support.render.tables import TAKEN, TablePainter, choices, payoffs
+from support.render.videos import Videos
 from support.render.vmas_viewer import shapes_of, without_opengl
 from support.render.worlds import LENGTH, OpenGLPainter, WorldPainter
 from team_tools import AnyEnv, Layout
@@ -29,6 +30,7 @@ from vmas_tools import make_env
 
 from qmix_trl import ConfigError, MachineError, episode_returns, load_config
 from qmix_trl import make_env as make_env_of
+from qmix_trl.checkpoint.streams import random_state, set_random_state
 from qmix_trl.envs.team import TeamEnv
 from qmix_trl.errors import DivergedError
 from qmix_trl.policy import NoOpPolicy
@@ -538,6 +540,28 @@ def test_videos_change_no_number_and_are_kept_by_a_resumed_run(tmp_path):
     run(tmp_path / "drawn", "collection.total_frames=24", resume=folder)
     names.append("frames-000000000024.gif")
     assert sorted(path.name for path in (folder / "videos").iterdir()) == names
+
+
+def test_a_video_leaves_the_random_streams_of_the_process(two_step, tmp_path, monkeypatch):
+    def numbers():
+        of_numpy = np.random.rand()  # noqa: NPY002 - the global stream
+        return torch.rand(1).item(), of_numpy, random.random()
+
+    def draw(painter, e, action, draw=TablePainter.draw):
+        numbers()
+        return draw(painter, e, action)
+
+    monkeypatch.setattr(TablePainter, "draw", draw)
+    config = load_config(two_step / "config.yaml", ["evaluation.video=true"])
+    agent = render.build_agent(
+        config, Evaluation(config, torch.device("cpu")).dims, torch.device("cpu")
+    )
+    before = random_state()
+    expected = numbers()
+    set_random_state(before)
+    Videos(config, tmp_path, torch.device("cpu")).write(8, agent)
+    assert (tmp_path / "videos" / "frames-000000000008.gif").exists()
+    assert numbers() == expected
 
 
 @pytest.mark.parametrize("where", ["make", "write"])
