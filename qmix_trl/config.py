@@ -268,11 +268,15 @@ class UpdateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Greedy episodes, in an environment of their own with a seed of its own."""
+    """Greedy episodes, in an environment of their own with a seed of its own.
+
+    ``video`` draws one more episode at each evaluation.
+    """
 
     every_frames: int = number(least=1)
     episodes: int = number(least=2)
     seed: int = number(least=0, most=MAX_SEED)
+    video: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 It leaves runs/NAME with config.yaml, metrics.csv, weights.pt, best_weights.pt, summary.json and
 checkpoints/, from which --resume runs/NAME goes on; of a scenario of your own also source/, a copy
-of its files.
+of its files; with evaluation.video=true also videos/.
 """
 
 from collections.abc import Sequence
@@ -33,6 +33,7 @@ from support.evaluation import Evaluation
 from support.finite import check_batch, check_update
 from support.memory import check_room
 from support.planned_run import planned_run
+from support.render.videos import Videos
 from support.run_folder import CONFIG_FILE, REPLAY_FOLDER
 from support.run_weights import RunWeights
 from support.training_report import TrainingReport
@@ -64,8 +65,7 @@ def train(
         SystemExit: if a signal stops the run.
     """
     run = planned_run(config, overrides, runs, resume)
-    config = run.config
-    device = prepared_device(config)
+    config, device = run.config, prepared_device(run.config)
     check_room(run.task, device, run.runs, run.folder)
     env = build_training_env(run.task, device)
     evaluation = Evaluation(run.task, device)
@@ -89,6 +89,7 @@ def train(
         checkpoints = Checkpoints(config, folder, parts)
         frames, n_updates = checkpoints.load(evaluation, agent, weights) if run.folder else (0, 0)
         save_config(config, folder / CONFIG_FILE)
+        videos = Videos(run.task, folder, device)
         with report:
             for batch in stop.watched(collector):
                 check_batch(batch)
@@ -102,14 +103,15 @@ def train(
                 collector.update_policy_weights_()
                 greedy = evaluation.greedy(agent) if evaluation_is_due(config, frames) else None
                 weights.save(greedy)
+                if greedy:
+                    videos.write(frames, agent)
                 report.write(frames, batch, means, explore.epsilon, greedy)
                 if checkpoints.is_due(frames, greedy):
                     checkpoints.save(frames, n_updates, greedy)
-            is_stopped = frames < last_frame(config)
-            if is_stopped:
+            if frames < last_frame(config):
                 checkpoints.stop(frames, n_updates)
         collector.shutdown()
-        if is_stopped:
+        if frames < last_frame(config):
             raise SystemExit(stop.exit_code)
         report.end(n_updates)
     return folder

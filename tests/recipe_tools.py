@@ -73,6 +73,7 @@ evaluation:
   every_frames: 1000
   episodes: 2
   seed: 1000
+  video: false
 checkpoint:
   every_seconds: null
   keep: 2

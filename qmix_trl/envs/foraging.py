@@ -143,6 +143,11 @@ class ForagingTeam(EnvBase):
         field = f"{task.n_rows}x{task.n_columns}"
         return env_repr(self, f"{field}-{task.n_players}p-{task.n_foods}f")
 
+    @property
+    def units(self) -> Tensor:
+        """Row, column and level of all foods and then players, float32 [E, U, 3]."""
+        return self._fields.units
+
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         reset = resets(self, tensordict, reset_when_done=self.reset_when_done)  # [E, 1]
         self.engine.reset(reset[:, 0], self._seen)

@@ -131,6 +131,11 @@ class GameTeam(EnvBase):
     def __repr__(self) -> str:
         return env_repr(self)
 
+    @property
+    def place(self) -> Tensor:
+        """The state of each environment, int64 [E]."""
+        return self._place
+
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         reset = resets(self, tensordict, reset_when_done=self.reset_when_done)  # [E, 1]
         self._place = torch.where(reset[:, 0], self._draw_starts(), self._place)

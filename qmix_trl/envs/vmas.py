@@ -348,11 +348,15 @@ class VmasTeam(EnvBase):
     def render(self, *args, **kwargs) -> Any:
         """Return VMAS's picture of an environment; only the eager engine has one.
 
+        It draws no number from the random streams of the environment and of the process.
+
         Args:
             *args: as for ``render`` of VMAS's environment.
             **kwargs: as well: ``mode="rgb_array"``, ``env_index=0`` and others.
         """
-        return self.simulator.render(*args, **kwargs)
+        simulator = self.simulator
+        with self.engine.simulation.randomness_kept():
+            return simulator.render(*args, **kwargs)
 
     def _dims(self, n_actions: int) -> EnvDims:
         layout = self.engine.layout

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from support.ends import end_at_once_on
 from support.game_settings import GAMES
-from support.planned_run import NEWEST, check_name_is_free, planned_run
-from support.run_folder import CONFIG_FILE, check_is_run
+from support.planned_run import NEWEST, check_drawing, check_name_is_free, planned_run
+from support.run_folder import CONFIG_FILE, VIDEOS, check_is_run
 from support.throughput.report import COLORS, TITLES
 
 from qmix_trl.config import (
@@ -29,6 +29,8 @@ from qmix_trl.config import (
 from qmix_trl.errors import ConfigError, check_extra, exit_on_mistake, nearest, shown
 
 EVALUATED = ("env", "evaluation")  # sections that an evaluation may change
+POLICIES = ("greedy", "random", "no_op")
+FILMS = (".gif", ".mp4", ".png")
 
 
 def train_arguments(description: str | None) -> argparse.Namespace:
@@ -307,6 +309,99 @@ def _picture(text: str) -> Path:
     if not file.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {file.parent}")
     return file
+
+
+def render_arguments(description: str | None) -> argparse.Namespace:
+    """Return the arguments of ``render.py``, which are named as the parameters of ``render``.
+
+    Raises:
+        SystemExit: if the command line or a run's configuration has a mistake, or a package is not
+            installed.
+    """
+    end_at_once_on(signal.SIGINT)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="a run's folder, such as runs/balance_quick-1; several are drawn side by side",
+    )
+    parser.add_argument(
+        "--episodes", type=int, default=2, help="of the run's test episodes, the first (default: 2)"
+    )
+    parser.add_argument(
+        "--policy", choices=POLICIES, default=POLICIES[0], help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=path,
+        metavar="FILE",
+        help=f"one of {', '.join(FILMS)}; .png: a row of five moments for each episode (default: "
+        "RUN/videos/POLICY.gif)",
+    )
+    parser.add_argument(
+        "--renderer",
+        choices=("agg", "vmas"),
+        default="agg",
+        help="agg needs no display; vmas is VMAS's own, which needs OpenGL (default: agg)",
+    )
+    arguments = parser.parse_args()
+    with exit_on_mistake():
+        arguments.out = film_path(arguments.out, arguments.folders, arguments.policy)
+        check_drawn(arguments.folders, arguments.episodes, arguments.renderer)
+    return arguments
+
+
+def film_path(out: str | None, folders: Sequence[Path], policy: str) -> Path:
+    """Return the path of a film.
+
+    Args:
+        out: as given; None for a file in the first run's folder.
+        folders: of the runs.
+        policy: one of ``POLICIES``.
+
+    Raises:
+        ConfigError: if it is no file of ``FILMS`` in a folder, or a package for it is missing.
+    """
+    if out is None:
+        others = "".join(f"-{folder.name}" for folder in folders[1:])
+        return folders[0] / VIDEOS / f"{policy}{others}.gif"
+    file = Path(out)
+    if file.suffix.lower() not in FILMS:
+        raise ConfigError(f"--out: expected a name that ends in {', '.join(FILMS)}, got {out}")
+    if not file.parent.is_dir() or file.is_dir():
+        raise ConfigError(f"--out: expected a file in a folder that exists, got {out}")
+    if file.suffix.lower() == ".mp4":
+        check_extra("imageio_ffmpeg", "video", "--out")
+    return file
+
+
+def check_drawn(folders: Sequence[Path], episodes: int, renderer: str) -> None:
+    """Refuse runs that cannot be drawn.
+
+    Args:
+        folders: of the runs.
+        episodes: the number of episodes to draw.
+        renderer: "agg" or "vmas".
+
+    Raises:
+        ConfigError: if a folder has no configuration, it has fewer test episodes or is of another
+            family than VMAS's where its renderer is asked for, or a package is missing.
+    """
+    check_drawing("render.py")
+    for folder in folders:
+        config = load_config(folder / CONFIG_FILE)
+        if not 1 <= episodes <= config.evaluation.episodes:
+            raise ConfigError(
+                f"--episodes: expected 1 to {config.evaluation.episodes}, the test episodes of "
+                f"{folder}, got {episodes}"
+            )
+        if renderer == "vmas" and config.env.family != "vmas":
+            raise ConfigError(
+                f"--renderer vmas: expected runs on scenarios of VMAS, got {folder}, which is one "
+                f"of {config.env.family}; leave --renderer out"
+            )
 
 
 def games_arguments(description: str | None) -> argparse.Namespace:

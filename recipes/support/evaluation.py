@@ -31,6 +31,8 @@ class Evaluation:
             episodes; None for all episodes at once. Other numbers give other episodes.
 
     Attributes:
+        env: the environment.
+        seeds: of the environment, one for each round of ``n_envs`` episodes.
         dims: the sizes of the environment.
     """
 
@@ -41,17 +43,17 @@ class Evaluation:
         n_envs = section.episodes if n_envs is None else n_envs
         self._max_steps = config.env.max_steps
         n_rounds = section.episodes // n_envs
-        self._seeds = [stream_seed(section.seed + i, "test_env") for i in range(n_rounds)]
+        self.seeds = [stream_seed(section.seed + i, "test_env") for i in range(n_rounds)]
         self._random_seed = stream_seed(section.seed, "random_policy")
         self._device = device
-        self._env = build_env(
+        self.env = build_env(
             without_checks(config),  # the training compares the steps of the same engine
             device,
             n_envs=n_envs,
-            seed=self._seeds[0],
+            seed=self.seeds[0],
             reset_when_done=False,
         )
-        self.dims = env_dims(self._env)
+        self.dims = env_dims(self.env)
 
     def returns(self, policy: TensorDictModuleBase) -> dict[str, float]:
         """Return mean, standard deviation and number of a memoryless policy's returns.
@@ -59,7 +61,7 @@ class Evaluation:
         Raises:
             DivergedError: if one is not finite.
         """
-        return self._returns(self._env, policy)
+        return self._returns(self.env, policy)
 
     def greedy(self, agent: TensorDictModuleBase) -> dict[str, float]:
         """Return mean, standard deviation and number of the returns of an agent's best actions.
@@ -67,22 +69,30 @@ class Evaluation:
         Raises:
             DivergedError: if one is not finite.
         """
-        return self._returns(with_memory(self._env, agent), make_policy(agent, GreedyAction()))
+        return self._returns(*self.with_greedy(agent))
+
+    def with_greedy(self, agent: TensorDictModuleBase) -> tuple[EnvBase, TensorDictModuleBase]:
+        """Return the environment with an agent's memory, and the policy of its best actions."""
+        return with_memory(self.env, agent), make_policy(agent, GreedyAction())
+
+    def baseline_policies(self) -> dict[str, TensorDictModuleBase]:
+        """Return the policies of random actions ("random") and of doing nothing ("no_op")."""
+        n_actions = self.dims.n_actions
+        random = RandomPolicy(n_actions, seed=self._random_seed, device=self._device)
+        return {"random": random, "no_op": NoOpPolicy(n_actions)}
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """Return the summaries of random actions ("random") and of doing nothing ("no_op").
+        """Return the summaries of the baseline policies, by their names.
 
         Raises:
             DivergedError: if a return is not finite.
         """
-        n_actions = self.dims.n_actions
-        random = RandomPolicy(n_actions, seed=self._random_seed, device=self._device)
-        return {"random": self.returns(random), "no_op": self.returns(NoOpPolicy(n_actions))}
+        return {name: self.returns(policy) for name, policy in self.baseline_policies().items()}
 
     def _returns(self, env: EnvBase, policy: TensorDictModuleBase) -> dict[str, float]:
         rounds = [
             episode_returns(env, policy, max_steps=self._max_steps, seed=seed)
-            for seed in self._seeds
+            for seed in self.seeds
         ]
         returns = torch.cat(rounds)
         if not returns.isfinite().all():

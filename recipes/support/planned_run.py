@@ -25,7 +25,7 @@ from support.run_folder import (
 from support.sources import changes, check_sources, save_sources, with_sources
 
 from qmix_trl.config import SOURCES, WEIGHTS, RunConfig, load_config
-from qmix_trl.errors import ConfigError
+from qmix_trl.errors import ConfigError, check_extra
 from qmix_trl.logs import AUTO, METRICS_FILE, make_run_folder
 from qmix_trl.native.lock import held
 
@@ -37,6 +37,7 @@ RUNTIME = tuple(f"runtime.{key}" for key in ("threads", "compile", "cuda_graph")
 MAY_DIFFER = ("collection.total_frames", "evaluation.*", "checkpoint.*", "logging", *RUNTIME)
 # What a run leaves that is killed before it has written its configuration.
 EARLY_FILES = {METRICS_FILE, REPLAY_FOLDER, SOURCES, f"{CONFIG_FILE}.part"}
+OF_FILMS = ("matplotlib", "PIL")  # the packages that draw
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,31 @@ def planned_run(
 
     Raises:
         ConfigError: if the configuration has a mistake, a key differs that a resumed run cannot
-            change, there is no checkpoint, or the package of a logger is not installed.
+            change, there is no checkpoint, or a package of a logger or of videos is not installed.
     """
+    run = _with_folder(config, overrides, runs, resume)
+    if run.config.evaluation.video:
+        check_drawing("evaluation.video")
+    return run
+
+
+def check_drawing(of: str) -> None:
+    """Refuse drawings without the packages that draw.
+
+    Args:
+        of: the setting or command that asks for them.
+
+    Raises:
+        ConfigError: if one is not installed.
+    """
+    for package in OF_FILMS:
+        check_extra(package, "recipes", of)
+
+
+def _with_folder(
+    config: str | None, overrides: Sequence[str], runs: str, resume: str | None
+) -> PlannedRun:
+    """Return a new run, or one that goes on, with its folder; see ``planned_run``."""
     if resume is not None and resume != NEWEST:
         return _resumed(Path(resume), overrides)
     if config is None:

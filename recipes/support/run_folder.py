@@ -9,6 +9,7 @@ from qmix_trl.errors import ConfigError, nearest
 SUMMARY_FILE = "summary.json"
 MISMATCH_FILE = "mismatch.json"
 CHECKPOINTS = "checkpoints"
+VIDEOS = "videos"
 REPLAY_FOLDER = "replay"  # of replay.storage: memmap, while the run goes on
 
 
