@@ -102,12 +102,11 @@ def train(
                 check_update(means, update, n_updates, folder)
                 collector.update_policy_weights_()
                 greedy = evaluation.greedy(agent) if evaluation_is_due(config, frames) else None
-                weights.save(greedy)
                 if greedy:
+                    weights.save(greedy)
                     videos.write(frames, agent)
                 report.write(frames, batch, means, explore.epsilon, greedy)
-                if checkpoints.is_due(frames, greedy):
-                    checkpoints.save(frames, n_updates, greedy)
+                checkpoints.save_if_due(frames, n_updates, greedy)
             if frames < last_frame(config):
                 checkpoints.stop(frames, n_updates)
         collector.shutdown()

@@ -106,22 +106,24 @@ class Checkpoints:
             weights.save(greedy)
         return frames, n_updates
 
-    def is_due(self, frames: int, greedy: Mapping[str, float] | None) -> bool:
-        """Return whether to save after a batch.
+    def save_if_due(self, frames: int, n_updates: int, greedy: Mapping[str, float] | None) -> None:
+        """Write a checkpoint after a batch, if one is due.
 
-        A save waits for the next evaluation, though not longer than for as long again, so that
-        the best checkpoint is one of high greedy return.
+        It waits for the next evaluation, though not longer than for as long again, so that the
+        best checkpoint is one of high greedy return.
 
         Args:
             frames: collected so far.
+            n_updates: taken so far.
             greedy: the summary of the greedy returns of these weights; None if not measured.
         """
         every = self._config.checkpoint.every_seconds
-        if every is None or self.refusal is not None:
-            return False
+        if every is None:
+            return
         elapsed = time.perf_counter() - self._saved_at
         waited = elapsed >= (every if greedy else 2 * every)
-        return waited or frames == last_frame(self._config)
+        if waited or frames == last_frame(self._config):
+            self.save(frames, n_updates, greedy)
 
     def save(self, frames: int, n_updates: int, greedy: Mapping[str, float] | None) -> None:
         """Write a checkpoint, unless there are none.

@@ -33,18 +33,16 @@ class RunWeights:
         self._folder, self._agent, self._mixer, self._dims = folder, agent, mixer, dims
         self._best = self._saved_best()
 
-    def save(self, greedy: Mapping[str, float] | None) -> None:
+    def save(self, greedy: Mapping[str, float]) -> None:
         """Save the weights as the last ones, and as the best if no greedy return was as high.
 
         Args:
-            greedy: the summary of their greedy returns; None if not measured, and nothing is saved.
+            greedy: the summary of their greedy returns.
 
         Raises:
             DivergedError: if a weight is not finite.
             SaveError: if a file cannot be written.
         """
-        if greedy is None:
-            return
         self._save("last", greedy["mean"])
         if self._best is None or greedy["mean"] > self._best:
             self._save("best", greedy["mean"])
