@@ -1,6 +1,7 @@
 """Drawings of runs: known places have known colours; files have as many frames as steps."""
 
 import math
+import random
 from pathlib import Path
 
 import numpy as np
