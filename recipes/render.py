@@ -13,7 +13,7 @@ if __name__ == "__main__":
     arguments = render_arguments(__doc__)  # before torch is imported: mistakes are told at once
 
 import torch
-from support.components import build_agent, set_threads
+from support.components import set_threads
 from support.render.files import write_film
 from support.render.films import Film, Part
 from support.render.recording import Recorder
@@ -23,6 +23,7 @@ from support.sources import with_sources
 from qmix_trl import load_config, load_weights
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.logs import say
+from qmix_trl.trained import build_agent
 
 
 def render(

@@ -1,8 +1,8 @@
 """Train VDN, QMIX or IQL: python recipes/train.py CONFIG.yaml [key.sub=value ...]
 
-It leaves runs/NAME with config.yaml, metrics.csv, weights.pt, summary.json and checkpoints/, from
-which --resume runs/NAME goes on; of a scenario of your own also source/, a copy of its files; with
-evaluation.video=true also videos/.
+It leaves runs/NAME with config.yaml, metrics.csv, weights.pt, best_weights.pt, summary.json and
+checkpoints/, from which --resume runs/NAME goes on; of a scenario of your own also source/, a copy
+of its files; with evaluation.video=true also videos/.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,9 @@ if __name__ == "__main__":
 import torch
 from support.checkpoints import Checkpoints
 from support.components import (
-    build_agent,
     build_collector,
     build_exploration,
     build_loss,
-    build_mixer,
     build_replay,
     build_training_env,
     build_update,
@@ -37,12 +35,14 @@ from support.memory import check_room
 from support.planned_run import planned_run
 from support.render.videos import Videos
 from support.run_folder import CONFIG_FILE, REPLAY_FOLDER
+from support.run_weights import RunWeights
 from support.training_report import TrainingReport
 from torchrl.envs import RewardSum
 
-from qmix_trl import Learner, make_policy, save_config, save_weights, with_memory
+from qmix_trl import Learner, make_policy, save_config, with_memory
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
+from qmix_trl.trained import build_agent, build_mixer
 
 
 def train(
@@ -82,11 +82,12 @@ def train(
     with run.opened() as folder, Stop() as stop:
         replay = build_replay(config, device, folder / REPLAY_FOLDER)  # of batches [B, T]
         learner = Learner(update, replay, n_steps=config.update.per_batch)
+        weights = RunWeights(folder, agent, mixer, evaluation.dims)
         shown = {"engine": env, "collector": collector, "update": learner}
         report = TrainingReport(config, folder, device, shown, baselines)
         parts = {"update": update, "replay": replay, "collector": collector, "report": report}
         checkpoints = Checkpoints(config, folder, parts)
-        frames, n_updates = checkpoints.load(evaluation, agent, mixer) if run.folder else (0, 0)
+        frames, n_updates = checkpoints.load(evaluation, agent, weights) if run.folder else (0, 0)
         save_config(config, folder / CONFIG_FILE)
         videos = Videos(run.task, folder, device)
         with report:
@@ -101,8 +102,8 @@ def train(
                 check_update(means, update, n_updates, folder)
                 collector.update_policy_weights_()
                 greedy = evaluation.greedy(agent) if evaluation_is_due(config, frames) else None
+                weights.save(greedy)
                 if greedy:
-                    save_weights(folder, agent, mixer)
                     videos.write(frames, agent)
                 report.write(frames, batch, means, explore.epsilon, greedy)
                 if checkpoints.is_due(frames, greedy):

@@ -78,6 +78,7 @@ evaluation:
 checkpoint:
   every_seconds: 120
   keep: 2
+logging: []
 """
 
 FAMILIES = "vmas, games, foraging, custom, pettingzoo, lbforaging, rware"

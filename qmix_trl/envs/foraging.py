@@ -25,6 +25,7 @@ from qmix_trl.envs.contract import (
     EnvDims,
     check_choice,
     check_sizes,
+    env_repr,
     resets,
     set_flags,
     set_specs,
@@ -136,6 +137,11 @@ class ForagingTeam(EnvBase):
             state_shape=layout.state(self._seen).shape[1:],
         )
         set_specs(self, dims)
+
+    def __repr__(self) -> str:
+        task = self.task
+        field = f"{task.n_rows}x{task.n_columns}"
+        return env_repr(self, f"{field}-{task.n_players}p-{task.n_foods}f")
 
     @property
     def units(self) -> Tensor:

@@ -32,6 +32,7 @@ from qmix_trl.envs.contract import (
     check_keywords,
     check_share,
     check_sizes,
+    env_repr,
     resets,
     set_flags,
     set_specs,
@@ -293,6 +294,9 @@ class VmasTeam(EnvBase):
         self._action_counts = torch.tensor(action_counts)  # [N]
         set_specs(self, self._dims(self.n_actions), masked=bool(self.engine.layout.mask_dim))
         self._infos = Infos(info_shapes, self)
+
+    def __repr__(self) -> str:
+        return env_repr(self, self.name)
 
     @property
     def compiled_loop(self) -> str | None:

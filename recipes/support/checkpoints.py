@@ -13,8 +13,8 @@ from support.components import last_frame
 from support.evaluation import Evaluation
 from support.planned_run import check_same
 from support.run_folder import CHECKPOINTS
+from support.run_weights import RunWeights
 from tensordict.nn import TensorDictModuleBase
-from torch import nn
 
 from qmix_trl import (
     CheckpointError,
@@ -23,7 +23,6 @@ from qmix_trl import (
     SaveError,
     load_run,
     save_run,
-    save_weights,
 )
 from qmix_trl.checkpoint.nested import encoded
 from qmix_trl.checkpoint.parts import part_state
@@ -69,7 +68,7 @@ class Checkpoints:
         return None
 
     def load(
-        self, evaluation: Evaluation, agent: TensorDictModuleBase, mixer: nn.Module | None
+        self, evaluation: Evaluation, agent: TensorDictModuleBase, weights: RunWeights
     ) -> tuple[int, int]:
         """Let the parts go on from the newest checkpoint; return its frames and its updates.
 
@@ -79,7 +78,7 @@ class Checkpoints:
         Args:
             evaluation: of the run.
             agent: of the run.
-            mixer: of the run.
+            weights: of the run.
 
         Raises:
             ConfigError: if the run began with another configuration, or is longer already.
@@ -102,8 +101,9 @@ class Checkpoints:
         say(f"resumed: {run.path}, {frames:,} frames")
         self._saved_at, self._saved_frames = time.perf_counter(), frames
         if frames == last_frame(self._config) and run.manifest.get("greedy_return") is None:
-            self._parts["report"].set_greedy(evaluation.greedy(agent))
-            save_weights(self._run, agent, mixer)
+            greedy = evaluation.greedy(agent)
+            self._parts["report"].set_greedy(greedy)
+            weights.save(greedy)
         return frames, n_updates
 
     def is_due(self, frames: int, greedy: Mapping[str, float] | None) -> bool:

@@ -8,18 +8,19 @@ import argparse
 import errno
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from support.ends import end_at_once_on
 from support.game_settings import GAMES
 from support.planned_run import NEWEST, check_drawing, check_name_is_free, planned_run
-from support.run_folder import CONFIG_FILE, VIDEOS
+from support.run_folder import CONFIG_FILE, VIDEOS, check_is_run
 from support.throughput.report import COLORS, TITLES
 
 from qmix_trl.config import (
-    MAX_SEED,
+    EXPORTS,
+    WEIGHTS,
     RunConfig,
     check_vmas_scenario,
     load_config,
@@ -27,6 +28,7 @@ from qmix_trl.config import (
 )
 from qmix_trl.errors import ConfigError, check_extra, exit_on_mistake, nearest, shown
 
+EVALUATED = ("env", "evaluation")  # sections that an evaluation may change
 POLICIES = ("greedy", "random", "no_op")
 FILMS = (".gif", ".mp4", ".png")
 
@@ -123,48 +125,190 @@ def benchmarl_arguments(
 
 
 def evaluation_arguments(description: str | None) -> argparse.Namespace:
-    """Return the arguments of ``evaluate.py``: ``folder``, ``episodes``, ``seed`` and ``device``.
+    """Return the arguments of ``evaluate.py``.
+
+    They are ``folders``, ``overrides``, ``episodes``, ``seed``, ``device``, ``weights``, ``json``.
 
     Raises:
-        SystemExit: if the command line or the run's configuration has a mistake.
+        SystemExit: if the command line or a run's configuration has a mistake.
     """
     end_at_once_on(signal.SIGINT)
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("folder", type=Path, help="a run's folder, such as runs/balance_quick-1")
-    parser.add_argument("--episodes", type=int, help="the number of episodes (default: the run's)")
-    parser.add_argument("--seed", type=int, help="the seed of the episodes (default: the run's)")
+    parser.add_argument(
+        "folders", nargs="+", metavar="RUN", help="runs' folders, such as runs/balance_quick-1"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.sub=value",
+        help="of env, evaluation and runtime.threads; env.n_envs steps so many environments at a "
+        "time (default: all episodes)",
+    )
+    parser.add_argument(
+        "--episodes", type=int, help="evaluation.episodes (default: the first run's)"
+    )
+    parser.add_argument("--seed", type=int, help="evaluation.seed (default: the first run's)")
+    _add_device(parser)
+    _add_weights(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    arguments = parser.parse_intermixed_args()
+    named = arguments.folders + arguments.overrides
+    arguments.overrides = [text for text in named if "=" in text and not os.path.isdir(text)]
+    arguments.folders = [Path(text) for text in named if text not in arguments.overrides]
+    if not arguments.folders:
+        parser.error("expected a run's folder, such as runs/balance_quick-1")
+    for key in ("episodes", "seed"):
+        if (value := vars(arguments).pop(key)) is not None:
+            arguments.overrides.append(f"evaluation.{key}={value}")
+    with exit_on_mistake():
+        configs = evaluation_configs(arguments.folders, arguments.overrides)
+        n_envs_together(arguments.overrides, configs)
+    return arguments
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="auto",
         help="auto: CUDA where there is one",
     )
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="last",
+        help="those of the last evaluation, or of the highest greedy return (default: last)",
+    )
+
+
+def evaluation_configs(folders: Sequence[Path], overrides: Sequence[str]) -> list[RunConfig]:
+    """Return the configurations of runs with overrides, all with the test episodes of the first.
+
+    Args:
+        folders: of the runs.
+        overrides: ``key.sub=value`` of ``env``, ``evaluation`` or ``runtime.threads``.
+
+    Raises:
+        ConfigError: if a folder is no run's, or an override is a mistake or of another section.
+    """
+    for key in (override.partition("=")[0] for override in overrides):
+        if key.partition(".")[0] not in EVALUATED and key != "runtime.threads":
+            raise ConfigError(
+                f"{key}: expected a key of {' or '.join(EVALUATED)}, or runtime.threads: all else "
+                "of a trained run stays as it is"
+            )
+    configs: list[RunConfig] = []
+    for folder in folders:
+        check_is_run(folder)
+        config = load_config(folder / CONFIG_FILE, overrides)
+        first = configs[0].evaluation if configs else config.evaluation
+        same = {"episodes": first.episodes, "seed": first.seed}
+        configs.append(replace(config, evaluation=replace(config.evaluation, **same)))
+    return configs
+
+
+def n_envs_together(overrides: Sequence[str], configs: Iterable[RunConfig]) -> int | None:
+    """Return the number of environments that an evaluation steps together; None for all episodes.
+
+    Args:
+        overrides: of the command; ``env.n_envs`` counts where it stands among them.
+        configs: of the runs, with the overrides.
+
+    Raises:
+        ConfigError: if it does not divide the number of episodes.
+    """
+    n_envs = None
+    is_set = any(override.startswith("env.n_envs=") for override in overrides)
+    for config in configs if is_set else ():
+        n_envs, episodes = config.env.n_envs, config.evaluation.episodes
+        if episodes % n_envs:
+            raise ConfigError(
+                f"env.n_envs ({n_envs}) does not divide evaluation.episodes ({episodes}): an "
+                "evaluation steps as many environments at a time"
+            )
+    return n_envs
+
+
+def export_arguments(description: str | None) -> argparse.Namespace:
+    """Return the arguments of ``export.py``: ``folder``, ``format``, ``out`` and ``weights``.
+
+    Raises:
+        SystemExit: if the command line or the run's configuration has a mistake, or the packages
+            of the format are not installed.
+    """
+    end_at_once_on(signal.SIGINT)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "folder", type=Path, metavar="RUN", help="a run's folder, such as runs/balance_quick-1"
+    )
+    parser.add_argument("--format", choices=EXPORTS, help="(default: the ending of --out, or pt2)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="(default: policy.FORMAT in the run's folder)"
+    )
+    _add_weights(parser)
     arguments = parser.parse_args()
     with exit_on_mistake():
-        evaluation_config(arguments.folder, arguments.episodes, arguments.seed)
+        arguments.format, arguments.out = _exported_file(
+            arguments.folder, arguments.format, arguments.out
+        )
+        load_config(arguments.folder / CONFIG_FILE)
     return arguments
 
 
-def evaluation_config(folder: Path, episodes: int | None, seed: int | None) -> RunConfig:
-    """Return a run's configuration with another number of test episodes and another seed of them.
-
-    Args:
-        folder: of the run.
-        episodes: their number; None leaves the run's.
-        seed: of the episodes; None leaves the run's.
+def _exported_file(folder: Path, format: str | None, out: Path | None) -> tuple[str, Path]:
+    """Return the format and the path of an exported policy.
 
     Raises:
-        ConfigError: if the folder has no configuration, or a number is out of bounds.
+        ConfigError: if the folder is no run's, they contradict each other, the file has no folder,
+            or a package of the format is not installed.
     """
-    config = load_config(folder / CONFIG_FILE)
-    episodes = config.evaluation.episodes if episodes is None else episodes
-    seed = config.evaluation.seed if seed is None else seed
-    if episodes < 2 or not 0 <= seed <= MAX_SEED:
-        raise ConfigError(
-            f"expected --episodes of at least 2 and --seed in [0, {MAX_SEED}], got {episodes} "
-            f"and {seed}"
-        )
-    return replace(config, evaluation=replace(config.evaluation, episodes=episodes, seed=seed))
+    check_is_run(folder)
+    ending = "" if out is None else out.suffix[1:]
+    format = format or (ending if ending in EXPORTS else "pt2")
+    out = folder / f"policy.{format}" if out is None else out
+    if out.suffix != f".{format}":
+        raise ConfigError(f"--out: expected a file that ends in .{format}, got {out}")
+    if not os.path.isdir(out.parent) or os.path.isdir(out):
+        raise ConfigError(f"--out: expected a file in a folder that exists, got {out}")
+    for package in EXPORTS[format]:
+        check_extra(package, "export", f"--format {format}")
+    return format, out
+
+
+def plot_arguments(description: str | None) -> argparse.Namespace:
+    """Return the arguments of ``plot.py``: ``folders``, ``keys``, ``x``, ``y`` and ``out``.
+
+    Raises:
+        SystemExit: if the command line has a mistake.
+    """
+    end_at_once_on(signal.SIGINT)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="such as runs/mine-1")
+    parser.add_argument(
+        "--group-by",
+        dest="keys",
+        type=lambda text: text.split(","),
+        metavar="KEY,..",
+        help="keys of the configuration (default: those that differ; name: each run alone)",
+    )
+    parser.add_argument("--x", choices=("frames", "seconds"), default="frames")
+    parser.add_argument(
+        "--y", default="greedy_return", metavar="COLUMN", help="of metrics.csv (greedy_return)"
+    )
+    parser.add_argument("--out", type=_picture, default="curves.png", help="a .png or .svg file")
+    return parser.parse_intermixed_args()
+
+
+def _picture(text: str) -> Path:
+    file = Path(path(text))
+    if file.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .png or .svg, got {text}")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {file.parent}")
+    return file
 
 
 def render_arguments(description: str | None) -> argparse.Namespace:

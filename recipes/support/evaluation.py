@@ -27,24 +27,30 @@ class Evaluation:
     Args:
         config: its sections ``env`` and ``evaluation`` count.
         device: of the environment and of the policies.
+        n_envs: the number of environments that are stepped together, a divisor of the number of
+            episodes; None for all episodes at once. Other numbers give other episodes.
 
     Attributes:
         env: the environment.
-        seed: of the environment, from which each evaluation starts.
+        seeds: of the environment, one for each round of ``n_envs`` episodes.
         dims: the sizes of the environment.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, device: torch.device, *, n_envs: int | None = None
+    ) -> None:
         section = config.evaluation
+        n_envs = section.episodes if n_envs is None else n_envs
         self._max_steps = config.env.max_steps
-        self.seed = stream_seed(section.seed, "test_env")
+        n_rounds = section.episodes // n_envs
+        self.seeds = [stream_seed(section.seed + i, "test_env") for i in range(n_rounds)]
         self._random_seed = stream_seed(section.seed, "random_policy")
         self._device = device
         self.env = build_env(
             without_checks(config),  # the training compares the steps of the same engine
             device,
-            n_envs=section.episodes,
-            seed=self.seed,
+            n_envs=n_envs,
+            seed=self.seeds[0],
             reset_when_done=False,
         )
         self.dims = env_dims(self.env)
@@ -84,7 +90,11 @@ class Evaluation:
         return {name: self.returns(policy) for name, policy in self.baseline_policies().items()}
 
     def _returns(self, env: EnvBase, policy: TensorDictModuleBase) -> dict[str, float]:
-        returns = episode_returns(env, policy, max_steps=self._max_steps, seed=self.seed)
+        rounds = [
+            episode_returns(env, policy, max_steps=self._max_steps, seed=seed)
+            for seed in self.seeds
+        ]
+        returns = torch.cat(rounds)
         if not returns.isfinite().all():
             raise DivergedError(
                 f"the environment's rewards are not numbers: {(~returns.isfinite()).sum()} of "

@@ -54,7 +54,7 @@ class Recorder:
             self.painter,
             n_episodes=n_episodes,
             max_steps=self._max_steps,
-            seed=self.evaluation.seed,
+            seed=self.evaluation.seeds[0],
         )
 
 
