@@ -65,14 +65,14 @@ def _pyglet_hidden() -> Iterator[None]:
 
 
 class _Anything(ModuleType):
-    """A module with all attributes; each is a function that raises ImportError."""
+    """A module with all attributes: functions that raise ImportError, and such a module, lib."""
 
     options: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self.lib if name == "lib" else _refuse
+        return _refuse
 
     @property
     def lib(self) -> ModuleType:
