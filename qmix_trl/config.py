@@ -480,7 +480,7 @@ def check_vmas_scenario(name: str) -> None:
     if known and name not in known and not is_own_scenario(name):
         raise ConfigError(
             f"env.scenario: unknown VMAS scenario {shown(name)!r}{nearest(shown(name), known)}; "
-            "`python recipes/names.py scenarios` lists them; one of your own is path/to/file.py or "
+            "`qmix-trl names scenarios` lists them; one of your own is path/to/file.py or "
             "module:Class"
         )
 

@@ -11,6 +11,7 @@ from support.command_line import evaluation_arguments, evaluation_config
 if __name__ == "__main__":
     arguments = evaluation_arguments(__doc__)  # before torch is imported: mistakes are told at once
 
+from support.commands import typed
 from support.components import build_agent, choose_device, set_threads
 from support.evaluation import Evaluation
 from support.sources import with_sources
@@ -50,3 +51,4 @@ if __name__ == "__main__":
                 f"{name:>8}  return {returns['mean']:9.3f}, standard deviation "
                 f"{returns['std']:.3f}, {returns['episodes']} episodes"
             )
+        print(f"next: {typed('render', arguments.folder)}")

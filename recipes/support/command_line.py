@@ -7,15 +7,18 @@ told at once.
 import argparse
 import errno
 import os
+import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from support.ends import end_at_once_on
 from support.game_settings import GAMES
 from support.planned_run import NEWEST, check_name_is_free, planned_run
 from support.run_folder import CONFIG_FILE
+from support.shipped import config_file
 from support.throughput.report import COLORS, TITLES
 
 from qmix_trl.config import (
@@ -26,6 +29,19 @@ from qmix_trl.config import (
     with_whole_path,
 )
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest, shown
+
+CONFIG_HELP = "a file, or a name such as balance_quick; `qmix-trl copy` lists the names"
+
+
+class ConfigParser(argparse.ArgumentParser):
+    """Reads the command line of a recipe whose configuration has overrides."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with a mistake in the arguments; an unknown option may be meant as an override."""
+        unknown = re.search(r"unrecognized arguments:.*?--([\w.-]+)", message)
+        if unknown:
+            message += f"; a key of the configuration is set without --: {unknown[1]}=..."
+        super().error(message)
 
 
 def train_arguments(description: str | None) -> argparse.Namespace:
@@ -38,10 +54,8 @@ def train_arguments(description: str | None) -> argparse.Namespace:
     """
     end_at_once_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     keep_first_places()
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        "config", nargs="?", help="a file such as recipes/configs/balance_qmix.yaml"
-    )
+    parser = ConfigParser(description=description)
+    parser.add_argument("config", nargs="?", help=CONFIG_HELP)
     parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
     parser.add_argument(
         "--runs", type=path, default="runs", help="the folder of all runs (default: runs)"
@@ -64,8 +78,10 @@ def train_arguments(description: str | None) -> argparse.Namespace:
                     f"--resume {arguments.resume}: the run has its own CONFIG; leave out {override}"
                 )
     elif arguments.config is None:
-        parser.error("expected CONFIG, such as recipes/configs/balance_qmix.yaml")
+        parser.error("expected CONFIG, such as balance_quick")
     with exit_on_mistake():
+        if arguments.config is not None:
+            arguments.config = config_file(arguments.config)
         planned_run(**vars(arguments))
     return arguments
 
@@ -106,14 +122,15 @@ def benchmarl_arguments(
     Raises:
         SystemExit: if the command line or the configuration has a mistake.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("config", help="a file such as recipes/configs/balance_qmix.yaml")
+    parser = ConfigParser(description=description)
+    parser.add_argument("config", help=CONFIG_HELP)
     parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
     parser.add_argument(
         "--runs", type=path, default="runs", help="the folder of all runs (default: runs)"
     )
     arguments = parser.parse_intermixed_args()
     with exit_on_mistake():
+        arguments.config = config_file(arguments.config)
         config = load(arguments.config, arguments.overrides)
         check_name_is_free(config, Path(arguments.runs))
     return arguments
