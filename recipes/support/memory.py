@@ -1,13 +1,12 @@
 """The memory and disk that a run takes, estimated from its configuration before it starts."""
 
 import math
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from support.components import build_env, without_checks
+from support.room import free_disk, free_system_memory
 from support.run_folder import REPLAY_FOLDER
 
 from qmix_trl import EnvDims, env_dims
@@ -27,7 +26,6 @@ from qmix_trl.keys import ACTION_MASK
 CPU = torch.device("cpu")
 NUMBER, INDEX = 4, 8  # bytes of float32 and int64; a flag has one
 SMALL = 0.01  # shares of all needs below which a message leaves a need out
-ROOT = Path("/")
 BUFFERED = (VmasConfig, ForagingConfig)  # families whose environments fill buffers
 
 
@@ -259,52 +257,8 @@ def _pool_states(config: RunConfig, n_envs: int) -> int:
     return max(STATES_PER_ENV, math.ceil(LEAST_STATES / n_envs)) * n_envs
 
 
-def free_disk(folder: Path) -> int:
-    """Return the free bytes of the disk of a folder, which may not exist yet."""
-    folder = folder.absolute()
-    there = next(path for path in (folder, *folder.parents) if path.is_dir())
-    return shutil.disk_usage(there).free
-
-
 def free_memory(device: torch.device) -> int:
     """Return the bytes that a process can still take on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min([*system_room(ROOT), *cgroup_room(ROOT)], default=2**63)
-
-
-def system_room(root: Path) -> Iterator[int]:
-    """Yield the bytes of memory that Linux calls available; nothing on another system."""
-    text = _read(root / "proc/meminfo")
-    yield from (
-        int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable")
-    )
-
-
-def cgroup_room(root: Path) -> Iterator[int]:
-    """Yield the bytes up to the limit of each control group of the process: a container's."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, kinds, path = line.split(":", 2)
-        if kinds and "memory" not in kinds.split(","):
-            continue
-        base = root / "sys/fs/cgroup" / ("memory" if kinds else "")
-        most, now, cached = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            if kinds
-            else ("memory.max", "memory.current", "inactive_file")
-        )
-        own = base / path.lstrip("/")
-        for folder in (own, *own.parents):  # in a container the path may be the host's
-            limit, used = _read(folder / most).strip(), _read(folder / now).strip()
-            if limit.isdigit() and used.isdigit():
-                stats = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
-                yield max(0, int(limit) - int(used) + int(stats.get(cached, 0)))
-            if folder == base:
-                break
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+    return free_system_memory()
