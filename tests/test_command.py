@@ -83,8 +83,7 @@ def test_a_mistake_in_the_arguments_names_the_command(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("usage: qmix-trl train [-h]")
     assert done.stderr.endswith(
-        "qmix-trl train: error: unrecognized arguments: --seed; a key of the configuration is set "
-        "without --: seed=...\n"
+        "unrecognized arguments: --seed 1; a key of the configuration is set without --: seed=...\n"
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PROJECT = "qmix-trl"
 TOOLS = "dev"  # the extra whose packages are looked up and not imported
 MODULES = {"pyyaml": "yaml", "pytest-xdist": "xdist"}  # of packages of other names
+DRIVER = Path("/proc/driver/nvidia/version")
 PROBE = Path(__file__).with_name("probe.py")
 
 
@@ -123,10 +124,9 @@ def check_gpu(seen: Mapping[str, Any] | None) -> Finding:
     Args:
         seen: by torch, as ``probe.cuda`` tells; None if torch cannot be imported.
     """
-    has_driver = Path("/proc/driver/nvidia/version").exists()
     if seen and seen["names"]:
         return Finding("ok", "gpu", f"{', '.join(seen['names'])}, CUDA {seen['version']}")
-    if has_driver:
+    if DRIVER.exists():
         built = f"built for CUDA {seen['version']}" if seen and seen["version"] else "a CPU build"
         remedy = "pip install --force-reinstall torch takes the CUDA build; runs take the CPU"
         return Finding("wrong", "gpu", f"an NVIDIA driver, but torch ({built}) sees none", remedy)
