@@ -33,7 +33,7 @@ def recipe(folder, name, *arguments):
 # Mistakes that are told without torch
 
 EARLY = {
-    "unknown scenario": (["env.scenario=balanc"], ["'balance'", "names.py scenarios"]),
+    "unknown scenario": (["env.scenario=balanc"], ["'balance'", "qmix-trl names scenarios"]),
     "unknown game": ([game("two_stp")], ["'two_stp'", "did you mean 'two_step'"]),
     "wrong type": (["env.n_envs=many"], ["env.n_envs", "an integer", "'many'"]),
     "out of range": (["loss.gamma=1.5"], ["loss.gamma", "at most 1", "1.5"]),
@@ -207,12 +207,15 @@ def test_train_and_evaluate_by_the_command_line(tmp_path):
     done = recipe(tmp_path, "train.py", tiny(tmp_path), "--runs", "mine")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "mine" / "tiny-1"
-    assert done.stdout.splitlines()[-1].startswith("greedy return ")
+    *_, returns, following = done.stdout.splitlines()
+    assert returns.startswith("greedy return ")
+    assert following.endswith("recipes/evaluate.py mine/tiny-1")
     assert "Traceback" not in done.stderr
 
     done = recipe(tmp_path, "evaluate.py", run, "--episodes", "3")
     assert done.returncode == 0, done.stderr
-    lines = [line.split() for line in done.stdout.splitlines()]
+    *lines, following = [line.split() for line in done.stdout.splitlines()]
+    assert following[0] == "next:"
     assert [line[0] for line in lines] == ["greedy", "random", "no_op"]
     assert {line[-2] for line in lines} == {"3"}
 

@@ -47,7 +47,7 @@ def check_project() -> Finding:
 
 
 def requirements() -> tuple[list["Requirement"], dict[str, list["Requirement"]]]:
-    """Return the required packages, and those of each extra by its name.
+    """Return the required packages, and by name of each extra its packages.
 
     Raises:
         ImportError: if the library that reads them, packaging, cannot be imported.
@@ -106,7 +106,7 @@ def check_package(
 
 
 def _check_extra(name: str, findings: list[Finding]) -> Finding:
-    """Return the finding of an extra, from those of its packages."""
+    """Return the finding of an extra, from the findings of its packages."""
     faults = [finding for finding in findings if finding.state != "ok"]
     shown = ", ".join(f"{finding.name} {finding.detail}" for finding in faults or findings)
     wrong = [finding for finding in faults if finding.state == "wrong"]
@@ -134,7 +134,7 @@ def check_gpu(seen: Mapping[str, Any] | None) -> Finding:
 
 
 def imported(modules: Iterable[str]) -> dict[str, Any]:
-    """Import modules in a process of its own; return the error of each, and what torch sees.
+    """Import modules in a process of its own; return the error of each, and the GPUs of torch.
 
     Args:
         modules: their names.

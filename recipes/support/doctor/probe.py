@@ -17,7 +17,7 @@ def tell(name: str, said: Any) -> None:
 
 
 def cuda() -> dict[str, Any]:
-    """Return what torch sees of CUDA: its version, and the names of the devices."""
+    """Return the version of CUDA in torch, and the names of the devices that torch sees."""
     import torch
 
     n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
