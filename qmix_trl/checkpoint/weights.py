@@ -62,9 +62,13 @@ def load_weights(
             loss made before stay as they are.
 
     Raises:
-        ConfigError: if the folder has no file of weights, or it does not fit.
+        ConfigError: if it is no folder or has no file of weights, or the file does not fit.
         CheckpointError: if the file is damaged, or is no file of ``save_weights``.
     """
+    if Path(folder).is_file():
+        raise ConfigError(
+            f"{folder}: expected a run's folder, got a file; it is in {Path(folder).parent}"
+        )
     path = Path(folder) / WEIGHTS
     state = _read(path)
     for name in _not_finite(state):

@@ -17,7 +17,7 @@ from typing import NoReturn
 from support.ends import end_at_once_on
 from support.game_settings import GAMES
 from support.planned_run import NEWEST, check_name_is_free, planned_run
-from support.run_folder import CONFIG_FILE
+from support.run_folder import config_of_run
 from support.shipped import config_file
 from support.throughput.report import COLORS, TITLES
 
@@ -170,7 +170,7 @@ def evaluation_config(folder: Path, episodes: int | None, seed: int | None) -> R
     Raises:
         ConfigError: if the folder has no configuration, or a number is out of bounds.
     """
-    config = load_config(folder / CONFIG_FILE)
+    config = load_config(config_of_run(folder))
     episodes = config.evaluation.episodes if episodes is None else episodes
     seed = config.evaluation.seed if seed is None else seed
     if episodes < 2 or not 0 <= seed <= MAX_SEED:

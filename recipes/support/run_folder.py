@@ -1,6 +1,9 @@
 """The files of a run's folder, and its name."""
 
+import os
 from pathlib import Path
+
+from qmix_trl.errors import ConfigError, nearest, shown
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
@@ -21,3 +24,29 @@ def run_stem(config_path: Path) -> str:
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the folder of a run's newest checkpoint, whole or not; None if it has none."""
     return max((folder / CHECKPOINTS).glob("checkpoint-*"), default=None)
+
+
+def config_of_run(folder: Path, expected: str = "expected a run's folder") -> Path:
+    """Return the configuration's file in a run's folder.
+
+    Args:
+        folder: of the run.
+        expected: the beginning of the message.
+
+    Raises:
+        ConfigError: if there is none; it names the nearest runs, or all beside it.
+    """
+    path = folder / CONFIG_FILE
+    if os.path.isfile(path):
+        return path
+    runs = sorted(found.parent.name for found in _configs_beside(folder))
+    near = nearest(folder.name, runs)
+    there = near or f"; runs in {folder.parent}: {shown(', '.join(runs)) or 'none'}"
+    raise ConfigError(f"{expected}, got {folder}, which has no {CONFIG_FILE}{there}")
+
+
+def _configs_beside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.parent.glob(f"*/{CONFIG_FILE}"))
+    except OSError:
+        return []
