@@ -27,8 +27,8 @@ MAX_DEPTH = 20  # of nesting, and of an override's key
 MAX_DIGITS = 18  # of an integer that fits into 64 bits
 WHOLE = r"(0|[1-9]\d*(_\d+)*)"  # with a zero in front it might be octal
 INTEGER = re.compile(rf"[-+]?{WHOLE}")
-FLOAT = re.compile(rf"[-+]?({WHOLE}\.?\d*|\.\d+)([eE][-+]?\d+)?")
-ZERO_IN_FRONT = re.compile(r"[-+]?0\d+")
+FLOAT = re.compile(rf"[-+]?({WHOLE}(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+ZERO_IN_FRONT = re.compile(r"[-+]?0\d[\d_]*\.?\d*([eE][-+]?\d+)?")
 FORBIDDEN = (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)
 BEGINS = (
     *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
@@ -219,7 +219,8 @@ def dump(content: Mapping[str, Any]) -> str:
         """Quotes text that would be read as another value without quotes."""
 
     def represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-        style = None if _read_unquoted(text) == text else "'"
+        is_plain = _read_unquoted(text) == text and not ZERO_IN_FRONT.fullmatch(text)
+        style = None if is_plain else "'"
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, represent)
@@ -287,9 +288,8 @@ def _build_section(kind: Any, entry: Entry, path: str, hint: str = "") -> Any:
     for name, f in known.items():
         dotted = f"{path}.{name}".lstrip(".")
         if name not in entry.value:
-            raise ConfigError(
-                f"{entry.where}: {dotted}: missing; a file names every key{_whole(known, entry, path)}"
-            )
+            hint = _whole(known, entry, path)
+            raise ConfigError(f"{entry.where}: {dotted}: missing; a file names every key{hint}")
         built[name] = build(hints[name], entry.value[name], dotted, f.metadata)
     return kind(**built)
 
@@ -355,7 +355,7 @@ def _as_another(kind: type, value: Any, path: str) -> str:
         if abs(value) >= 10**MAX_DIGITS:
             return f"; an integer has at most {MAX_DIGITS} digits"
         return f"; the integer is {int(value)}"
-    if kind in (int, float) and isinstance(value, str) and ZERO_IN_FRONT.match(value):
+    if kind in (int, float) and isinstance(value, str) and ZERO_IN_FRONT.fullmatch(value):
         return "; a number has no zero in front"
     return ""
 
@@ -369,7 +369,7 @@ def _unwrapped(entry: Entry, path: str) -> Any:
     if entry.value in INFINITE:
         raise _wrong(entry, path, "a finite number")
     is_word = isinstance(entry.value, str) and not entry.is_quoted
-    if is_word and ZERO_IN_FRONT.match(entry.value):  # a scenario would take it for text
+    if is_word and ZERO_IN_FRONT.fullmatch(entry.value):  # a scenario would take it for text
         raise _wrong(entry, path, "a number without a zero in front", "; quote it if it is text")
     if is_word and entry.value.lower() in BOOLEAN_WORDS:  # a scenario would take it for true
         raise _wrong(entry, path, "true or false", "; quote it if it is text")

@@ -42,6 +42,10 @@ EARLY = {
         ["replay.batch_rows (17)", "replay.capacity_rows (16)"],
     ),
     "run exists": (["name=taken"], ["taken", "name=auto"]),
+    "file for a folder of runs": (
+        ["--runs", "tiny.yaml/x"],
+        ["--runs: expected a folder, got tiny.yaml/x; tiny.yaml is a file"],
+    ),
     "override behind an option": (["--runs", ".", "seed=none"], ["seed: expected an integer"]),
 }
 
@@ -99,7 +103,7 @@ def test_a_name_that_no_file_can_have_is_a_mistake(arguments, folder, monkeypatc
     [
         (["train.py", "tiny.yaml", "env.scenario=balanc"], "did you mean 'balance'?"),
         (["train_benchmarl.py", "tiny.yaml", game("two_step")], "VMAS's tasks, not 'games'"),
-        (["evaluate.py", "runs/taken"], "config.yaml: cannot be read"),
+        (["evaluate.py", "runs/taken"], "runs/taken, which has no config.yaml; runs in runs: none"),
         (["games.py", "two_stp"], "did you mean 'two_step'?"),
         (["benchmark.py", "--tasks", "balanc"], "did you mean 'balance'?"),
     ],
@@ -200,6 +204,29 @@ def test_a_late_mistake_gets_an_exit_code_and_a_line(mistake, folder, monkeypatc
     assert [path.name for path in (folder / "runs").rglob("*")] == ["taken"]
 
 
+def test_a_task_that_fails_shows_the_line_of_its_assertion(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as caught:
+        call("train.py", "tiny.yaml", "env.scenario_kwargs.n_agents=1")
+    said = ["env.scenario_kwargs", "AssertionError", "(assert self.n_agents > 1)"]
+    check_told(caught.value.code, capsys.readouterr().err, 2, said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--scenarios", "balanse"], "did you mean 'balance'"),
+        (["--envs", "0"], "argument --envs: expected at least 1, got 0"),
+        (["--rounds", "0"], "argument --rounds: expected at least 1, got 0"),
+    ],
+)
+def test_a_mistake_in_the_arguments_of_throughput(arguments, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        call("throughput.py", *arguments)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 # Processes
 
 
@@ -218,6 +245,18 @@ def test_train_and_evaluate_by_the_command_line(tmp_path):
     assert following[0] == "next:"
     assert [line[0] for line in lines] == ["greedy", "random", "no_op"]
     assert {line[-2] for line in lines} == {"3"}
+
+
+def test_letters_that_the_terminal_lacks_are_escapes(tmp_path):
+    tiny(tmp_path).rename(tmp_path / "b ü.yaml")
+    done = subprocess.run(
+        [sys.executable, RECIPES / "train.py", "b ü.yaml", game("two_step")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(rb"runs/b \xfc-1: qmix on two_step")
 
 
 def test_an_interrupted_training_says_so(tmp_path):

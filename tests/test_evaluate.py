@@ -47,9 +47,12 @@ def test_weights_that_are_not_finite_get_one_line_and_no_return(tmp_path, capsys
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"config\.yaml: cannot be read"):
-        evaluate.evaluate(tmp_path, episodes=None, seed=None, device="cpu")
+    with pytest.raises(ConfigError, match=r"which has no config\.yaml; runs in .*: none"):
+        evaluate.evaluate(tmp_path / "x", episodes=None, seed=None, device="cpu")
     folder = run(tmp_path)
+    for name, said in (("tyni-1", "did you mean 'tiny-1'"), ("x", "runs in .*/runs: tiny-1")):
+        with pytest.raises(ConfigError, match=rf"got .*{name}, which has no config.*; {said}"):
+            evaluate.evaluate(folder.with_name(name), episodes=None, seed=None, device="cpu")
     with pytest.raises(ConfigError, match="--episodes of at least 2"):
         evaluate.evaluate(folder, episodes=0, seed=None, device="cpu")
     (folder / "weights.pt").unlink()

@@ -66,9 +66,7 @@ def load_weights(
         CheckpointError: if the file is damaged, or is no file of ``save_weights``.
     """
     if Path(folder).is_file():
-        raise ConfigError(
-            f"{folder}: expected a run's folder, got a file; it is in {Path(folder).parent}"
-        )
+        raise ConfigError(f"expected a run's folder, such as {Path(folder).parent}, got {folder}")
     path = Path(folder) / WEIGHTS
     state = _read(path)
     for name in _not_finite(state):

@@ -289,16 +289,17 @@ class VmasSimulation:
         with self._told(), self.own_randomness(), local_seed(Environment.vmas_random_state):
             stepped = self.pure_step(action)
         self.infos = stepped.infos
-        if self.task.team_reward == "shared":
-            self.check_shared(stepped.agent_reward)
+        self.check_shared(stepped.agent_reward)
         return stepped
 
     def check_shared(self, agent_reward: Tensor) -> None:
-        """Refuse agents' rewards [E, N, 1] that differ: the first one is not the team's.
+        """Refuse agents' rewards [E, N, 1] that differ, where the first one is the team's.
 
         Raises:
             ConfigError: with two of them.
         """
+        if self.task.team_reward != "shared":
+            return
         differ = (agent_reward != agent_reward[:, :1]) & ~agent_reward.isnan()
         if differ.any():
             e, n, _ = differ.nonzero()[0].tolist()
