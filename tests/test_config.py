@@ -645,6 +645,24 @@ def test_an_unknown_scenario_is_refused(override, known, whole):
     assert known in said
 
 
+@pytest.mark.parametrize(
+    ("scenario", "keywords", "least"),
+    [("memory", "delay: 20", 21), ("memory", "delay: 0", 1), ("two_step", "", 2)],
+)
+def test_a_game_is_long_enough_for_its_reward(scenario, keywords, least, whole):
+    # A game of memory is paid after the steps of its delay, the two-step game at its second step.
+    def loaded(max_steps):
+        game = f"family: games, scenario: {scenario}, scenario_kwargs: {{{keywords}}}"
+        sizes = f"n_envs: 2, max_steps: {max_steps}, state: world"
+        steps = f"collection.steps={max_steps}"
+        return load_config(whole, [f"env={{{game}, {sizes}}}", steps])
+
+    assert loaded(least).env.max_steps == least
+    if least > 1:
+        with pytest.raises(ConfigError, match=rf"max_steps: expected at least {least}, as"):
+            loaded(least - 1)
+
+
 def test_a_foraging_task_is_checked_with_its_options(whole):
     said = refusal(whole, FORAGING.replace("8x8-2p-2f", "8x8"))
     assert "env.scenario: expected a foraging task [Ns-]XxY-Pp-Ff[-coop]" in said

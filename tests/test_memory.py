@@ -114,7 +114,7 @@ def test_the_estimate_is_near_the_greatest_need(case, tmp_path):
 def test_the_estimate_counts_long_and_many_evaluations(many, tmp_path):
     config = config_of(tmp_path, "replay.capacity_rows=64", *many)
     sizes = memory.sizes_of(config)
-    evaluation, environments = memory.needs_of(config, sizes)
+    evaluation, environments, _ = memory.needs_of(config, sizes)
     assert evaluation.name.startswith("evaluation")
     estimate = memory.replay_need(config, sizes).n_bytes + sum(
         need.n_bytes for need in (evaluation, environments)
@@ -144,6 +144,7 @@ HUGE = {
         ["env.max_steps=1000000000000", "collection.rows=slices"],
         "env.max_steps=1000000000000",
     ),
+    "networks": (["agent.hidden_dims=[1000000,1000000]"], "agent.hidden_dims=(1000000, 1000000)"),
     "disk": (
         ["replay.storage=memmap", "replay.capacity_rows=999999999999999999"],
         "the disk: expected at most",

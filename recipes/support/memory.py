@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from support.components import build_env, without_checks
+from support.components import build_agent, build_env, build_mixer, without_checks
 from support.room import free_disk, free_system_memory
 from support.run_folder import REPLAY_FOLDER
 
@@ -17,6 +17,7 @@ from qmix_trl.config import (
     RecurrentConfig,
     RunConfig,
     VmasConfig,
+    settings,
 )
 from qmix_trl.envs.compiled.engines.pool import LEAST_STATES, STATES_PER_ENV
 from qmix_trl.envs.compiled.trace.walk import walk
@@ -25,6 +26,7 @@ from qmix_trl.keys import ACTION_MASK
 
 CPU = torch.device("cpu")
 NUMBER, INDEX = 4, 8  # bytes of float32 and int64; a flag has one
+COPIES = 5  # of the weights: themselves, targets, gradients, two moments
 SMALL = 0.01  # shares of all needs below which a message leaves a need out
 BUFFERED = (VmasConfig, ForagingConfig)  # families whose environments fill buffers
 
@@ -42,6 +44,7 @@ class Sizes:
         read: the memory that the agent reads: hidden state, and last action if it is used.
         written: the memory that the policy writes: hidden state and last action.
         simulated: the state of the simulation.
+        weights: of agent and mixer; they do not depend on the number of environments.
     """
 
     of_agents: int
@@ -52,6 +55,7 @@ class Sizes:
     read: int
     written: int
     simulated: int
+    weights: int
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def sizes_from(config: RunConfig, dims: EnvDims, *, masked: bool, simulated: int
     """Return the sizes of one environment.
 
     Args:
-        config: its section ``agent`` counts.
+        config: its sections ``agent`` and ``mixer`` count.
         dims: of the environment.
         masked: whether it has action masks.
         simulated: the bytes of its simulation.
@@ -160,7 +164,15 @@ def sizes_from(config: RunConfig, dims: EnvDims, *, masked: bool, simulated: int
         read=NUMBER * n * (hidden + n_actions * agent.use_last_action),
         written=NUMBER * n * (hidden + n_actions),
         simulated=simulated,
+        weights=NUMBER * _n_parameters(config, dims),
     )
+
+
+def _n_parameters(config: RunConfig, dims: EnvDims) -> int:
+    """Return the number of parameters of agent and mixer, which take no memory here."""
+    nowhere = torch.device("meta")
+    networks = build_agent(config, dims, nowhere), build_mixer(config, dims, nowhere)
+    return sum(p.numel() for network in networks if network for p in network.parameters())
 
 
 def row_bytes(config: RunConfig, sizes: Sizes) -> int:
@@ -198,7 +210,16 @@ def needs_of(config: RunConfig, sizes: Sizes) -> list[Need]:
         states * (sizes.simulated + sizes.observed),
         f"env.n_envs={n_envs}, evaluation.episodes={episodes}",
     )
-    return [max(collection, evaluation, key=lambda need: need.n_bytes), environments]
+    larger = max(collection, evaluation, key=lambda need: need.n_bytes)
+    return [larger, environments, _networks(config, sizes)]
+
+
+def _networks(config: RunConfig, sizes: Sizes) -> Need:
+    """Return the need of weights, targets, gradients and the optimiser's two moments."""
+    shown = {"agent": settings(config.agent), "mixer": settings(config.mixer)}
+    keys = [f"{section}.{key}={x}" for section, all in shown.items() for key, x in all.items()]
+    widths = ", ".join(key for key in keys if "dim" in key)
+    return Need("networks", COPIES * sizes.weights, widths)
 
 
 def _step_bytes(sizes: Sizes, observed: int) -> tuple[int, int]:
