@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from qmix_trl.update import Update, make_hard_updater, make_soft_updater
 
 __version__ = "0.1.0"
+__docformat__ = "google"  # for pdoc
 
 __all__ = [
     "AGENTS",

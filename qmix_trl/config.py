@@ -504,7 +504,7 @@ def check_vmas_scenario(name: str) -> None:
     if known and name not in known and not is_own_scenario(name):
         raise ConfigError(
             f"env.scenario: unknown VMAS scenario {shown(name)!r}{nearest(shown(name), known)}; "
-            "`python recipes/names.py scenarios` lists them; one of your own is path/to/file.py or "
+            "`qmix-trl names scenarios` lists them; one of your own is path/to/file.py or "
             "module:Class"
         )
 
@@ -521,10 +521,27 @@ def _check_scenario(env: EnvConfig) -> None:
         foraging_task(env.scenario, env.scenario_kwargs)
     elif isinstance(env, (PettingZooConfig, GymnasiumConfig)):
         check_extra(env.family, "envs", "env.family")  # it is imported when it is made
-    elif isinstance(env, GamesConfig) and env.scenario not in GAMES:
+    elif isinstance(env, GamesConfig):
+        _check_game(env)
+
+
+def _check_game(env: GamesConfig) -> None:
+    """Refuse an unknown game, and a time limit before its first reward.
+
+    Raises:
+        ConfigError: for either.
+    """
+    if env.scenario not in GAMES:
         name = shown(env.scenario)
         raise ConfigError(
             f"env.scenario: unknown game {name!r}{nearest(name, GAMES)}; known: {', '.join(GAMES)}"
+        )
+    delay = env.scenario_kwargs.get("delay", 0)  # of any type; it is checked when it is made
+    least = {"two_step": 2, "memory": delay + 1 if isinstance(delay, int) else 1}
+    if env.max_steps < least.get(env.scenario, 1):
+        raise ConfigError(
+            f"env.max_steps: expected at least {least[env.scenario]}, as {env.scenario} pays "
+            f"nothing before, got {env.max_steps}"
         )
 
 

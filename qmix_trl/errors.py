@@ -1,6 +1,7 @@
 """Exceptions that a recipe reports in one line, each with its exit code."""
 
 import difflib
+import io
 import os
 import select
 import sys
@@ -76,7 +77,7 @@ def check_extra(package: str, extra: str, key: str) -> None:
     if find_spec(package) is None:
         raise ConfigError(
             f"{key}: expected the package {package}, which is not installed; install it by "
-            f"pip install -e '.[{extra}]'"
+            f"pip install 'qmix-trl[{extra}]'"
         )
 
 
@@ -100,9 +101,13 @@ def one_line(error: Exception) -> str:
 def exit_on_mistake() -> Iterator[None]:
     """Print an expected error as one line and exit with its code; exit with 130 on Ctrl-C.
 
+    Letters that the output's encoding lacks are printed as escapes.
+
     Raises:
         SystemExit: with the exit code of the error.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except (

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -55,6 +56,8 @@ def make_run_folder(root: Path, name: str, *, stem: str) -> Path:
         folder.mkdir()
     except OSError as error:
         if isinstance(error, FileExistsError) and root.is_dir():
+            if name == AUTO:  # another run has taken the number
+                return make_run_folder(root, name, stem=stem)
             raise ConfigError(
                 f"name: {folder} exists and is not overwritten; "
                 "choose another, name=..., or name=auto"
@@ -263,10 +266,12 @@ class RunLog:
         if sys.stdout is None or not sys.stdout.isatty():
             return None
         try:
+            from rich.console import Console
             from rich.live import Live
         except ImportError:
             return None
-        return Live(auto_refresh=False)
+        console = Console()
+        return None if console.is_dumb_terminal else Live(console=console, auto_refresh=False)
 
     def __enter__(self) -> "RunLog":
         if self._live is None:
@@ -310,10 +315,22 @@ class RunLog:
         from rich.table import Table
 
         table = Table(title=self._title, caption=self._caption, padding=(0, 0))
-        for column in [column for column in self._columns if column.heading]:
-            table.add_column(column.heading, justify="right", no_wrap=True)
         # In a table that does not fit the terminal the latest lines would be hidden.
         room = max(1, self._live.console.height - FRAME_LINES)
-        for line in list(self._shown)[-room:]:
-            table.add_row(*line)
+        lines = list(self._shown)[-room:]
+        headings = [column.heading for column in self._columns if column.heading]
+        n_shown = fitting([headings, *lines], self._live.console.width)
+        for heading in headings[:n_shown]:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for line in lines:
+            table.add_row(*line[:n_shown])
         self._live.update(table, refresh=True)
+
+
+def fitting(lines: Sequence[Sequence[str]], width: int) -> int:
+    """Return the number of a table's first columns that fit into a width, at least one.
+
+    A column has a border in front, and the table one at its end.
+    """
+    ends = accumulate((1 + max(map(len, cells)) for cells in zip(*lines, strict=True)), initial=1)
+    return max(1, sum(end <= width for end in ends) - 1)

@@ -10,7 +10,7 @@ import re
 import stat
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -22,10 +22,13 @@ from qmix_trl.errors import ConfigError, nearest, shown
 
 MAX_BYTES = 100_000
 MAX_TOKENS = 10_000  # a configuration has some 500
+MOST_SHOWN = 6  # keys of a section that a message shows as a whole
 MAX_DEPTH = 20  # of nesting, and of an override's key
 MAX_DIGITS = 18  # of an integer that fits into 64 bits
-INTEGER = re.compile(r"[-+]?\d+(_\d+)*")
-FLOAT = re.compile(r"[-+]?(\d+(_\d+)*\.?\d*|\.\d+)([eE][-+]?\d+)?")
+WHOLE = r"(0|[1-9]\d*(_\d+)*)"  # with a zero in front it might be octal
+INTEGER = re.compile(rf"[-+]?{WHOLE}")
+FLOAT = re.compile(rf"[-+]?({WHOLE}(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
+ZERO_IN_FRONT = re.compile(r"[-+]?0\d[\d_]*\.?\d*([eE][-+]?\d+)?")
 FORBIDDEN = (yaml.AnchorToken, yaml.AliasToken, yaml.TagToken)
 BEGINS = (
     *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
@@ -228,7 +231,8 @@ def dump(content: Mapping[str, Any]) -> str:
         """Quotes text that would be read as another value without quotes."""
 
     def represent(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-        style = None if _read_unquoted(text) == text else "'"
+        is_plain = _read_unquoted(text) == text and not ZERO_IN_FRONT.fullmatch(text)
+        style = None if is_plain else "'"
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, represent)
@@ -296,9 +300,19 @@ def _build_section(kind: Any, entry: Entry, path: str, hint: str = "") -> Any:
     for name, f in known.items():
         dotted = f"{path}.{name}".lstrip(".")
         if name not in entry.value:
-            raise ConfigError(f"{entry.where}: {dotted}: missing; a file names every key")
+            hint = _whole(known, entry, path)
+            raise ConfigError(f"{entry.where}: {dotted}: missing; a file names every key{hint}")
         built[name] = build(hints[name], entry.value[name], dotted, f.metadata)
     return kind(**built)
+
+
+def _whole(known: Collection[str], entry: Entry, path: str) -> str:
+    """Return a hint that shows a short section as a whole, with the values that it has."""
+    if not path or len(known) > MOST_SHOWN:
+        return ""
+    values = {key: entry.value[key].value if key in entry.value else "..." for key in known}
+    keys = ", ".join(f"{key}: {value}" for key, value in values.items())
+    return f"; the section is '{path}={{{shown(keys)}}}'"
 
 
 def _build_union(kinds: tuple, entry: Entry, path: str, bounds: Mapping[str, Any]) -> Any:
@@ -312,7 +326,11 @@ def _build_union(kinds: tuple, entry: Entry, path: str, bounds: Mapping[str, Any
     }
     if not isinstance(entry.value, dict) or tag not in entry.value:
         hint = ""
-        if isinstance(entry.value, dict):
+        if isinstance(entry.value, str) and entry.value in tagged:
+            others = [f.name for f in fields(tagged[entry.value])][1:]
+            more = ", ..." if others else ""
+            hint = f"; write '{path}={{{tag}: {entry.value}{more}}}'"
+        elif isinstance(entry.value, dict):
             key = shown(next(iter(entry.value), "KEY"))
             hint = f" without one; a section is replaced as a whole: {path}.{key}=... sets one key"
         raise _wrong(entry, path, f"a mapping with a {tag} of {', '.join(tagged)}", hint)
@@ -325,7 +343,7 @@ def _build_scalar(kind: type, entry: Entry, path: str, bounds: Mapping[str, Any]
     """Return a scalar of a type within bounds; an integer serves as a float."""
     value = float(entry.value) if kind is float and type(entry.value) is int else entry.value
     if type(value) is not kind:
-        raise _wrong(entry, path, WORDS[kind])
+        raise _wrong(entry, path, WORDS[kind], _as_another(kind, entry.value, path))
     least, above, most = (bounds.get(name) for name in ("least", "above", "most"))
     is_within = (
         (least is None or value >= least)
@@ -341,6 +359,19 @@ def _build_scalar(kind: type, entry: Entry, path: str, bounds: Mapping[str, Any]
     return value
 
 
+def _as_another(kind: type, value: Any, path: str) -> str:
+    """Return a hint how to write a value as another type, if it looks like one."""
+    if kind is str and isinstance(value, (bool, int, float)):
+        return f"; text that looks like another value is quoted: '{path}=\"...\"'"
+    if kind is int and isinstance(value, float) and value.is_integer():
+        if abs(value) >= 10**MAX_DIGITS:
+            return f"; an integer has at most {MAX_DIGITS} digits"
+        return f"; the integer is {int(value)}"
+    if kind in (int, float) and isinstance(value, str) and ZERO_IN_FRONT.fullmatch(value):
+        return "; a number has no zero in front"
+    return ""
+
+
 def _unwrapped(entry: Entry, path: str) -> Any:
     """Return an entry's value without the places of its parts."""
     if isinstance(entry.value, dict):
@@ -350,6 +381,8 @@ def _unwrapped(entry: Entry, path: str) -> Any:
     if entry.value in INFINITE:
         raise _wrong(entry, path, "a finite number")
     is_word = isinstance(entry.value, str) and not entry.is_quoted
+    if is_word and ZERO_IN_FRONT.fullmatch(entry.value):  # a scenario would take it for text
+        raise _wrong(entry, path, "a number without a zero in front", "; quote it if it is text")
     if is_word and entry.value.lower() in BOOLEAN_WORDS:  # a scenario would take it for true
         raise _wrong(entry, path, "true or false", "; quote it if it is text")
     return entry.value

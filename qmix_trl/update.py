@@ -195,6 +195,8 @@ class Update:
         self.loss = loss
         self.optimizer = optimizer
         self.target_updater = target_updater
+        if not max_grad_norm > 0:
+            raise ValueError(f"Update: expected max_grad_norm above 0, got {max_grad_norm}")
         self.max_grad_norm = max_grad_norm
         self.targets_in_graph = type(target_updater) in CAPTURABLE_UPDATERS
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]

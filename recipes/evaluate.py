@@ -15,6 +15,7 @@ if __name__ == "__main__":
     arguments = evaluation_arguments(__doc__)  # before torch is imported: mistakes are told at once
 
 import torch
+from support.commands import typed
 from support.components import choose_device, set_threads
 from support.evaluation import Evaluation
 from support.evaluation_report import TaskReturns, as_json, by_task, table
@@ -88,4 +89,4 @@ if __name__ == "__main__":
             found = evaluate(**vars(arguments))
         print(table(found) if as_table else as_json(found))
         if as_table:
-            print(f"\nexport a policy: python recipes/export.py {next(iter(found[0].runs))}")
+            print(f"\nnext: {typed('render', arguments.folders[0])}")

@@ -1,5 +1,7 @@
 """Agents: one step against a sequence, names, sharing, and equality with torch's GRU."""
 
+from functools import partial
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -142,6 +144,16 @@ def test_only_inputs_that_are_switched_on_matter(use_last_action, use_agent_id):
     other, _ = agent.unroll(observation, 1 - same, is_init, hidden)
     assert torch.equal(values, other) == (not use_last_action)
     assert torch.allclose(values[:, :, 0], values[:, :, 1]) == (not use_agent_id)
+
+
+@pytest.mark.parametrize("given", [{}, {"is_init": torch.zeros(4, 1, dtype=torch.bool)}])
+@pytest.mark.parametrize("make", [RecurrentAgent, partial(FeedforwardAgent, use_last_action=True)])
+def test_an_agent_without_its_memory_says_how_to_act(make, given):
+    agent = make(2, 3, 5)
+    seen = TensorDict({"agents": {"observation": torch.rand(4, 2, 3)}, **given}, [4])
+    missing = "last_action" if given else "is_init"
+    with pytest.raises(KeyError, match=rf"memory .*{missing}.*, got .*; act in with_memory\("):
+        agent(seen)
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])

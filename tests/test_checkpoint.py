@@ -74,6 +74,12 @@ def test_targets_of_a_loss_are_loaded_where_it_is_given(make_mixer, tmp_path):
     assert mixer is None or (loss.target_mixer_params == loss.mixer_params).all()
 
 
+def test_weights_are_loaded_from_a_folder(tmp_path):
+    save_weights(tmp_path, feedforward(), None)
+    with pytest.raises(ConfigError, match=rf"a run's folder, such as {tmp_path}, got .*weights.pt"):
+        load_weights(tmp_path / "weights.pt", feedforward())
+
+
 def test_an_agent_is_loaded_without_its_mixer(tmp_path):
     agent, other = feedforward(), feedforward()
     save_weights(tmp_path, agent, QMixer(2, 5))

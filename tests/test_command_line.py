@@ -33,7 +33,7 @@ def recipe(folder, name, *arguments):
 # Mistakes that are told without torch
 
 EARLY = {
-    "unknown scenario": (["env.scenario=balanc"], ["'balance'", "names.py scenarios"]),
+    "unknown scenario": (["env.scenario=balanc"], ["'balance'", "qmix-trl names scenarios"]),
     "unknown game": ([game("two_stp")], ["'two_stp'", "did you mean 'two_step'"]),
     "wrong type": (["env.n_envs=many"], ["env.n_envs", "an integer", "'many'"]),
     "out of range": (["loss.gamma=1.5"], ["loss.gamma", "at most 1", "1.5"]),
@@ -42,6 +42,10 @@ EARLY = {
         ["replay.batch_rows (17)", "replay.capacity_rows (16)"],
     ),
     "run exists": (["name=taken"], ["taken", "name=auto"]),
+    "file for a folder of runs": (
+        ["--runs", "tiny.yaml/x"],
+        ["--runs: expected a folder, got tiny.yaml/x; tiny.yaml is a file"],
+    ),
     "override behind an option": (["--runs", ".", "seed=none"], ["seed: expected an integer"]),
 }
 
@@ -99,7 +103,7 @@ def test_a_name_that_no_file_can_have_is_a_mistake(arguments, folder, monkeypatc
     [
         (["train.py", "tiny.yaml", "env.scenario=balanc"], "did you mean 'balance'?"),
         (["train_benchmarl.py", "tiny.yaml", game("two_step")], "VMAS's tasks, not 'games'"),
-        (["evaluate.py", "runs/taken"], "expected a run's folder"),
+        (["evaluate.py", "runs/taken"], "runs/taken, which has no config.yaml; runs in runs: none"),
         (["games.py", "two_stp"], "did you mean 'two_step'?"),
         (["benchmark.py", "--tasks", "balanc"], "did you mean 'balance'?"),
         (["plot.py", "runs/taken"], "expected a run's folder"),
@@ -201,6 +205,29 @@ def test_a_late_mistake_gets_an_exit_code_and_a_line(mistake, folder, monkeypatc
     assert [path.name for path in (folder / "runs").rglob("*")] == ["taken"]
 
 
+def test_a_task_that_fails_shows_the_line_of_its_assertion(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as caught:
+        call("train.py", "tiny.yaml", "env.scenario_kwargs.n_agents=1")
+    said = ["env.scenario_kwargs", "AssertionError", "(assert self.n_agents > 1)"]
+    check_told(caught.value.code, capsys.readouterr().err, 2, said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--scenarios", "balanse"], "did you mean 'balance'"),
+        (["--envs", "0"], "argument --envs: expected at least 1, got 0"),
+        (["--rounds", "0"], "argument --rounds: expected at least 1, got 0"),
+    ],
+)
+def test_a_mistake_in_the_arguments_of_throughput(arguments, said, capsys):
+    with pytest.raises(SystemExit) as caught:
+        call("throughput.py", *arguments)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 # Processes
 
 
@@ -208,18 +235,33 @@ def test_train_and_evaluate_by_the_command_line(tmp_path):
     done = recipe(tmp_path, "train.py", tiny(tmp_path), "--runs", "mine")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "mine" / "tiny-1"
-    assert done.stdout.splitlines()[-1].startswith("greedy return ")
+    *_, returns, following = done.stdout.splitlines()
+    assert returns.startswith("greedy return ")
+    assert following.endswith("recipes/evaluate.py mine/tiny-1")
     assert "Traceback" not in done.stderr
 
     done = recipe(tmp_path, "evaluate.py", run, "--episodes", "3")
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    *lines, following = done.stdout.splitlines()
     assert lines[0] == "balance: 3 episodes from seed 1000, last weights"
     assert [line.split(maxsplit=2)[-1] for line in lines[2:5]] == [
         str(run),
         "doing nothing",
         "chance",
     ]
+    assert following.startswith("next: ")
+
+
+def test_letters_that_the_terminal_lacks_are_escapes(tmp_path):
+    tiny(tmp_path).rename(tmp_path / "b ü.yaml")
+    done = subprocess.run(
+        [sys.executable, RECIPES / "train.py", "b ü.yaml", game("two_step")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(rb"runs/b \xfc-1: qmix on two_step")
 
 
 def test_an_interrupted_training_says_so(tmp_path):

@@ -220,7 +220,6 @@ def test_other_sections_survive_saving(overrides, whole, tmp_path):
         ("1.", 1.0),
         ("+3", 3),
         ("-3", -3),
-        ("012", 12),
         ("1_000", 1000),
         ("1_000.5", 1000.5),
         ("true", True),
@@ -574,7 +573,22 @@ def test_an_override_mends_a_file_that_lacks_a_key(tmp_path):
         ("mixer={name: vdn", "expected ',' or '}'"),
         ("mixer={name: vdn, name: qmix}", "name: stands twice"),
         ("mixer={name: qmix}", "mixer.mixing_embed_dim: missing"),
-        ("mixer=vdn", "mixer: expected a mapping with a name of qmix, vdn, none, got 'vdn'"),
+        ("mixer=vdn", "qmix, vdn, none, got 'vdn'; write 'mixer={name: vdn}'"),
+        ("mixer=qmix", "got 'qmix'; write 'mixer={name: qmix, ...}'"),
+        (
+            "update.optimizer.name=rmsprop",
+            "update.optimizer.alpha: missing; a file names every key; the section is "
+            "'update.optimizer={name: rmsprop, lr: 0.001, alpha: ..., eps: 1e-08}'",
+        ),
+        ("name=123", "expected text, got 123; text that looks like another value is quoted: 'name"),
+        ("collection.total_frames=3e5", "got 300000.0; the integer is 300000"),
+        (
+            "seed=1234567890123456789",
+            "e+18; an integer has at most 18 digits",
+        ),
+        ("seed=010", "expected an integer, got '010'; a number has no zero in front"),
+        ("loss.gamma=00.9", "expected a number, got '00.9'; a number has no zero in front"),
+        ("env.scenario_kwargs.x=-012", "expected a number without a zero in front, got '-012'"),
         ("mixer={name: vdn, tau: 1}", "mixer.tau: unknown key"),
         ("seed=&a 3", "anchors, aliases and tags are refused"),
         ("seed=1\nname: x", "mapping values are not allowed here"),
@@ -631,6 +645,24 @@ def test_an_unknown_scenario_is_refused(override, known, whole):
     said = refusal(whole, override)
     assert "env.scenario: unknown" in said
     assert known in said
+
+
+@pytest.mark.parametrize(
+    ("scenario", "keywords", "least"),
+    [("memory", "delay: 20", 21), ("memory", "delay: 0", 1), ("two_step", "", 2)],
+)
+def test_a_game_is_long_enough_for_its_reward(scenario, keywords, least, whole):
+    # A game of memory is paid after the steps of its delay, the two-step game at its second step.
+    def loaded(max_steps):
+        game = f"family: games, scenario: {scenario}, scenario_kwargs: {{{keywords}}}"
+        sizes = f"n_envs: 2, max_steps: {max_steps}, state: world"
+        steps = f"collection.steps={max_steps}"
+        return load_config(whole, [f"env={{{game}, {sizes}}}", steps])
+
+    assert loaded(least).env.max_steps == least
+    if least > 1:
+        with pytest.raises(ConfigError, match=rf"max_steps: expected at least {least}, as"):
+            loaded(least - 1)
 
 
 def test_a_foraging_task_is_checked_with_its_options(whole):

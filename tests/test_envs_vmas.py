@@ -420,6 +420,12 @@ def test_keywords_of_an_own_scenario_are_checked():
         make_env(OwnScenario(), scenario_kwargs={"n_walker": 3})
 
 
+def test_agents_with_rewards_of_their_own_have_no_shared_one():
+    message = r"team_reward: shared .*'OwnScenario' gives \w+ -?\d\S* and \w+ -?\d\S* at a step"
+    with pytest.raises(ConfigError, match=message):
+        rollout(make_env(OwnScenario(), team_reward="shared"), 60)
+
+
 # ------------------------------------------------------------------ refusals
 
 
@@ -428,7 +434,7 @@ def test_keywords_of_an_own_scenario_are_checked():
     [
         (
             {"scenario": "balanse"},
-            r"env\.scenario: .*'balanse'; did you mean 'balance'.*names\.py scenarios",
+            r"env\.scenario: .*'balanse'; did you mean 'balance'.*qmix-trl names scenarios",
         ),
         (
             {"scenario_kwargs": {"n_agent": 2}},

@@ -48,11 +48,12 @@ def test_weights_that_are_not_finite_get_one_line_and_no_return(tmp_path, capsys
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"expected a run's folder, with config\.yaml in it"):
-        evaluated(tmp_path)
+    with pytest.raises(ConfigError, match=r"which has no config\.yaml; runs in .*: none"):
+        evaluated(tmp_path / "x")
     folder = run(tmp_path)
-    with pytest.raises(ConfigError, match="did you mean 'tiny-1'"):
-        evaluated(folder.with_name("tinny-1"))
+    for name, said in (("tyni-1", "did you mean 'tiny-1'"), ("x", "runs in .*/runs: tiny-1")):
+        with pytest.raises(ConfigError, match=rf"got .*{name}, which has no config.*; {said}"):
+            evaluated(folder.with_name(name))
     with pytest.raises(ConfigError, match=r"evaluation\.episodes.*at least 2"):
         evaluated(folder, "evaluation.episodes=0")
     (folder / "weights.pt").unlink()

@@ -158,6 +158,8 @@ def test_a_missing_package_is_told_with_its_remedy(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "rware", None)  # as if it was not installed
-    with pytest.raises(ConfigError, match=r"expected the package rware.*pip install -e '\.\[envs"):
+    with pytest.raises(
+        ConfigError, match=r"expected the package rware.*pip install 'qmix-trl\[envs"
+    ):
         made(WAREHOUSE)
     check_extra("torch", "envs", "env.family")

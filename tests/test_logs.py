@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from qmix_trl import ConfigError, SaveError
+from qmix_trl import ConfigError, SaveError, logs
 from qmix_trl.logs import (
     PLAIN_WIDTH,
     SHOWN_LINES,
     Column,
     MetricsFile,
     RunLog,
+    fitting,
     make_run_folder,
     write_json,
     write_whole,
@@ -62,6 +63,20 @@ def test_an_automatic_name_is_not_that_of_a_file(tmp_path):
     (tmp_path / "a-1").write_text("kept")
     assert make_run_folder(tmp_path, "auto", stem="a").name == "a-2"
     assert (tmp_path / "a-1").read_text() == "kept"
+
+
+def test_an_automatic_name_that_another_run_takes_is_passed_over(tmp_path, monkeypatch):
+    number = logs._next_number
+
+    def late(root, stem):
+        """Return the number; another run makes the first two of these folders right then."""
+        found = number(root, stem)
+        if found < 3:
+            (root / f"{stem}-{found}").mkdir(parents=True)
+        return found
+
+    monkeypatch.setattr(logs, "_next_number", late)
+    assert make_run_folder(tmp_path / "runs", "auto", stem="x").name == "x-3"
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -151,6 +166,50 @@ def test_a_live_table_in_a_terminal(tmp_path, capsys, monkeypatch):
     last = out[out.rindex("the loss") :]
     assert "1,012" in last
     assert "1,000" not in last
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        # Borders and columns of 6, 8 and 6 letters, the longest of heading and cell:
+        # | 16,000 | the loss | greedy | are 1 + 7 + 9 + 7 = 24.
+        (100, 3),
+        (24, 3),
+        (23, 2),
+        (17, 2),
+        (16, 1),
+        (8, 1),
+        (3, 1),
+    ],
+)
+def test_as_many_columns_are_shown_as_fit(width, expected):
+    headings = [column.heading for column in COLUMNS if column.heading]
+    assert headings == ["frames", "the loss", "greedy"]
+    assert fitting([headings, ["16,000", "0.1235", ""]], width) == expected
+
+
+@pytest.mark.parametrize(("width", "is_whole"), [(60, True), (20, False)])
+def test_a_narrow_terminal_cuts_no_number(width, is_whole, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    with RunLog(tmp_path, COLUMNS, caption="") as log:
+        log.write({"frames": 16000, "loss": 0.123456, "greedy_return": -1.5})
+    out = capsys.readouterr().out
+    assert "16,000" in out
+    assert "0.1235" in out
+    assert "…" not in out
+    assert ("-1.50" in out) == is_whole
+
+
+def test_plain_lines_in_a_terminal_that_cannot_move_back(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    with RunLog(tmp_path, COLUMNS, caption="") as log:
+        assert len(capsys.readouterr().out.splitlines()) == 1
+        log.write({"frames": 8, "loss": 0.5, "greedy_return": None})
+        assert capsys.readouterr().out.split() == ["8", "0.5000"]
 
 
 def test_plain_lines_without_rich(tmp_path, capsys, monkeypatch):

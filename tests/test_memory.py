@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from recipe_tools import AGENTS, call, check_told, game, tiny
-from support import components, memory
+from support import components, memory, room
 from support.evaluation import Evaluation
 from torchrl.envs import RewardSum
 
@@ -114,7 +114,7 @@ def test_the_estimate_is_near_the_greatest_need(case, tmp_path):
 def test_the_estimate_counts_long_and_many_evaluations(many, tmp_path):
     config = config_of(tmp_path, "replay.capacity_rows=64", *many)
     sizes = memory.sizes_of(config)
-    evaluation, environments = memory.needs_of(config, sizes)
+    evaluation, environments, _ = memory.needs_of(config, sizes)
     assert evaluation.name.startswith("evaluation")
     estimate = memory.replay_need(config, sizes).n_bytes + sum(
         need.n_bytes for need in (evaluation, environments)
@@ -144,6 +144,7 @@ HUGE = {
         ["env.max_steps=1000000000000", "collection.rows=slices"],
         "env.max_steps=1000000000000",
     ),
+    "networks": (["agent.hidden_dims=[1000000,1000000]"], "agent.hidden_dims=(1000000, 1000000)"),
     "disk": (
         ["replay.storage=memmap", "replay.capacity_rows=999999999999999999"],
         "the disk: expected at most",
@@ -218,8 +219,8 @@ def written(root: Path, files: dict[str, str]) -> Path:
 
 def test_the_system_tells_the_available_memory(tmp_path):
     files = {"proc/meminfo": "MemTotal: 24 kB\nMemFree: 1 kB\nMemAvailable:  7 kB\n"}
-    assert list(memory.system_room(written(tmp_path, files))) == [7 * 1024]
-    assert list(memory.system_room(tmp_path / "other")) == []
+    assert list(room.system_room(written(tmp_path, files))) == [7 * 1024]
+    assert list(room.system_room(tmp_path / "other")) == []
 
 
 def test_control_groups_limit_the_memory(tmp_path):
@@ -231,11 +232,11 @@ def test_control_groups_limit_the_memory(tmp_path):
         "sys/fs/cgroup/a/b/memory.max": "max\n",
         "sys/fs/cgroup/a/b/memory.current": "300\n",
     }
-    assert list(memory.cgroup_room(written(tmp_path / "2", second))) == [700]
+    assert list(room.cgroup_room(written(tmp_path / "2", second))) == [700]
     first = {  # in a container, where the path is the host's
         "proc/self/cgroup": "5:cpu,memory:/docker/x\n4:cpuset:/\n",
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "500\n",
         "sys/fs/cgroup/memory/memory.usage_in_bytes": "600\n",
     }
-    assert list(memory.cgroup_room(written(tmp_path / "1", first))) == [0]
-    assert list(memory.cgroup_room(tmp_path)) == []
+    assert list(room.cgroup_room(written(tmp_path / "1", first))) == [0]
+    assert list(room.cgroup_room(tmp_path)) == []

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,22 @@ def test_agents_mixers_and_games_are_imported_without_vmas():
     code = "import sys; from qmix_trl import QMixLoss, make_env; print('vmas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["False"], done.stderr
+
+
+# Types that TorchRL names in annotations and imports for type checkers alone.
+OF_TORCHRL = {"_AcceptedKeys", "BaseCollector", "LLMCollector"}
+
+
+@pytest.mark.slow
+def test_the_reference_has_every_public_name_and_no_warning_of_ours(tmp_path):
+    words = [sys.executable, "-W", "always::UserWarning", "-m", "pdoc", "qmix_trl", "-o", tmp_path]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in (done.stdout + done.stderr).splitlines() if "Warn" in line]
+    unknown = [re.findall(r"name '(\w+)' is not defined", line) for line in told]
+    assert all(names and set(names) <= OF_TORCHRL for names in unknown), told
+    page = (tmp_path / "qmix_trl.html").read_text("utf-8")
+    for name in qmix_trl.__all__:
+        assert f'<section id="{name}">' in page
+    for heading in ("arguments", "raises", "returns"):  # sections of our docstrings, not text
+        assert f'<h6 id="{heading}">' in page

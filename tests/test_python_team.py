@@ -235,5 +235,5 @@ def test_a_missing_extra_is_told_with_its_remedy(family, tmp_path, monkeypatch, 
     monkeypatch.setitem(sys.modules, family, None)  # as if it was not installed
     with pytest.raises(SystemExit) as ended, exit_on_mistake():
         run(tmp_path, section(family, "any"))
-    expected = [f"env.family: expected the package {family}", "pip install -e '.[envs]'"]
+    expected = [f"env.family: expected the package {family}", "pip install 'qmix-trl[envs]'"]
     check_told(ended.value.code, capsys.readouterr().err, 2, expected)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.commands import COMMANDS
 from tensordict import TensorDict
 
 from qmix_trl import EnvDims, keys, load_config, save_config, save_weights
@@ -50,7 +51,7 @@ SHORTER = {
     "recipes/reuse/exploration.py": "--batches 1",
     "recipes/throughput.py": "--what env --envs 2 --engines eager --rounds 1",
 }
-SLOW = ("recipes/throughput.py",)  # even then
+SLOW = ("recipes/throughput.py", "doctor")  # even then
 # Commands that no test runs as they stand, and when each was last run.
 TOO_LONG = {
     "python3 -m venv .venv": "2026-11-26",
@@ -163,7 +164,7 @@ def owner(path: Path) -> str:
 def sources() -> list[Path]:
     """Return all files that a map lists."""
     found = [p for folder in ("qmix_trl", "recipes") for p in (ROOT / folder).rglob("*")]
-    return [p for p in found if p.suffix in (".py", ".h") and p.name != "__init__.py"]
+    return [p for p in found if p.suffix in (".py", ".h", ".ipynb") and p.name != "__init__.py"]
 
 
 @pytest.mark.parametrize("folder", MAPS)
@@ -265,7 +266,10 @@ def behind(marker: str) -> str:
 def run_shortened(command: str, workspace: Path) -> None:
     """Run a recipe in this process and in a folder, by a command with ``SHORTER`` behind it."""
     python, recipe, *arguments = shlex.split(command)
-    assert python == ".venv/bin/python", command
+    if python == ".venv/bin/qmix-trl":
+        recipe = f"recipes/{COMMANDS[recipe].file}"
+    else:
+        assert python == ".venv/bin/python", command
     arguments += SHORTER.get(recipe, "").split()
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:

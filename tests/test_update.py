@@ -64,6 +64,12 @@ def test_soft_updater_moves_by_tau():
     torch.testing.assert_close(weight(loss.target_agent_params), expected)
 
 
+@pytest.mark.parametrize("max_grad_norm", [0, -1, float("nan")])
+def test_a_norm_that_stops_all_learning_is_refused(max_grad_norm):
+    with pytest.raises(ValueError, match="expected max_grad_norm above 0, got"):
+        Update(None, None, None, max_grad_norm=max_grad_norm)
+
+
 @pytest.mark.parametrize("max_grad_norm", [0.01, 1e6])
 def test_update_clips_agent_and_mixer_together_and_steps(max_grad_norm):
     loss, batch = make_loss(), random_batch(3, 4)

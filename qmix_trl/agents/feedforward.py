@@ -104,7 +104,7 @@ class FeedforwardAgent(TensorDictModuleBase):
         """Write the action values [*B, N, A] of one step."""
         last_action = None
         if self.inputs.use_last_action:
-            continues = ~tensordict[IS_INIT][..., 0]  # [*B]
+            continues = ~carried(tensordict, IS_INIT)[..., 0]  # [*B]
             last_action = keep_where(continues, carried(tensordict, LAST_ACTION))
         values, _ = self.step(tensordict[OBSERVATION], last_action, None)
         return tensordict.set(ACTION_VALUE, values)

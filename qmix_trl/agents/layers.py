@@ -171,7 +171,7 @@ def memory_primer(memory_spec: Composite) -> TensorDictPrimer:
 
 
 def carried(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
-    """Return an entry of an agent's memory.
+    """Return an entry of an agent's memory, or the flag of its reset.
 
     Raises:
         KeyError: if the environment does not carry it.

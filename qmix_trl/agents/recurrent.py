@@ -102,7 +102,7 @@ class RecurrentAgent(TensorDictModuleBase):
     @dispatched
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Take one step: write action values [*B, N, A] and the next hidden state [*B, N, H]."""
-        continues = ~tensordict[IS_INIT][..., 0]  # [*B]
+        continues = ~carried(tensordict, IS_INIT)[..., 0]  # [*B]
         last_action = None
         if self.inputs.use_last_action:
             last_action = keep_where(continues, carried(tensordict, LAST_ACTION))

@@ -100,10 +100,12 @@ def load_weights(
             loss made before stay as they are.
 
     Raises:
-        ConfigError: if the folder has no file of weights, or it does not fit.
+        ConfigError: if it is no folder or has no file of weights, or the file does not fit.
         CheckpointError: if the file is damaged, or is no file of ``save_weights``.
         ValueError: if ``weights`` is neither.
     """
+    if Path(folder).is_file():
+        raise ConfigError(f"expected a run's folder, such as {Path(folder).parent}, got {folder}")
     path = weights_path(folder, weights)
     state = _read(path)
     for name in _not_finite(state):

@@ -43,7 +43,7 @@ def load_scenario(name: str) -> BaseScenario:
     if name not in SCENARIOS:
         raise ConfigError(
             f"env.scenario: unknown VMAS scenario {name!r}{nearest(name, SCENARIOS)}; "
-            "`python recipes/names.py scenarios` lists them; one of your own is path/to/file.py or "
+            "`qmix-trl names scenarios` lists them; one of your own is path/to/file.py or "
             "module:Class"
         )
     return load(f"{name}.py").Scenario()

@@ -281,11 +281,34 @@ class VmasSimulation:
         return self._seen(observations)
 
     def step(self, action: Tensor) -> Stepped:
-        """Take one step by actions int64 [E, N] of the team."""
+        """Take one step by actions int64 [E, N] of the team.
+
+        Raises:
+            ConfigError: if agents have rewards of their own where they should share one.
+        """
         with self._told(), self.own_randomness(), local_seed(Environment.vmas_random_state):
             stepped = self.pure_step(action)
         self.infos = stepped.infos
+        self.check_shared(stepped.agent_reward)
         return stepped
+
+    def check_shared(self, agent_reward: Tensor) -> None:
+        """Refuse agents' rewards [E, N, 1] that differ, where the first one is the team's.
+
+        Raises:
+            ConfigError: with two of them.
+        """
+        if self.task.team_reward != "shared":
+            return
+        differ = (agent_reward != agent_reward[:, :1]) & ~agent_reward.isnan()
+        if differ.any():
+            e, n, _ = differ.nonzero()[0].tolist()
+            first, other = agent_reward[e, 0].item(), agent_reward[e, n].item()
+            raise ConfigError(
+                f"env.team_reward: shared wants one reward for all agents, but VMAS scenario "
+                f"{self.task.name!r} gives {self._name(self.team[0])} {first:.4g} and "
+                f"{self._name(self.team[n])} {other:.4g} at a step; set env.team_reward=mean or sum"
+            )
 
     def pure_step(self, action: Tensor) -> Stepped:
         """Take one step by actions int64 [E, N], drawing from torch's present generator."""

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from support.commands import typed
 from support.components import last_frame
 from support.evaluation import Evaluation
 from support.planned_run import check_same
@@ -168,7 +169,7 @@ class Checkpoints:
             how = f"no checkpoint: {self.refusal or 'none could be written'}"
         else:
             behind = "" if self._saved_frames == frames else f" from {self._saved_frames:,} frames"
-            how = f"go on{behind}: python recipes/train.py --resume {self._run}"
+            how = f"go on{behind}: {typed('train', '--resume', self._run)}"
         say(f"stopped at {frames:,} frames; {how}")
 
 

@@ -7,15 +7,18 @@ told at once.
 import argparse
 import errno
 import os
+import re
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from support.ends import end_at_once_on
 from support.game_settings import GAMES
 from support.planned_run import NEWEST, check_drawing, check_name_is_free, planned_run
-from support.run_folder import CONFIG_FILE, VIDEOS, check_is_run
+from support.run_folder import VIDEOS, config_of_run
+from support.shipped import config_file
 from support.throughput.report import COLORS, TITLES
 
 from qmix_trl.config import (
@@ -32,6 +35,19 @@ EVALUATED = ("env", "evaluation")  # sections that an evaluation may change
 POLICIES = ("greedy", "random", "no_op")
 FILMS = (".gif", ".mp4", ".png")
 
+CONFIG_HELP = "a file, or a name such as balance_quick; `qmix-trl copy` lists the names"
+
+
+class ConfigParser(argparse.ArgumentParser):
+    """Reads the command line of a recipe whose configuration has overrides."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with a mistake in the arguments; an unknown option may be meant as an override."""
+        unknown = re.search(r"unrecognized arguments:.*?--([\w.-]+)", message)
+        if unknown:
+            message += f"; a key of the configuration is set without --: {unknown[1]}=..."
+        super().error(message)
+
 
 def train_arguments(description: str | None) -> argparse.Namespace:
     """Return the arguments of ``train.py``: ``config``, ``overrides``, ``runs`` and ``resume``.
@@ -43,10 +59,8 @@ def train_arguments(description: str | None) -> argparse.Namespace:
     """
     end_at_once_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     keep_first_places()
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        "config", nargs="?", help="a file such as recipes/configs/balance_qmix.yaml"
-    )
+    parser = ConfigParser(description=description)
+    parser.add_argument("config", nargs="?", help=CONFIG_HELP)
     parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
     parser.add_argument(
         "--runs", type=path, default="runs", help="the folder of all runs (default: runs)"
@@ -69,8 +83,10 @@ def train_arguments(description: str | None) -> argparse.Namespace:
                     f"--resume {arguments.resume}: the run has its own CONFIG; leave out {override}"
                 )
     elif arguments.config is None:
-        parser.error("expected CONFIG, such as recipes/configs/balance_qmix.yaml")
+        parser.error("expected CONFIG, such as balance_quick")
     with exit_on_mistake():
+        if arguments.config is not None:
+            arguments.config = config_file(arguments.config)
         planned_run(**vars(arguments))
     return arguments
 
@@ -111,14 +127,15 @@ def benchmarl_arguments(
     Raises:
         SystemExit: if the command line or the configuration has a mistake.
     """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("config", help="a file such as recipes/configs/balance_qmix.yaml")
+    parser = ConfigParser(description=description)
+    parser.add_argument("config", help=CONFIG_HELP)
     parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
     parser.add_argument(
         "--runs", type=path, default="runs", help="the folder of all runs (default: runs)"
     )
     arguments = parser.parse_intermixed_args()
     with exit_on_mistake():
+        arguments.config = config_file(arguments.config)
         config = load(arguments.config, arguments.overrides)
         check_name_is_free(config, Path(arguments.runs))
     return arguments
@@ -202,8 +219,7 @@ def evaluation_configs(folders: Sequence[Path], overrides: Sequence[str]) -> lis
             )
     configs: list[RunConfig] = []
     for folder in folders:
-        check_is_run(folder)
-        config = load_config(folder / CONFIG_FILE, overrides)
+        config = load_config(config_of_run(folder), overrides)
         first = configs[0].evaluation if configs else config.evaluation
         same = {"episodes": first.episodes, "seed": first.seed}
         configs.append(replace(config, evaluation=replace(config.evaluation, **same)))
@@ -254,7 +270,6 @@ def export_arguments(description: str | None) -> argparse.Namespace:
         arguments.format, arguments.out = _exported_file(
             arguments.folder, arguments.format, arguments.out
         )
-        load_config(arguments.folder / CONFIG_FILE)
     return arguments
 
 
@@ -265,7 +280,7 @@ def _exported_file(folder: Path, format: str | None, out: Path | None) -> tuple[
         ConfigError: if the folder is no run's, they contradict each other, the file has no folder,
             or a package of the format is not installed.
     """
-    check_is_run(folder)
+    load_config(config_of_run(folder))
     ending = "" if out is None else out.suffix[1:]
     format = format or (ending if ending in EXPORTS else "pt2")
     out = folder / f"policy.{format}" if out is None else out
@@ -391,7 +406,7 @@ def check_drawn(folders: Sequence[Path], episodes: int, renderer: str) -> None:
     """
     check_drawing("render.py")
     for folder in folders:
-        config = load_config(folder / CONFIG_FILE)
+        config = load_config(config_of_run(folder))
         if not 1 <= episodes <= config.evaluation.episodes:
             raise ConfigError(
                 f"--episodes: expected 1 to {config.evaluation.episodes}, the test episodes of "

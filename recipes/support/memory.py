@@ -1,13 +1,12 @@
 """The memory and disk that a run takes, estimated from its configuration before it starts."""
 
 import math
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from support.components import build_env, without_checks
+from support.components import build_agent, build_env, build_mixer, without_checks
+from support.room import free_disk, free_system_memory
 from support.run_folder import REPLAY_FOLDER
 
 from qmix_trl import EnvDims, env_dims
@@ -18,6 +17,7 @@ from qmix_trl.config import (
     RecurrentConfig,
     RunConfig,
     VmasConfig,
+    settings,
 )
 from qmix_trl.envs.compiled.engines.pool import LEAST_STATES, STATES_PER_ENV
 from qmix_trl.envs.compiled.trace.walk import walk
@@ -26,8 +26,8 @@ from qmix_trl.keys import ACTION_MASK
 
 CPU = torch.device("cpu")
 NUMBER, INDEX = 4, 8  # bytes of float32 and int64; a flag has one
+COPIES = 5  # of the weights: themselves, targets, gradients, two moments
 SMALL = 0.01  # shares of all needs below which a message leaves a need out
-ROOT = Path("/")
 BUFFERED = (VmasConfig, ForagingConfig)  # families whose environments fill buffers
 
 
@@ -44,6 +44,7 @@ class Sizes:
         read: the memory that the agent reads: hidden state, and last action if it is used.
         written: the memory that the policy writes: hidden state and last action.
         simulated: the state of the simulation.
+        weights: of agent and mixer; they do not depend on the number of environments.
     """
 
     of_agents: int
@@ -54,6 +55,7 @@ class Sizes:
     read: int
     written: int
     simulated: int
+    weights: int
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def sizes_from(config: RunConfig, dims: EnvDims, *, masked: bool, simulated: int
     """Return the sizes of one environment.
 
     Args:
-        config: its section ``agent`` counts.
+        config: its sections ``agent`` and ``mixer`` count.
         dims: of the environment.
         masked: whether it has action masks.
         simulated: the bytes of its simulation.
@@ -162,7 +164,15 @@ def sizes_from(config: RunConfig, dims: EnvDims, *, masked: bool, simulated: int
         read=NUMBER * n * (hidden + n_actions * agent.use_last_action),
         written=NUMBER * n * (hidden + n_actions),
         simulated=simulated,
+        weights=NUMBER * _n_parameters(config, dims),
     )
+
+
+def _n_parameters(config: RunConfig, dims: EnvDims) -> int:
+    """Return the number of parameters of agent and mixer, which take no memory here."""
+    nowhere = torch.device("meta")
+    networks = build_agent(config, dims, nowhere), build_mixer(config, dims, nowhere)
+    return sum(p.numel() for network in networks if network for p in network.parameters())
 
 
 def row_bytes(config: RunConfig, sizes: Sizes) -> int:
@@ -200,7 +210,16 @@ def needs_of(config: RunConfig, sizes: Sizes) -> list[Need]:
         states * (sizes.simulated + sizes.observed),
         f"env.n_envs={n_envs}, evaluation.episodes={episodes}",
     )
-    return [max(collection, evaluation, key=lambda need: need.n_bytes), environments]
+    larger = max(collection, evaluation, key=lambda need: need.n_bytes)
+    return [larger, environments, _networks(config, sizes)]
+
+
+def _networks(config: RunConfig, sizes: Sizes) -> Need:
+    """Return the need of weights, targets, gradients and the optimiser's two moments."""
+    shown = {"agent": settings(config.agent), "mixer": settings(config.mixer)}
+    keys = [f"{section}.{key}={x}" for section, all in shown.items() for key, x in all.items()]
+    widths = ", ".join(key for key in keys if "dim" in key)
+    return Need("networks", COPIES * sizes.weights, widths)
 
 
 def _step_bytes(sizes: Sizes, observed: int) -> tuple[int, int]:
@@ -259,52 +278,8 @@ def _pool_states(config: RunConfig, n_envs: int) -> int:
     return max(STATES_PER_ENV, math.ceil(LEAST_STATES / n_envs)) * n_envs
 
 
-def free_disk(folder: Path) -> int:
-    """Return the free bytes of the disk of a folder, which may not exist yet."""
-    folder = folder.absolute()
-    there = next(path for path in (folder, *folder.parents) if path.is_dir())
-    return shutil.disk_usage(there).free
-
-
 def free_memory(device: torch.device) -> int:
     """Return the bytes that a process can still take on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min([*system_room(ROOT), *cgroup_room(ROOT)], default=2**63)
-
-
-def system_room(root: Path) -> Iterator[int]:
-    """Yield the bytes of memory that Linux calls available; nothing on another system."""
-    text = _read(root / "proc/meminfo")
-    yield from (
-        int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("MemAvailable")
-    )
-
-
-def cgroup_room(root: Path) -> Iterator[int]:
-    """Yield the bytes up to the limit of each control group of the process: a container's."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, kinds, path = line.split(":", 2)
-        if kinds and "memory" not in kinds.split(","):
-            continue
-        base = root / "sys/fs/cgroup" / ("memory" if kinds else "")
-        most, now, cached = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            if kinds
-            else ("memory.max", "memory.current", "inactive_file")
-        )
-        own = base / path.lstrip("/")
-        for folder in (own, *own.parents):  # in a container the path may be the host's
-            limit, used = _read(folder / most).strip(), _read(folder / now).strip()
-            if limit.isdigit() and used.isdigit():
-                stats = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
-                yield max(0, int(limit) - int(used) + int(stats.get(cached, 0)))
-            if folder == base:
-                break
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+    return free_system_memory()

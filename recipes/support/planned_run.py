@@ -3,6 +3,7 @@
 Torch is not imported here, so that a mistake is told at once.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from support.run_folder import (
     CONFIG_FILE,
     REPLAY_FOLDER,
     SUMMARY_FILE,
+    config_of_run,
     newest_checkpoint,
     run_stem,
 )
@@ -156,11 +158,14 @@ def _with_folder(
 
 
 def check_name_is_free(config: RunConfig, runs: Path) -> None:
-    """Refuse the name of a run that exists.
+    """Refuse the name of a run that exists, and a folder of runs that is a file.
 
     Raises:
-        ConfigError: if its folder exists.
+        ConfigError: if the run's folder exists, or none can be made there.
     """
+    there = next((path for path in (runs, *runs.parents) if os.path.lexists(path)), Path())
+    if not there.is_dir():
+        raise ConfigError(f"--runs: expected a folder, got {runs}; {there} is a file")
     folder = runs / config.name
     if config.name != AUTO and folder.exists():
         raise ConfigError(
@@ -174,9 +179,7 @@ def _resumed(folder: Path, overrides: Sequence[str]) -> PlannedRun:
     Raises:
         ConfigError: if it cannot go on with them or its source has changed, or has no checkpoint.
     """
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise ConfigError(f"--resume: expected a run's folder, or auto, got {folder}")
+    path = config_of_run(folder, "--resume: expected a run's folder, or auto")
     config = load_config(path, overrides)
     check_loggers(config)
     check_same(asdict(load_config(path)), config, folder)

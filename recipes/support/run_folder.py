@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from qmix_trl.config import CONFIG_FILE
-from qmix_trl.errors import ConfigError, nearest
+from qmix_trl.errors import ConfigError, nearest, shown
 
 SUMMARY_FILE = "summary.json"
 MISMATCH_FILE = "mismatch.json"
@@ -22,20 +22,32 @@ def run_stem(config_path: Path) -> str:
     return config_path.resolve().parent.name if is_of_a_run else config_path.stem
 
 
-def check_is_run(folder: Path) -> None:
-    """Refuse a folder that is no run's.
-
-    Raises:
-        ConfigError: if it has no configuration; it names the nearest runs beside it.
-    """
-    if not os.path.isfile(folder / CONFIG_FILE):
-        runs = [path.parent.name for path in folder.parent.glob(f"*/{CONFIG_FILE}")]
-        raise ConfigError(
-            f"{folder}: expected a run's folder, with {CONFIG_FILE} in it, got none"
-            f"{nearest(folder.name, runs)}"
-        )
-
-
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the folder of a run's newest checkpoint, whole or not; None if it has none."""
     return max((folder / CHECKPOINTS).glob("checkpoint-*"), default=None)
+
+
+def config_of_run(folder: Path, expected: str = "expected a run's folder") -> Path:
+    """Return the configuration's file in a run's folder.
+
+    Args:
+        folder: of the run.
+        expected: the beginning of the message.
+
+    Raises:
+        ConfigError: if there is none; it names the nearest runs, or all beside it.
+    """
+    path = folder / CONFIG_FILE
+    if os.path.isfile(path):
+        return path
+    runs = sorted(found.parent.name for found in _configs_beside(folder))
+    near = nearest(folder.name, runs)
+    there = near or f"; runs in {folder.parent}: {shown(', '.join(runs)) or 'none'}"
+    raise ConfigError(f"{expected}, got {folder}, which has no {CONFIG_FILE}{there}")
+
+
+def _configs_beside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.parent.glob(f"*/{CONFIG_FILE}"))
+    except OSError:
+        return []

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from support.commands import typed
 from support.components import last_frame
 from support.evaluation import compare
 from support.loggers import Loggers
@@ -226,3 +227,4 @@ class TrainingReport:
             f"{self._seconds:.0f} s: {compare(greedy, self._returns['no_op'])} doing nothing, "
             f"{compare(greedy, self._returns['random'])} chance"
         )
+        say(f"next: {typed('evaluate', self._folder)}")

@@ -122,6 +122,7 @@ class Reference:
         # A mode takes a third of the time of VMAS's step.
         with spawning(key), DrawMode(source) if self.draws else nullcontext():
             stepped = simulation.pure_step(action)
+        simulation.check_shared(stepped.agent_reward)
         contents = walk(simulation.simulator)
         return Outcome(
             self.layout.pack(stepped.seen).clone(),
