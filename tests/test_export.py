@@ -222,7 +222,7 @@ def test_a_missing_package_is_named_with_its_extra(format, memory_run, monkeypat
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         call("export.py", str(memory_run), "--format", format)
-    parts = [PACKAGES[format], "pip install -e '.[export]'"]
+    parts = [PACKAGES[format], "pip install 'qmix-trl[export]'"]
     check_told(caught.value.code, capsys.readouterr().err, 2, parts)
     policy = PlainPolicy(load_agent(memory_run), masked=True)
     with pytest.raises(ValueError, match="not installed"):

@@ -137,7 +137,7 @@ def test_a_missing_package_is_told_before_the_training(name, tmp_path, monkeypat
     monkeypatch.setattr("qmix_trl.errors.find_spec", lambda package: None)
     with pytest.raises(SystemExit) as caught:
         call("train.py", str(tiny(tmp_path)), f"logging=[{name}]", "--runs", str(tmp_path / "runs"))
-    told = ["logging:", f"package {name}", f"pip install -e '.[{name}]'"]
+    told = ["logging:", f"package {name}", f"pip install 'qmix-trl[{name}]'"]
     check_told(caught.value.code, capsys.readouterr().err, 2, told)
     assert not (tmp_path / "runs").exists()
 
