@@ -24,6 +24,7 @@ from threading import Event
 
 from support.benchmark_report import COLORS, Curve, draw, print_table, read_curve, write_csv
 from support.benchmarl_process import make_virtualenv
+from support.command_line import check_pictures
 from support.run_folder import CONFIG_FILE, SUMMARY_FILE
 from support.sources import changes
 
@@ -311,4 +312,5 @@ if __name__ == "__main__":
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
     with exit_on_mistake():
+        check_pictures()
         benchmark(**vars(parser.parse_intermixed_args()))
