@@ -65,7 +65,7 @@ def test_the_version_is_that_of_the_package(monkeypatch, capsys):
         (["trian", "x"], "error: unknown command 'trian'; did you mean 'train'?; known: train, "),
         (["train", "balance_quik"], "got 'balance_quik'; did you mean 'balance_quick'"),
         (["train", "balance_quick", "sed=1"], "sed: unknown key; did you mean 'seed'"),
-        (["evaluate", "runs/none"], "error: runs/none"),
+        (["evaluate", "runs/none"], "got runs/none, which has no config.yaml"),
         (["copy", "balance_quik"], "did you mean 'balance_quick'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -157,6 +157,20 @@ def test_a_mistake_in_the_arguments_of_games(arguments, said, tmp_path, monkeypa
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("recipe", ["games.py", "throughput.py", "benchmark.py"])
+@pytest.mark.parametrize("package", ["matplotlib", "scipy"])
+def test_libraries_for_the_picture_are_asked_for_first(
+    recipe, package, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
+    with pytest.raises(SystemExit) as caught:
+        call(recipe)
+    said = [f"the picture: expected the package {package}", "pip install 'qmix-trl[recipes]'"]
+    check_told(caught.value.code, capsys.readouterr().err, 2, said)
+    assert list(tmp_path.iterdir()) == []
+
+
 # Mistakes that need torch or VMAS
 
 LATE = {

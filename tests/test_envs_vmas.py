@@ -77,10 +77,17 @@ OF_TEAM = {
 }
 
 
-@pytest.mark.parametrize("team_reward", OF_TEAM)
+OWN_REWARDS = {"shared_rew": False, "n_agents": 3}  # of navigation: agents share none
+
+
 @pytest.mark.parametrize(
-    ("scenario", "scenario_kwargs"),
-    [("balance", {}), ("navigation", {"shared_rew": False, "n_agents": 3}), ("discovery", {})],
+    ("scenario", "scenario_kwargs", "team_reward"),
+    [
+        *(("balance", {}, team_reward) for team_reward in OF_TEAM),
+        *(("discovery", {}, team_reward) for team_reward in OF_TEAM),
+        ("navigation", OWN_REWARDS, "mean"),
+        ("navigation", OWN_REWARDS, "sum"),
+    ],
 )
 def test_observations_and_rewards_equal_vmas(scenario, scenario_kwargs, team_reward):
     env = make_env(scenario, seed=3, team_reward=team_reward, scenario_kwargs=scenario_kwargs)

@@ -438,6 +438,7 @@ def games_arguments(description: str | None) -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     with exit_on_mistake():
+        check_pictures()
         for name in arguments.games:
             if name not in GAMES:
                 near = nearest(name, GAMES)
@@ -496,6 +497,15 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
     )
     parser.add_argument("--compile", action="store_true", help="run our loss under torch.compile")
     parser.add_argument("--threads", **size, default=1, help="threads of the CPU (default: 1)")
+    _add_files(parser)
+    arguments = parser.parse_args()
+    with exit_on_mistake():
+        check_pictures()
+    return arguments
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``throughput.py`` that name files."""
     parser.add_argument("--json", type=Path, help="a file for the lines of the table")
     parser.add_argument("--profile", type=Path, help="a folder for profiles of one round each")
     parser.add_argument(
@@ -504,7 +514,16 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
         default=Path("throughput.png"),
         help="a file for the picture (default: throughput.png)",
     )
-    return parser.parse_args()
+
+
+def check_pictures() -> None:
+    """Refuse a command that ends with a picture where the libraries for it are missing.
+
+    Raises:
+        ConfigError: with the command that installs them.
+    """
+    for package in ("matplotlib", "scipy"):
+        check_extra(package, "recipes", "the picture")
 
 
 def _scenario(text: str) -> str:
