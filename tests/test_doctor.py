@@ -40,7 +40,7 @@ def test_a_package_is_ok_missing_or_wrong(wanted, errors, state, parts):
 def test_the_ranges_are_those_of_the_project():
     core, extras = packages.requirements()
     assert {one.name for one in core} == {"torch", "torchrl", "tensordict", "vmas", "pyyaml"}
-    assert {one.name for one in extras["recipes"]} == {"rich", "matplotlib", "scipy"}
+    assert {one.name for one in extras["recipes"]} == {"rich", "matplotlib", "scipy", "pillow"}
     assert [one for group in extras.values() for one in group if one.name == "qmix-trl"] == []
 
 

@@ -100,7 +100,8 @@ def test_json_has_the_figures_of_the_table(tmp_path, capsys):
     shown = [(f"{x['mean']:.3f}", f"{x['std']:.3f}", name) for name, x in named.items()]
     assert [tuple(line.split(maxsplit=2)) for line in lines] == shown
     assert {x["episodes"] for x in named.values()} == {5}
-    assert advice.startswith("next: ") and advice.endswith(f"render.py {folder}")
+    assert advice.startswith("next: ")
+    assert advice.endswith(f"render.py {folder}")
 
 
 def test_the_best_weights_are_evaluated(tmp_path):

@@ -522,11 +522,9 @@ def test_a_mistake_is_told_without_torch(mistake, two_step, monkeypatch, capsys)
 
 def test_a_missing_package_is_told_with_the_command_that_brings_it(monkeypatch):
     monkeypatch.setattr("qmix_trl.errors.find_spec", lambda name: None)
-    with pytest.raises(
-        ConfigError, match=r"--out: .*imageio_ffmpeg.*pip install 'qmix-trl\[video\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"--out: .*imageio_ffmpeg.*'qmix-trl\[video\]'"):
         command_line.film_path("a.mp4", [], "greedy")
-    with pytest.raises(ConfigError, match=r"render\.py: .*matplotlib.*'\.\[recipes\]'"):
+    with pytest.raises(ConfigError, match=r"render\.py: .*matplotlib.*'qmix-trl\[recipes\]'"):
         command_line.check_drawn([], 1, "agg")
 
 
