@@ -284,6 +284,15 @@ def test_a_state_that_cannot_be_saved_is_told_once(is_late, tmp_path, monkeypatc
     assert newest_checkpoint(folder) is None
 
 
+def test_a_run_whose_scenario_changes_what_cannot_be_saved_goes_on(tmp_path, capsys):
+    # Transport puts a tensor in the place of its package's colour, which is a member of an Enum.
+    scenario = ("env.scenario=transport", "env.scenario_kwargs={}", "env.engine=eager")
+    folder = run(tmp_path, SAVED, *scenario, frames([], 4))
+    said = capsys.readouterr().out
+    assert said.count("no more checkpoints: the eager engine's state: expected values") == 1
+    assert metrics(folder)["frames"] == [8, 16, 24, 32]
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys):
     folder = run(tmp_path, SAVED)
     damaged = newest_checkpoint(folder)

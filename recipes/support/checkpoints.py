@@ -30,6 +30,9 @@ from qmix_trl.checkpoint.parts import part_state
 from qmix_trl.config import RunConfig
 from qmix_trl.logs import say
 
+# Of a state that cannot be saved: a part has none, or a scenario changed what has no form in a file.
+UNSAVED = (TypeError, ConfigError)
+
 
 class Checkpoints:
     """Saves a run now and then, and lets it go on from its newest checkpoint.
@@ -64,7 +67,7 @@ class Checkpoints:
         try:
             state = part_state("collector", self._parts["collector"])
             encoded(state, lambda tensor: None, "collector")
-        except TypeError as error:
+        except UNSAVED as error:
             return str(error)
         return None
 
@@ -151,7 +154,7 @@ class Checkpoints:
             if not self._failed:
                 say(f"warning: {error}; the run goes on and tries again")
             self._failed = True
-        except TypeError as error:
+        except UNSAVED as error:
             self.refusal = str(error)
             say(f"warning: no more checkpoints: {self.refusal}")
         self._saved_at = time.perf_counter()
