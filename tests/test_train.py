@@ -72,7 +72,7 @@ def test_a_run_leaves_its_folder(mixer, agent, tmp_path, capsys):
     assert [line.partition(": ")[2] for line in said[1:4]] == [
         found[name] for name in ("engine", "collector", "update")
     ]
-    assert said[-1].startswith(f"greedy return {found['return']['greedy']['mean']:.2f} after 16")
+    assert said[-2].startswith(f"greedy return {found['return']['greedy']['mean']:.2f} after 16")
 
 
 def test_the_metrics_of_a_run(tmp_path):
