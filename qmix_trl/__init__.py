@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qmix_trl.envs.team import TeamEnv
     from qmix_trl.errors import CheckpointError, ConfigError, DivergedError, MachineError, SaveError
     from qmix_trl.evaluate import episode_returns
+    from qmix_trl.export import PlainPolicy, export_policy
     from qmix_trl.learner import Learner
     from qmix_trl.loss import QMixLoss
     from qmix_trl.mixers import MIXERS, QMixer, VDNMixer
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         with_memory,
     )
     from qmix_trl.replay import SequenceRows, make_replay
+    from qmix_trl.trained import load_agent, load_mixer
     from qmix_trl.update import Update, make_hard_updater, make_soft_updater
 
 __version__ = "0.1.0"
@@ -49,6 +51,7 @@ __all__ = [
     "LoadedRun",
     "MachineError",
     "NoOpPolicy",
+    "PlainPolicy",
     "QMixLoss",
     "QMixer",
     "RandomPolicy",
@@ -61,7 +64,10 @@ __all__ = [
     "VDNMixer",
     "env_dims",
     "episode_returns",
+    "export_policy",
+    "load_agent",
     "load_config",
+    "load_mixer",
     "load_run",
     "load_weights",
     "make_collector",
@@ -91,6 +97,7 @@ _MODULES = {
     "LoadedRun": "qmix_trl.checkpoint",
     "MachineError": "qmix_trl.errors",
     "NoOpPolicy": "qmix_trl.policy",
+    "PlainPolicy": "qmix_trl.export",
     "QMixLoss": "qmix_trl.loss",
     "QMixer": "qmix_trl.mixers",
     "RandomPolicy": "qmix_trl.policy",
@@ -103,7 +110,10 @@ _MODULES = {
     "VDNMixer": "qmix_trl.mixers",
     "env_dims": "qmix_trl.envs",
     "episode_returns": "qmix_trl.evaluate",
+    "export_policy": "qmix_trl.export",
+    "load_agent": "qmix_trl.trained",
     "load_config": "qmix_trl.config",
+    "load_mixer": "qmix_trl.trained",
     "load_run": "qmix_trl.checkpoint",
     "load_weights": "qmix_trl.checkpoint",
     "make_collector": "qmix_trl.collect",

@@ -1,10 +1,16 @@
-"""The implementation that runs, told by the object that chose it."""
+"""The implementation that runs, told by the object that chose it; arguments in a ``repr``."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 CPP_LOOP, CUDA_GRAPH = "C++ loop", "CUDA graph"  # the compiled loops of ``qmix_trl.fused``
 POLICY_KERNEL = "CUDA graph with policy kernel"  # the same graph, in which a kernel acts
+
+
+def named(arguments: Mapping[str, Any]) -> str:
+    """Return arguments as a call names them."""
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,27 @@ from torchrl.envs import EnvBase
 from qmix_trl.chosen import Chosen
 from qmix_trl.functional import first_episode_mask
 from qmix_trl.fused import FusedCollector, why_not
-from qmix_trl.fused.collector import carried_keys, show_first_memory
+from qmix_trl.fused.collector import carried_keys, collector_repr, show_first_memory
 from qmix_trl.keys import DONE, EPISODE_REWARD, MASK, next_key
 
 ROWS = ("episodes", "slices")
 COLLECTORS = ("auto", "fused", "stock")
 MEMORY = ("every_step", "first_step")
+
+
+class StockCollector(Collector):
+    """TorchRL's collector; made by ``make_collector``.
+
+    Attributes:
+        how: the collector, and why there is no fused one.
+    """
+
+    how: Chosen
+
+    def __repr__(self) -> str:
+        n_batches = self.total_frames // self.requested_frames_per_batch
+        steps = self.requested_frames_per_batch // self.env.batch_size.numel()
+        return collector_repr(self, self.env, steps, n_batches)
 
 
 def make_collector(
@@ -76,7 +91,7 @@ def make_collector(
             keeps_memory=keeps_memory,
         )
     frames_per_batch = env.batch_size.numel() * steps
-    stock = Collector(
+    stock = StockCollector(
         env,
         policy,
         frames_per_batch=frames_per_batch,

@@ -21,8 +21,13 @@ from qmix_trl.strict_yaml import build, dump, number, overridden, read
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MAX_SEED = 2**32 - 1  # NumPy's
 MAX_THREADS = 1024
+CONFIG_FILE = "config.yaml"  # in a run's folder
+# There as well: the weights of the last evaluation, and those of the highest greedy return.
+WEIGHTS = {"last": "weights.pt", "best": "best_weights.pt"}
 SOURCES, SOURCES_FILE = "source", "files.json"  # in a run's folder: copies of the user's files
 OTHERS = ("no_op", "random", "scripted")  # of ``envs.others``
+# Formats of ``export.py``, with the packages that they need.
+EXPORTS = {"pt2": (), "onnx": ("onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}
 GAMES = ("matrix", "memory", "random_matrix", "two_step")  # of ``envs.game_tables``
 
 
@@ -263,11 +268,15 @@ class UpdateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Greedy episodes, in an environment of their own with a seed of its own."""
+    """Greedy episodes, in an environment of their own with a seed of its own.
+
+    ``video`` draws one more episode at each evaluation.
+    """
 
     every_frames: int = number(least=1)
     episodes: int = number(least=2)
     seed: int = number(least=0, most=MAX_SEED)
+    video: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,6 +322,7 @@ class RunConfig:
     update: UpdateConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
+    logging: tuple[Literal["tensorboard", "wandb"], ...]  # beside metrics.csv
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -325,19 +335,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: with file, line, dotted path, what was expected and what was got.
     """
-    root = read(Path(path))
-    for override in overrides:
-        root = overridden(root, override)
-    config = build(RunConfig, root)
+    config = read_config(path, overrides)
     try:
         overridden_keys = {override.partition("=")[0] for override in overrides}
         config = replace(config, env=_resolved(config.env, Path(path).parent, overridden_keys))
         _check_name(config.name)
         _check_scenario(config.env)
         _check_sizes(config)
+        _check_logging(config.logging)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return config
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return a configuration as it stands in a file, whose files and packages may be absent here.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key.sub=value``, the value in YAML.
+
+    Raises:
+        ConfigError: if a key is unknown or missing, or a value has the wrong type or range.
+    """
+    root = read(Path(path))
+    for override in overrides:
+        root = overridden(root, override)
+    return build(RunConfig, root)
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -443,11 +467,11 @@ def _run_or_name(others: str, folder: Path | None) -> str:
     if others in OTHERS:
         return others
     run = _whole_path("others", others, folder)
-    if not (os.path.isfile(run / "config.yaml") or _is_copied(folder)):
+    if not (os.path.isfile(run / CONFIG_FILE) or _is_copied(folder)):
         raise ConfigError(
             f"env.others: expected one of {', '.join(OTHERS)}, or a run's folder, got "
             f"{shown(others)!r}{nearest(shown(others), OTHERS)}; there is no "
-            f"{shown(str(run))}/config.yaml"
+            f"{shown(str(run))}/{CONFIG_FILE}"
         )
     return str(run)
 
@@ -519,6 +543,12 @@ def _check_game(env: GamesConfig) -> None:
             f"env.max_steps: expected at least {least[env.scenario]}, as {env.scenario} pays "
             f"nothing before, got {env.max_steps}"
         )
+
+
+def _check_logging(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"logging: expected each logger once, got {name} twice")
 
 
 def _check_sizes(config: RunConfig) -> None:

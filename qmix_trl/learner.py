@@ -55,6 +55,9 @@ class Learner:
                 self._no_graph = str(refused)
         self._sources: tuple[object, object] = (None, None)  # that the graph reads
 
+    def __repr__(self) -> str:
+        return f"Learner({self.update!r},\n  {self.replay!r}, n_steps={self.n_steps})"
+
     def _graph_sampler(self) -> GraphSampler:
         """Return the sampler of the graph.
 

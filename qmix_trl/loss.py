@@ -11,6 +11,7 @@ from torchrl.objectives import LossModule
 
 from qmix_trl import keys
 from qmix_trl.agents.layers import check_agent
+from qmix_trl.chosen import named
 from qmix_trl.functional import greedy_action, keep_where, lambda_returns
 from qmix_trl.keys import next_key
 from qmix_trl.loss_outputs import loss_outputs
@@ -149,6 +150,19 @@ class QMixLoss(LossModule):
             self.convert_to_functional(as_module(mixer), "mixer", create_target_params=True)
         first = next(self.parameters())
         self.bound = TargetBound(first.device, first.dtype) if bounded_targets else None
+
+    def __repr__(self) -> str:
+        mixer = self.mixer.module if type(self.mixer) is TensorDictModule else self.mixer
+        parts = type(self.agent).__name__, type(mixer).__name__ if self.mixer else "no mixer"
+        arguments = {
+            "gamma": self.gamma,
+            "double_q": self.double_q,
+            "td_lambda": self.td_lambda,
+            "reward_scale": self.reward_scale,
+            "burn_in": self.burn_in,
+            "bounded_targets": self.bound is not None,
+        }
+        return f"{type(self).__name__}({', '.join(parts)}, {named(arguments)})"
 
     @property
     def in_keys(self) -> list[NestedKey]:

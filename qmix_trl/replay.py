@@ -21,6 +21,7 @@ from torchrl.data import (
 from torchrl.envs.transforms import DeviceCastTransform, Transform
 
 from qmix_trl.checkpoint.files import locked_folder, sweep
+from qmix_trl.chosen import named
 from qmix_trl.errors import MachineError, Refused
 from qmix_trl.functional import batch_index, cut_mask, keep_where
 from qmix_trl.keys import next_key
@@ -360,6 +361,15 @@ def _remove(folder: Path, lock: int) -> None:
     os.close(lock)
 
 
+class SequenceReplay(TensorDictReplayBuffer):
+    """TorchRL's buffer of a ``SequenceRows``; made by ``make_replay``."""
+
+    def __repr__(self) -> str:
+        sizes = {"capacity_rows": self.storage.max_size, "batch_rows": self.batch_size}
+        storage = type(self.storage).__name__
+        return f"SequenceReplay({len(self)} rows, {named(sizes)}; {storage})"
+
+
 def make_replay(
     rows: SequenceRows,
     *,
@@ -369,7 +379,7 @@ def make_replay(
     device: torch.device | str = "cpu",
     storage: str = "memory",
     folder: str | Path | None = None,
-) -> TensorDictReplayBuffer:
+) -> SequenceReplay:
     """Return a buffer that takes batches [E, T] and samples batches [B, T] of rows uniformly.
 
     Args:
@@ -396,7 +406,7 @@ def make_replay(
     if storage not in STORAGES:
         raise ValueError(f"make_replay: expected storage of {', '.join(STORAGES)}, got {storage!r}")
     stored_on = torch.device(device if storage == "memory" else "cpu")
-    replay = TensorDictReplayBuffer(
+    replay = SequenceReplay(
         storage=LazyTensorStorage(capacity_rows, device=stored_on)
         if storage == "memory"
         else FileStorage(capacity_rows, Path(folder or tempfile.gettempdir())),

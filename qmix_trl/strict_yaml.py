@@ -87,6 +87,18 @@ def read(path: Path) -> Entry:
     return _parse(text, _Source(str(path), has_lines=True))
 
 
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the values of a YAML file of any keys.
+
+    Raises:
+        ConfigError: if the file cannot be read, is no strict YAML, or no mapping.
+    """
+    root = read(path)
+    if not isinstance(root.value, dict):
+        raise _wrong(root, "the file", "a mapping")
+    return _unwrapped(root, "")
+
+
 def _content(path: Path) -> bytes:
     """Return the bytes of a file, cut after ``MAX_BYTES + 1``.
 

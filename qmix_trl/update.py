@@ -206,6 +206,12 @@ class Update:
         self.no_graph = self._no_graph() if cuda_graph else "cuda_graph is False"
         self._graph: tuple[TensorDictBase, StepGraph] | None = None  # with its static input
 
+    def __repr__(self) -> str:
+        parts = self.loss, self.optimizer, self.target_updater
+        names = ", ".join(type(part).__name__ for part in parts)
+        rate = self.optimizer.param_groups[0]["lr"]
+        return f"Update({names}, lr={rate}, max_grad_norm={self.max_grad_norm}; {self.how.name})"
+
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the loss with its targets, the optimiser and the target updater."""
         return {

@@ -1,13 +1,15 @@
-"""Train tasks x algorithms x seeds and compare: python recipes/benchmark.py [--tasks balance ..]
+"""Train tasks x algorithms x seeds, or configurations of your own, and compare:
 
-A cell of the table is one command, `train.py configs/TASK_ALGORITHM.yaml seed=N`. Finished cells
-are not trained again: the same command continues an interrupted table. It leaves
-runs/benchmark/{TASK_ALGORITHM-N/, benchmark.csv, benchmark.png}; the last two, and the printed
-table, show the cells that the command names.
+python recipes/benchmark.py [--tasks balance ..] [--seeds 5]
+python recipes/benchmark.py mine.yaml other.yaml --seeds 0-9 --set loss.td_lambda=0.8,0.9
+
+A cell is one command, `train.py FILE seed=N ..`. Finished cells are not trained again: the same
+command continues an interrupted table. It leaves runs/benchmark/{NAME-N/, benchmark.csv,
+benchmark.png}, and of several tasks comparison.csv and comparison.png; files and printed table show
+the cells that the command names.
 """
 
 import argparse
-import json
 import os
 import shlex
 import shutil
@@ -15,146 +17,44 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from support.benchmark_report import COLORS, Curve, draw, print_table, read_curve, write_csv
 from support.benchmarl_process import make_virtualenv
-from support.command_line import check_pictures
-from support.run_folder import CONFIG_FILE, SUMMARY_FILE
-from support.sources import changes
+from support.cells import (
+    ALGORITHMS,
+    COMPARED,
+    TASKS,
+    Cell,
+    alternatives,
+    own_cells,
+    seeds_of,
+    table_cells,
+)
+from support.comparison_report import (
+    compared,
+    draw_comparison,
+    print_comparison,
+    scores_of,
+    write_comparison,
+)
+from support.curve_report import check_packages, draw, print_table, write_csv
+from support.curves import Curve, names, read_curve
 
-from qmix_trl import load_config
-from qmix_trl.config import is_own_scenario
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
 from qmix_trl.native.lock import held
 
-HERE = Path(__file__).parent
-CONFIGS = HERE / "configs"
-TASKS = (
-    "balance",
-    "navigation",
-    "simple_spread",
-    "dispersion",
-    "wheel",
-    "give_way",
-    "transport",
-    "memory",
-)
-BENCHMARL = "benchmarl_qmix"
-ALGORITHMS = tuple(COLORS)
-COMPARED = ("qmix", "vdn", "iql")  # the default
 POLL_S = 0.2
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training.
-
-    Attributes:
-        task: one of ``TASKS``, or the path of files of your own without their ``_ALGORITHM.yaml``.
-        algorithm: one of ``ALGORITHMS``.
-        seed: of the run.
-        overrides: ``key.sub=value`` of all cells.
-    """
-
-    task: str
-    algorithm: str
-    seed: int
-    overrides: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The name of its run."""
-        return f"{Path(self.task).name}_{self.algorithm}-{self.seed}"
-
-    @property
-    def config(self) -> Path:
-        """The file of its configuration; BenchMARL shares that of QMIX."""
-        algorithm = "qmix" if self.algorithm == BENCHMARL else self.algorithm
-        folder = Path() if os.sep in self.task else CONFIGS
-        return folder / f"{self.task}_{algorithm}.yaml"
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """All overrides, seed and name included; an interrupted cell is trained from its start."""
-        own = f"seed={self.seed}", f"name={self.name}"
-        return ("checkpoint.every_seconds=null", *self.overrides, *own)
-
-    def command(self, runs: Path) -> list[str]:
-        """Return the command that trains the cell."""
-        recipe = "train_benchmarl.py" if self.algorithm == BENCHMARL else "train.py"
-        return [
-            *(sys.executable, str(HERE / recipe), str(self.config)),
-            *self.settings,
-            *("--runs", str(runs)),
-        ]
-
-    @property
-    def exists(self) -> bool:
-        """Whether the cell has a configuration; BenchMARL has the tasks of VMAS alone."""
-        if not self.config.exists():
-            return False
-        env = load_config(self.config).env if self.algorithm == BENCHMARL else None
-        return env is None or (env.family == "vmas" and not is_own_scenario(env.scenario))
-
-    def is_done(self, runs: Path) -> bool:
-        """Return whether its run has finished; a damaged summary does not count.
-
-        Raises:
-            ConfigError: if its folder has another configuration, or this one has a mistake.
-        """
-        config, folder = load_config(self.config, self.settings), runs / self.name
-        if not (folder / CONFIG_FILE).exists():
-            return False
-        if load_config(folder / CONFIG_FILE) != config:
-            raise ConfigError(
-                f"{folder} is a run of another configuration than {self.config} is now; "
-                "delete it, or choose another folder by --runs"
-            )
-        for change in changes(folder):
-            raise ConfigError(f"{folder}: {change}; delete it, or choose another folder by --runs")
-        try:
-            return isinstance(json.loads((folder / SUMMARY_FILE).read_text()), dict)
-        except (OSError, ValueError):
-            return False
-
-
-def cells_of(
-    tasks: Iterable[str], algorithms: Iterable[str], seeds: int, overrides: Sequence[str]
-) -> list[Cell]:
-    """Return the cells that have a configuration, seed by seed.
-
-    Args:
-        tasks: some of ``TASKS``.
-        algorithms: some of ``ALGORITHMS``.
-        seeds: their number; they begin at 0.
-        overrides: of all cells.
-
-    Raises:
-        ConfigError: if no cell has a configuration.
-    """
-    cells = [
-        Cell(task, algorithm, seed, tuple(overrides))
-        for seed in range(seeds)
-        for task in tasks
-        for algorithm in algorithms
-    ]
-    cells = [cell for cell in cells if cell.exists]
-    if not cells:
-        raise ConfigError(f"no configuration of these tasks and algorithms is in {CONFIGS}")
-    return cells
 
 
 def run_cells(cells: Sequence[Cell], runs: Path, jobs: int) -> list[Cell]:
     """Train the unfinished cells, ``jobs`` at a time; return the cells that failed."""
     due = [cell for cell in cells if not cell.is_done(runs)]
     print(f"{len(cells)} runs, {len(cells) - len(due)} of them done, in {runs}", flush=True)
-    if any(cell.algorithm == BENCHMARL for cell in due):
+    if any(cell.recipe == "train_benchmarl.py" for cell in due):
         make_virtualenv()  # once, before several cells need it
     failed, start, stop = [], time.perf_counter(), Event()
     with ThreadPoolExecutor(jobs) as pool, stopping(stop, pool):
@@ -164,7 +64,7 @@ def run_cells(cells: Sequence[Cell], runs: Path, jobs: int) -> list[Cell]:
             if error:
                 failed.append(cell)
             minutes = (time.perf_counter() - start) * (len(due) / i - 1) / 60
-            said = error or shown(read_curve(runs / cell.name, cell.task, cell.algorithm))
+            said = error or shown(read_curve(runs / cell.name, cell.task, cell.group))
             print(f"{i:>4}/{len(due)}  {cell.name:<34} {said}, {minutes:.0f} min left", flush=True)
     return failed
 
@@ -216,45 +116,26 @@ def stopping(stop: Event, pool: ThreadPoolExecutor) -> Iterator[None]:
 
 def shown(curve: Curve) -> str:
     """Return the last greedy return of a run, and its seconds, as text."""
-    return f"{curve.returns[-1]:9.2f} in {curve.seconds[-1]:.0f} s"
+    return f"{curve.values[-1]:9.2f} in {curve.seconds[-1]:.0f} s"
 
 
-def benchmark(
-    tasks: Sequence[str],
-    algorithms: Sequence[str],
-    seeds: int,
-    jobs: int,
-    runs: Path,
-    overrides: Sequence[str],
-) -> None:
+def benchmark(cells: Sequence[Cell], jobs: int, runs: Path) -> None:
     """Train the unfinished cells and compare all.
 
     Args:
-        tasks: some of ``TASKS``, or paths of files of your own as in ``Cell``.
-        algorithms: some of ``ALGORITHMS``.
-        seeds: their number; they begin at 0.
+        cells: of the table.
         jobs: the number of cells that are trained at a time.
         runs: the folder of the table.
-        overrides: of all cells.
 
     Raises:
-        ConfigError: if a name is unknown, a folder has a run of another configuration, or another
-            process trains in the folder of the table.
+        ConfigError: if a folder has a run of another configuration, or another process trains in
+            the folder of the table.
+        SaveError: if a file of the comparison cannot be written.
         SystemExit: with 1, if a run failed.
     """
-    for names, known in ((tasks, TASKS), (algorithms, ALGORITHMS)):
-        for name in names:
-            if name not in known and not (known is TASKS and os.sep in name):
-                hint = "; overrides stand before --tasks" if "=" in name else nearest(name, known)
-                raise ConfigError(f"unknown name {name!r}{hint}")
-    for override in overrides:
-        if override.startswith(("seed=", "name=")):
-            raise ConfigError(
-                f"{override}: seeds are 0 to --seeds - 1, and names are those of cells"
-            )
-    if seeds < 1 or jobs < 1:
-        raise ConfigError(f"expected --seeds and --jobs of at least 1, got {seeds} and {jobs}")
-    cells = cells_of(dict.fromkeys(tasks), dict.fromkeys(algorithms), seeds, overrides)
+    if jobs < 1:
+        raise ConfigError(f"expected --jobs of at least 1, got {jobs}")
+    check_packages()
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -278,39 +159,107 @@ def report(cells: Sequence[Cell], failed: Sequence[Cell], runs: Path) -> None:
         runs: the folder of the table.
 
     Raises:
+        SaveError: if a file cannot be written.
         SystemExit: with 1, if a run failed.
     """
     finished = [cell for cell in cells if cell not in failed]
-    curves = [read_curve(runs / cell.name, cell.task, cell.algorithm) for cell in finished]
+    curves = [read_curve(runs / cell.name, cell.task, cell.group) for cell in finished]
+    written = ["benchmark.csv"]
     write_csv(curves, runs / "benchmark.csv")
     if curves:
+        print()
         print_table(curves)
-        draw(curves, runs / "benchmark.png")
+        draw(curves, runs / "benchmark.png", ("frames", "seconds"))
+        written.append("benchmark.png")
+    if scores := scores_of(curves):
+        lines = compared(scores)
+        print_comparison(lines, len(next(iter(scores.values()))))
+        write_comparison(lines, runs / "comparison.csv")
+        draw_comparison(lines, names(curves)[1], runs / "comparison.png")
+        written += ["comparison.csv", "comparison.png"]
+    elif min(map(len, names(curves))) > 1:
+        print(
+            "not compared over tasks: that takes two tasks in which a group is above doing nothing "
+            "and chance, and two groups that ran on all of them"
+        )
+    print(f"wrote {', '.join(str(runs / name) for name in written)}")
     if failed:
         print(f"{len(failed)} failed; the same command tries them again", file=sys.stderr)
         raise SystemExit(1)
 
 
+def chosen_cells(
+    words: Sequence[str],
+    tasks: Sequence[str] | None,
+    algorithms: Sequence[str] | None,
+    seeds: str,
+    settings: Sequence[str],
+) -> list[Cell]:
+    """Return the cells that a command line names.
+
+    Args:
+        words: files of configurations, and ``key.sub=value`` of all cells.
+        tasks: of the table; None for all, or with files.
+        algorithms: of the table; None for ``COMPARED``, or with files.
+        seeds: a number N, or a range A-B.
+        settings: ``key.sub=value,value..``: a cell for each combination.
+
+    Raises:
+        ConfigError: if one has a mistake.
+    """
+    overrides = [word for word in words if "=" in word]
+    files = [word for word in words if "=" not in word]
+    for setting in (*overrides, *settings):
+        if setting.startswith(("seed=", "name=")):
+            raise ConfigError(f"{setting}: seeds are those of --seeds, and names those of cells")
+    if files and (tasks or algorithms):
+        raise ConfigError(f"expected files such as {files[0]}, or --tasks and --algorithms")
+    for file in files:
+        if file in TASKS:
+            raise ConfigError(f"expected a file, got {file}; for the task: --tasks {file}")
+    for listed, known in ((tasks or (), TASKS), (algorithms or (), ALGORITHMS)):
+        for name in listed:
+            if name not in known and not (known is TASKS and os.sep in name):
+                hint = "; overrides stand before --tasks" if "=" in name else nearest(name, known)
+                raise ConfigError(f"unknown name {name!r}{hint}")
+    choices = [*([override] for override in overrides), *map(alternatives, settings)]
+    if files:
+        return own_cells(files, seeds_of(seeds), choices)
+    table = dict.fromkeys(tasks or TASKS), dict.fromkeys(algorithms or COMPARED)
+    return table_cells(*table, seeds_of(seeds), choices)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("overrides", nargs="*", help="of all cells", metavar="key.sub=value")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--tasks",
-        nargs="+",
-        default=TASKS,
-        help=f"{', '.join(TASKS)}; or path/to/NAME of files NAME_qmix.yaml ..",
+        "words",
+        nargs="*",
+        metavar="FILE.yaml | key.sub=value",
+        help="configurations of your own, in place of the table; settings of all cells",
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", help=f"{', '.join(TASKS)}; or path/to/NAME of files NAME_qmix.yaml .."
     )
     parser.add_argument(
         "--algorithms",
         nargs="+",
-        default=COMPARED,
         help=f"{', '.join(ALGORITHMS)}; by default {', '.join(COMPARED)}",
     )
-    parser.add_argument("--seeds", type=int, default=5, help="the number of seeds, from 0")
+    parser.add_argument("--seeds", default="5", help="N for 0 to N - 1, or A-B (default: 5)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="key.sub=value,value..",
+        help="a cell for each value; given more than once, for each combination",
+    )
     parser.add_argument(
         "--jobs", type=int, default=2, help="the number of runs at a time, each in one thread"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
+    given = parser.parse_intermixed_args()
     with exit_on_mistake():
-        check_pictures()
-        benchmark(**vars(parser.parse_intermixed_args()))
+        named = given.words, given.tasks, given.algorithms, given.seeds, given.set
+        benchmark(chosen_cells(*named), given.jobs, given.runs)

@@ -16,12 +16,10 @@ if __name__ == "__main__":
 
 import torch
 from support.components import (
-    build_agent,
     build_collector,
     build_env,
     build_exploration,
     build_loss,
-    build_mixer,
     build_replay,
     build_update,
     n_batches,
@@ -48,6 +46,7 @@ from qmix_trl.config import RunConfig
 from qmix_trl.envs.game_tables import Game, make_game
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.logs import AUTO, make_run_folder, write_json
+from qmix_trl.trained import build_agent, build_mixer
 
 CONFIG = Path(__file__).parent / "configs" / "two_step_qmix.yaml"
 CPU = torch.device("cpu")

@@ -1,7 +1,8 @@
 """Train VDN, QMIX or IQL: python recipes/train.py CONFIG.yaml [key.sub=value ...]
 
-It leaves runs/NAME with config.yaml, metrics.csv, weights.pt, summary.json and checkpoints/, from
-which --resume runs/NAME goes on; of a scenario of your own also source/, a copy of its files.
+It leaves runs/NAME with config.yaml, metrics.csv, weights.pt, best_weights.pt, summary.json and
+checkpoints/, from which --resume runs/NAME goes on; of a scenario of your own also source/, a copy
+of its files; with evaluation.video=true also videos/.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,9 @@ if __name__ == "__main__":
 import torch
 from support.checkpoints import Checkpoints
 from support.components import (
-    build_agent,
     build_collector,
     build_exploration,
     build_loss,
-    build_mixer,
     build_replay,
     build_training_env,
     build_update,
@@ -34,13 +33,16 @@ from support.evaluation import Evaluation
 from support.finite import check_batch, check_update
 from support.memory import check_room
 from support.planned_run import planned_run
+from support.render.videos import Videos
 from support.run_folder import CONFIG_FILE, REPLAY_FOLDER
+from support.run_weights import RunWeights
 from support.training_report import TrainingReport
 from torchrl.envs import RewardSum
 
-from qmix_trl import Learner, make_policy, save_config, save_weights, with_memory
+from qmix_trl import Learner, make_policy, save_config, with_memory
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
+from qmix_trl.trained import build_agent, build_mixer
 
 
 def train(
@@ -63,8 +65,7 @@ def train(
         SystemExit: if a signal stops the run.
     """
     run = planned_run(config, overrides, runs, resume)
-    config = run.config
-    device = prepared_device(config)
+    config, device = run.config, prepared_device(run.config)
     check_room(run.task, device, run.runs, run.folder)
     env = build_training_env(run.task, device)
     evaluation = Evaluation(run.task, device)
@@ -81,12 +82,14 @@ def train(
     with run.opened() as folder, Stop() as stop:
         replay = build_replay(config, device, folder / REPLAY_FOLDER)  # of batches [B, T]
         learner = Learner(update, replay, n_steps=config.update.per_batch)
+        weights = RunWeights(folder, agent, mixer, evaluation.dims)
         shown = {"engine": env, "collector": collector, "update": learner}
         report = TrainingReport(config, folder, device, shown, baselines)
         parts = {"update": update, "replay": replay, "collector": collector, "report": report}
         checkpoints = Checkpoints(config, folder, parts)
-        frames, n_updates = checkpoints.load(evaluation, agent, mixer) if run.folder else (0, 0)
+        frames, n_updates = checkpoints.load(evaluation, agent, weights) if run.folder else (0, 0)
         save_config(config, folder / CONFIG_FILE)
+        videos = Videos(run.task, folder, device)
         with report:
             for batch in stop.watched(collector):
                 check_batch(batch)
@@ -100,15 +103,14 @@ def train(
                 collector.update_policy_weights_()
                 greedy = evaluation.greedy(agent) if evaluation_is_due(config, frames) else None
                 if greedy:
-                    save_weights(folder, agent, mixer)
+                    weights.save(greedy)
+                    videos.write(frames, agent)
                 report.write(frames, batch, means, explore.epsilon, greedy)
-                if checkpoints.is_due(frames, greedy):
-                    checkpoints.save(frames, n_updates, greedy)
-            is_stopped = frames < last_frame(config)
-            if is_stopped:
+                checkpoints.save_if_due(frames, n_updates, greedy)
+            if frames < last_frame(config):
                 checkpoints.stop(frames, n_updates)
         collector.shutdown()
-        if is_stopped:
+        if frames < last_frame(config):
             raise SystemExit(stop.exit_code)
         report.end(n_updates)
     return folder

@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import evaluate
 import pytest
 import train
 
@@ -72,9 +73,11 @@ evaluation:
   every_frames: 1000
   episodes: 2
   seed: 1000
+  video: false
 checkpoint:
   every_seconds: null
   keep: 2
+logging: []
 """  # 2 batches of 2 episodes of 4 steps: 16 frames
 MIXERS = {
     "qmix": ("mixer={name: qmix, mixing_embed_dim: 8, hypernet_layers: 1, hypernet_embed_dim: 8}"),
@@ -142,6 +145,12 @@ def metrics(folder: Path) -> dict[str, list[float | None]]:
 def summary(folder: Path) -> dict:
     """Return a run's summary."""
     return json.loads((folder / "summary.json").read_text())
+
+
+def evaluated(folder: Path, *overrides: str, **settings: str) -> dict[str, dict[str, float]]:
+    """Return the summaries of a run's returns and of the baselines', as in ``summary.json``."""
+    (found,) = evaluate.evaluate([folder], overrides, device="cpu", **settings)
+    return {**found.baselines, "greedy": found.runs[str(folder)]}
 
 
 def call(recipe: str, *arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark: the runs that it trains, its statistics, and BenchMARL's part."""
+"""The benchmark: the runs that it trains, and BenchMARL's part."""
 
 import csv
 import shutil
@@ -9,22 +9,14 @@ from dataclasses import replace
 from threading import Event, Thread
 
 import benchmark
-import numpy as np
 import pytest
 import torch
 import train
 import train_benchmarl
 from recipe_tools import TINY, check_told, game, metrics, summary
-from support.benchmark_report import (
-    Curve,
-    draw,
-    interquartile_mean,
-    interval,
-    normalized,
-    print_table,
-    read_curve,
-    write_csv,
-)
+from support import cells
+from support.cells import Cell, alternatives, own_cells, seeds_of
+from support.curves import read_curve
 from tensordict import TensorDict
 
 from qmix_trl import MachineError, load_config, save_config
@@ -33,99 +25,6 @@ from qmix_trl.keys import ACTION, OBSERVATION
 from qmix_trl.native.lock import held
 
 SHORT = ["env.engine=eager", "env.max_steps=30", "collection.steps=30"]
-BASELINES = {"no_op": 1.0, "random": -1.0}
-
-
-def curve(task, algorithm, seed, returns, baselines=BASELINES):
-    """Return a curve of evaluations 100 frames and 2 seconds apart."""
-    frames = 100.0 * np.arange(1, len(returns) + 1)
-    return Curve(task, algorithm, seed, frames, frames / 50, np.array(returns), baselines)
-
-
-# --------------------------------------------------------------------------- statistics
-
-
-def test_the_interquartile_mean_of_five_is_that_of_the_middle_three():
-    returns = np.array([[4.0, 0.0], [100.0, 0.0], [2.0, 3.0], [3.0, 6.0], [-50.0, 9.0]])
-    assert interquartile_mean(returns).tolist() == [3.0, 3.0]
-
-
-def test_the_interval_of_three_seeds_is_that_of_their_27_resamples():
-    # All three draws are the least one with probability 1/27, which is more than 2.5 %. Of three,
-    # a quarter is less than one: the interquartile mean is the mean.
-    low, high = interval(interquartile_mean, np.array([[0.0], [1.0], [2.0]]))
-    assert (low.tolist(), high.tolist()) == ([0.0], [2.0])
-
-
-def test_the_interval_of_one_seed_is_itself():
-    low, high = interval(interquartile_mean, np.array([[3.0, 4.0]]))
-    assert low.tolist() == high.tolist() == [3.0, 4.0]
-
-
-def test_normalized_scores_are_by_task():
-    curves = [
-        curve("a", "qmix", 0, [0.0, 5.0]),
-        curve("a", "vdn", 0, [0.0, 3.0]),
-        curve("b", "qmix", 0, [2.0], {"no_op": -4.0, "random": -2.0}),
-        curve("b", "vdn", 0, [6.0], {"no_op": -4.0, "random": -2.0}),
-        curve("b", "iql", 0, [6.0], {"no_op": -4.0, "random": -2.0}),
-    ]
-    # Task a: 0 at 1, 1 at 5; task b: 0 at -2, 1 at 6. IQL did not learn task a.
-    scores = normalized(curves)
-    assert {name: [s.tolist() for s in samples] for name, samples in scores.items()} == {
-        "qmix": [[1.0], [0.5]],
-        "vdn": [[0.5], [1.0]],
-    }
-
-
-def test_a_task_that_nothing_learned_is_left_out_of_the_scores():
-    curves = [curve("a", "qmix", 0, [5.0]), curve("b", "qmix", 0, [0.5])]
-    assert [s.tolist() for s in normalized(curves)["qmix"]] == [[1.0]]
-
-
-def test_the_printed_table(capsys):
-    returns = [[0.0, 10.0], [0.0, 20.0], [0.0, 60.0]]
-    print_table([curve("balance", "qmix", i, r) for i, r in enumerate(returns)])
-    lines = capsys.readouterr().out.splitlines()
-    assert any(line.split() == ["balance", "no_op", "1.00"] for line in lines)
-    assert any(line.split() == ["balance", "random", "-1.00"] for line in lines)
-    # The mean of 10, 20 and 60, and all resamples alike with probability 1/27 each.
-    cells = next(line.split() for line in lines if line.startswith("balance       qmix"))
-    assert cells == ["balance", "qmix", "30.00", "[10.00,", "60.00]", "3", "200", "4"]
-
-
-def test_the_csv_has_each_evaluation_of_each_run(tmp_path):
-    write_csv([curve("a", "vdn", s, [1.0, 2.5]) for s in (0, 1)], tmp_path / "all.csv")
-    lines = list(csv.reader((tmp_path / "all.csv").open()))
-    assert lines == [
-        ["task", "algorithm", "seed", "frames", "seconds", "greedy_return"],
-        ["a", "vdn", "0", "100", "2.00", "1.0"],
-        ["a", "vdn", "0", "200", "4.00", "2.5"],
-        ["a", "vdn", "1", "100", "2.00", "1.0"],
-        ["a", "vdn", "1", "200", "4.00", "2.5"],
-        ["a", "no_op", "", "", "", "1.0"],
-        ["a", "random", "", "", "", "-1.0"],
-    ]
-
-
-@pytest.mark.parametrize("n_tasks", [1, 5])
-def test_the_figure_is_drawn(n_tasks, tmp_path):
-    algorithms = ("qmix", "vdn")
-    curves = [
-        curve(f"task_{i}", algorithm, seed, [seed, seed + i])
-        for i in range(n_tasks)
-        for algorithm in algorithms
-        for seed in range(3)
-    ]
-    figure = draw(curves, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    panels = [axis for axis in figure.axes if axis.axison]
-    assert len(panels) == 2 * n_tasks
-    for panel in panels:
-        lines = {line.get_label(): line.get_xdata() for line in panel.get_lines()}
-        assert set(lines) == {*algorithms, "no_op", "random"}
-        assert list(lines["qmix"]) == {"frames": [100, 200], "seconds": [2, 4]}[panel.get_xlabel()]
-        assert len(panel.collections) == len(algorithms)  # an interval for each
 
 
 # ------------------------------------------------------------------------------- runs
@@ -142,14 +41,20 @@ def tiny_table(tmp_path, monkeypatch):
             text = text.replace(text[text.index("mixer:") : text.index("explor")], "")
             text += f"mixer: {mixer}\n"
         (tmp_path / f"tiny_{algorithm}.yaml").write_text(text)
-    monkeypatch.setattr(benchmark, "CONFIGS", tmp_path)
+    monkeypatch.setattr(cells, "CONFIGS", tmp_path)
     monkeypatch.setattr(benchmark, "TASKS", ("tiny",))
     return tmp_path
 
 
 def run_table(runs, *overrides, algorithms=("qmix", "vdn"), seeds=1):
     """Run the table in a folder."""
-    benchmark.benchmark(("tiny",), algorithms, seeds, 2, runs, overrides)
+    chosen = benchmark.chosen_cells(overrides, ["tiny"], algorithms, str(seeds), [])
+    benchmark.benchmark(chosen, 2, runs)
+
+
+def vdn_cell(*overrides):
+    """Return the cell of the table by VDN."""
+    return Cell("tiny_vdn", cells.CONFIGS / "tiny_vdn.yaml", 0, overrides, "tiny", "vdn")
 
 
 @pytest.mark.slow
@@ -191,33 +96,96 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tiny_table, capsy
     said = capsys.readouterr()
     assert "exit code 2: error: " in said.out
     assert "1 failed" in said.err
-    assert {line["algorithm"] for line in csv.DictReader((runs / "benchmark.csv").open())} == {
-        "qmix",
-        "no_op",
-        "random",
-    }
+    lines = csv.DictReader((runs / "benchmark.csv").open())
+    assert {line["group"] for line in lines} == {"qmix", "no_op", "random"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((("balanc",), ("qmix",), 1, 1), "unknown name 'balanc'; did you mean 'balance'"),
-        ((("balance",), ("vdm",), 1, 1), "unknown name 'vdm'; did you mean 'vdn'"),
-        ((("balance", "loss.gamma=0"), ("vdn",), 1, 1), "'loss.gamma=0'; overrides stand before"),
-        ((("balance",), ("qmix",), 0, 1), "--seeds and --jobs of at least 1, got 0 and 1"),
-        ((("balance",), ("qmix_feedforward",), 1, 1), "no configuration"),
-        ((("memory",), ("benchmarl_qmix",), 1, 1), "no configuration"),
+        (([], ["balanc"], ["qmix"], "1", []), "unknown name 'balanc'; did you mean 'balance'"),
+        (([], ["balance"], ["vdm"], "1", []), "unknown name 'vdm'; did you mean 'vdn'"),
+        (([], ["balance", "loss.gamma=0"], ["vdn"], "1", []), "overrides stand before"),
+        (([], ["balance"], ["qmix"], "0", []), "--seeds: expected .* at least 1, .* got '0'"),
+        (([], ["balance"], ["qmix"], "3-2", []), "--seeds: expected .* such as 0-9, got '3-2'"),
+        (([], ["balance"], ["qmix"], "many", []), "--seeds: expected .* got 'many'"),
+        (([], ["balance"], ["qmix_feedforward"], "1", []), "no configuration"),
+        (([], ["memory"], ["benchmarl_qmix"], "1", []), "no configuration"),
+        ((["balance"], None, None, "1", []), "expected a file, got balance; .*--tasks balance"),
+        ((["mine.yaml"], ["balance"], None, "1", []), "expected files such as mine.yaml, or"),
+        (([], ["balance"], ["vdn"], "1", ["loss.gamma"]), "--set: expected key.sub=value"),
+        (([], ["balance"], ["vdn"], "1", ["a={b,"]), "--set: expected key.sub=value"),
+        ((["seed=3"], ["balance"], ["vdn"], "1", []), "seed=3: seeds are those of --seeds"),
+        (([], ["balance"], ["vdn"], "1", ["name=a,b"]), "name=a,b: .* names those of cells"),
     ],
 )
-def test_a_mistake_in_the_arguments(arguments, said, tmp_path):
+def test_a_mistake_in_the_arguments(arguments, said):
     with pytest.raises(ConfigError, match=said):
-        benchmark.benchmark(*arguments, tmp_path, ())
+        benchmark.chosen_cells(*arguments)
 
 
-@pytest.mark.parametrize("override", ["seed=3", "name=mine"])
-def test_seed_and_name_are_not_overridden(override, tmp_path):
-    with pytest.raises(ConfigError, match=f"{override}: seeds are 0 to --seeds"):
-        benchmark.benchmark(("balance",), ("vdn",), 1, 1, tmp_path, (override,))
+def test_seeds_are_a_number_or_a_range():
+    assert [*seeds_of("3")] == [0, 1, 2]
+    assert [*seeds_of("2-4")] == [2, 3, 4]
+    assert [*seeds_of("7-7")] == [7]
+
+
+def test_values_are_separated_by_commas_outside_of_braces_and_quotes():
+    assert alternatives("loss.td_lambda=0.8,0.9") == ["loss.td_lambda=0.8", "loss.td_lambda=0.9"]
+    assert alternatives("mixer={name: vdn}, {name: qmix, a: [1, 2]}") == [
+        "mixer={name: vdn}",
+        "mixer={name: qmix, a: [1, 2]}",
+    ]
+    assert alternatives("name='a,b'") == ["name='a,b'"]
+
+
+def test_the_cells_of_a_users_configurations(tiny_table):
+    files = [str(tiny_table / f"tiny_{algorithm}.yaml") for algorithm in ("qmix", "vdn")]
+    choices = [["checkpoint.keep=1"], ["loss.td_lambda=0.8", "loss.td_lambda=0.9"]]
+    found = own_cells(files, seeds_of("3-4"), choices)
+    assert [(cell.name, cell.task, cell.group) for cell in found[:4]] == [
+        ("tiny_qmix_td_lambda_0.8-3", "two_step", "qmix, td_lambda=0.8"),
+        ("tiny_qmix_td_lambda_0.9-3", "two_step", "qmix, td_lambda=0.9"),
+        ("tiny_vdn_td_lambda_0.8-3", "two_step", "vdn, td_lambda=0.8"),
+        ("tiny_vdn_td_lambda_0.9-3", "two_step", "vdn, td_lambda=0.9"),
+    ]
+    assert [cell.seed for cell in found] == [3] * 4 + [4] * 4
+    assert found[1].overrides == ("checkpoint.keep=1", "loss.td_lambda=0.9")
+
+
+def test_two_files_of_one_name_are_refused(tiny_table):
+    other = tiny_table / "other" / "tiny_vdn.yaml"
+    other.parent.mkdir()
+    shutil.copy(tiny_table / "tiny_vdn.yaml", other)
+    with pytest.raises(ConfigError, match=r"both runs would be called tiny_vdn-0; rename a file"):
+        own_cells([str(tiny_table / "tiny_vdn.yaml"), str(other)], [0], [])
+
+
+def test_a_long_setting_gives_a_name_that_a_run_can_have(tiny_table):
+    file = str(tiny_table / "tiny_vdn.yaml")
+    mixers = [
+        f"mixer={{name: qmix, mixing_embed_dim: 8, hypernet_layers: {n}, hypernet_embed_dim: 8}}"
+        for n in (1, 2)
+    ]
+    first, second = own_cells([file], [0], [mixers])
+    assert first.name != second.name
+    for cell in (first, second):
+        assert load_config(file, cell.settings).name == cell.name
+
+
+@pytest.mark.slow
+def test_a_users_configurations_are_trained_once_and_compared(tiny_table, capsys):
+    files = [str(tiny_table / "tiny_vdn.yaml")]
+    chosen = benchmark.chosen_cells(files, None, None, "4-4", ["loss.td_lambda=0.8,0.9"])
+    runs = tiny_table / "runs"
+    benchmark.benchmark(chosen, 1, runs)
+    benchmark.benchmark(chosen, 1, runs)
+    said = capsys.readouterr().out
+    assert "2 runs, 2 of them done" in said
+    assert said.splitlines()[-1] == f"wrote {runs}/benchmark.csv, {runs}/benchmark.png"
+    for name, td_lambda in (("0.8", 0.8), ("0.9", 0.9)):
+        config = load_config(runs / f"tiny_vdn_td_lambda_{name}-4" / "config.yaml")
+        assert (config.loss.td_lambda, config.seed) == (td_lambda, 4)
 
 
 def test_a_run_of_another_configuration_is_not_deleted(tiny_table):
@@ -249,7 +217,7 @@ def test_a_second_benchmark_in_the_same_folder_is_refused(tiny_table):
 
 
 def test_a_run_that_another_process_trains_is_not_removed(tiny_table):
-    cell = benchmark.Cell("tiny", "vdn", 0, ())
+    cell = vdn_cell()
     live = tiny_table / "runs" / cell.name
     live.mkdir(parents=True)
     with held(live):
@@ -260,7 +228,7 @@ def test_a_run_that_another_process_trains_is_not_removed(tiny_table):
 
 @pytest.mark.parametrize("damage", ["", '{"frames": 1', "[]", "\x00" * 20, b"\xff\xfe", None])
 def test_a_run_with_a_damaged_summary_is_not_done(damage, tiny_table):
-    cell = benchmark.Cell("tiny", "vdn", 0, ())
+    cell = vdn_cell()
     folder = tiny_table / "runs" / cell.name
     folder.mkdir(parents=True)
     save_config(load_config(cell.config, cell.settings), folder / "config.yaml")
@@ -278,7 +246,7 @@ def test_a_run_with_a_damaged_summary_is_not_done(damage, tiny_table):
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--runs: .* cannot be made: Not a directory"):
-        benchmark.benchmark(("balance",), ("vdn",), 1, 1, tmp_path / "file" / "runs", ())
+        benchmark.benchmark([], 1, tmp_path / "file" / "runs")
 
 
 def test_a_name_given_twice_is_one_cell(tiny_table, capsys):
@@ -287,7 +255,7 @@ def test_a_name_given_twice_is_one_cell(tiny_table, capsys):
 
 
 def test_a_stopped_table_ends_its_running_cells(tiny_table):
-    cell = benchmark.Cell("tiny", "vdn", 0, ("collection.total_frames=100000000",))
+    cell = vdn_cell("collection.total_frames=100000000")
     stop, folder = Event(), tiny_table / "runs" / cell.name
 
     def stop_when_it_trains():
@@ -313,7 +281,7 @@ def test_the_same_seed_gives_the_same_curve(name, tmp_path):
         *("update.per_batch=3", "evaluation.every_frames=1", "evaluation.episodes=8"),
     ]
     folders = [
-        train.train(str(benchmark.CONFIGS / f"{name}.yaml"), small, str(tmp_path / run))
+        train.train(str(cells.CONFIGS / f"{name}.yaml"), small, str(tmp_path / run))
         for run in ("first", "again")
     ]
     first, again = (metrics(folder) for folder in folders)
@@ -322,14 +290,14 @@ def test_the_same_seed_gives_the_same_curve(name, tmp_path):
     assert first == again
 
 
-@pytest.mark.parametrize("task", benchmark.TASKS)
+@pytest.mark.parametrize("task", cells.TASKS)
 def test_vdn_and_iql_differ_from_qmix_in_the_mixer_alone(task):
     configs = {
         algorithm: load_config(path)
-        for algorithm in benchmark.ALGORITHMS
-        if (path := benchmark.CONFIGS / f"{task}_{algorithm}.yaml").exists()
+        for algorithm in cells.ALGORITHMS
+        if (path := cells.CONFIGS / f"{task}_{algorithm}.yaml").exists()
     }
-    assert set(benchmark.COMPARED) <= set(configs)
+    assert set(cells.COMPARED) <= set(configs)
     qmix = configs["qmix"]
     for name, config in configs.items():
         algorithm, _, agent = name.partition("_")
@@ -362,14 +330,14 @@ def test_benchmarls_agents_act_by_their_weights(tmp_path):
 
 
 def test_a_failed_process_is_reported(tmp_path):
-    config = load_config(benchmark.CONFIGS / "balance_qmix.yaml")
+    config = load_config(cells.CONFIGS / "balance_qmix.yaml")
     with pytest.raises(MachineError, match=r"ended with 1: .*No module named 'benchmarl'"):
         list(train_benchmarl.trained(sys.executable, config, tmp_path))
 
 
 def test_benchmarl_refuses_games(tmp_path):
     with pytest.raises(ConfigError, match=r"VMAS's tasks, not 'games'"):
-        train_benchmarl.main(str(benchmark.CONFIGS / "memory_qmix.yaml"), [], str(tmp_path))
+        train_benchmarl.main(str(cells.CONFIGS / "memory_qmix.yaml"), [], str(tmp_path))
 
 
 def test_a_run_of_benchmarl_is_read_like_ours(tmp_path, monkeypatch):
@@ -381,7 +349,7 @@ def test_a_run_of_benchmarl_is_read_like_ours(tmp_path, monkeypatch):
     monkeypatch.setattr(train_benchmarl, "make_virtualenv", lambda: None)
     monkeypatch.setattr(train_benchmarl, "trained", lambda *_: iter(points))
     folder = train_benchmarl.main(
-        str(benchmark.CONFIGS / "navigation_qmix.yaml"),
+        str(cells.CONFIGS / "navigation_qmix.yaml"),
         [
             "seed=3",
             "evaluation.episodes=4",
@@ -392,6 +360,6 @@ def test_a_run_of_benchmarl_is_read_like_ours(tmp_path, monkeypatch):
         str(tmp_path / "runs"),
     )
     assert folder.name == "benchmarl_navigation_qmix-1"
-    read = read_curve(folder, "navigation", benchmark.BENCHMARL)
+    read = read_curve(folder, "navigation", cells.BENCHMARL)
     assert (read.seed, read.frames.tolist(), read.seconds.tolist()) == (3, [100, 200], [2.0, 4.0])
-    assert read.returns[0] == read.returns[1] != read.baselines["no_op"]
+    assert read.values[0] == read.values[1] != read.baselines["no_op"]

@@ -6,13 +6,14 @@ from recipe_tools import tiny
 from support import components
 
 from qmix_trl import EnvDims, MachineError, SequenceRows, load_config
+from qmix_trl.trained import build_agent
 
 
 def test_the_loss_is_built_as_configured(tmp_path):
     overrides = ["collection.rows=slices", "replay.burn_in=2", "loss.gamma=0.5"]
     config = load_config(tiny(tmp_path), overrides)
     dims = EnvDims(n_agents=2, observation_dim=3, n_actions=4, state_shape=torch.Size([5]))
-    agent = components.build_agent(config, dims, torch.device("cpu"))
+    agent = build_agent(config, dims, torch.device("cpu"))
     loss = components.build_loss(config, agent, None)
     assert (loss.burn_in, loss.gamma) == (2, 0.5)
 

@@ -74,9 +74,11 @@ evaluation:
   every_frames: 30000
   episodes: 100
   seed: 1000
+  video: false
 checkpoint:
   every_seconds: 120
   keep: 2
+logging: []
 """
 
 FAMILIES = "vmas, games, foraging, custom, pettingzoo, lbforaging, rware"

@@ -6,10 +6,9 @@ import subprocess
 import sys
 import time
 
-import evaluate
 import pytest
 import torch
-from recipe_tools import RECIPES, check_told, run, summary, tiny
+from recipe_tools import RECIPES, check_told, evaluated, run, summary, tiny
 from team_tools import LIMIT
 from torchrl.envs import ParallelEnv
 from train_tools import wait_for_the_table
@@ -83,7 +82,7 @@ def test_a_run_is_trained_and_evaluated_from_another_folder(function, folder, mo
     assert capsys.readouterr().out.startswith(f"{left}: qmix on mine.py:{function}, cpu, seed 0")
     assert summary(left)["engine"] == ("SerialEnv" if function == "make" else "AnyEnv")
     monkeypatch.chdir("/")
-    again = evaluate.evaluate(left, episodes=2, seed=None, device="cpu")
+    again = evaluated(left, "evaluation.episodes=2")
     assert again == summary(left)["return"]
     saved = load_config(left / "config.yaml").env
     assert saved.make == f"{folder / 'envs' / 'mine.py'}:{function}"

@@ -10,7 +10,7 @@ from vmas.simulator.core import Agent, Landmark, Sphere, World
 
 from qmix_trl.envs.compiled import gate, gate_runs
 from qmix_trl.envs.compiled.engines.buffers import layout_of
-from qmix_trl.envs.compiled.gate import Mismatch, Reference, check
+from qmix_trl.envs.compiled.gate import COPIES, Mismatch, Reference, check
 from qmix_trl.envs.compiled.gate_runs import (
     AFTER_LIMIT,
     AGAIN,
@@ -72,7 +72,7 @@ def reference_of(simulation):
         values = [v for v in paths.read_from(contents) if v.shape[:1] == (of.n_envs,)]
         return torch.cat([value.reshape(of.n_envs, -1).float() for value in values], 1)
 
-    scratch = VmasSimulation(simulation.task, simulation.n_envs, 0, simulation.device)
+    scratch = VmasSimulation(simulation.task, COPIES * simulation.n_envs, 0, simulation.device)
     return Reference(
         simulation, scratch, paths, layout_of(simulation), pack, lambda x: x, draws=True
     )
@@ -85,13 +85,13 @@ def step_with(reference, fault):
         reference: the gate's.
         fault: returns where, bool [E], given the simulation and the actions.
     """
-    mine = replace(reference, scratch=VmasSimulation(reference.simulation.task, E, 0, CPU))
+    mine = replace(reference, scratch=VmasSimulation(reference.simulation.task, COPIES * E, 0, CPU))
 
     def step(state, action, key):
         simulation = reference.simulation
         wrong = fault(simulation, action)
         before = [value.clone() for value in reference.paths.read(simulation.simulator)]
-        outcome = mine.step_from(before, action, key)
+        outcome, _ = mine.near(before, action, key)
         return replace(outcome, reward=outcome.reward + wrong.float()[:, None])
 
     return step

@@ -150,8 +150,8 @@ def test_mistakes(scenario, kwargs, part):
 def test_pictures_are_passed_on(monkeypatch):
     env = made(FORAGING, n_envs=2)
     for i, each in enumerate(env._envs):
-        monkeypatch.setattr(each._env, "render", lambda i=i: f"picture {i}")
-    assert [env.render(), env.render(1)] == ["picture 0", "picture 1"]
+        monkeypatch.setattr(each._env, "render", lambda mode, i=i: f"{mode} {i}")
+    assert [env.render(), env.render(1)] == ["rgb_array 0", "rgb_array 1"]
 
 
 def test_a_missing_package_is_told_with_its_remedy(monkeypatch):

@@ -1,5 +1,6 @@
 """State where a scenario may hide it: found, or a refusal that names it; never a constant."""
 
+import cProfile
 import ctypes
 import datetime
 import enum
@@ -7,6 +8,7 @@ import functools
 import io
 import itertools
 import os
+import pstats
 import random
 import threading
 import time
@@ -19,6 +21,7 @@ import pytest
 import torch
 from compiled_tools import Plain, simulation_of
 
+from qmix_trl.envs.compiled.trace.audit import audited
 from qmix_trl.envs.compiled.trace.graph import TRACE_ENVS
 from qmix_trl.envs.compiled.trace.guard import Watch
 from qmix_trl.envs.compiled.trace.pure import Untraceable
@@ -378,6 +381,19 @@ def drawing(function):
 def test_a_step_that_depends_on_chance_is_refused(scenario, message):
     with pytest.raises(Untraceable, match=message):
         traced(simulation_of(scenario, TRACE_ENVS))
+
+
+def test_a_profiler_goes_on_after_an_audit():
+    def after_the_audit():
+        return sum(range(10))
+
+    with cProfile.Profile() as profile:
+        with audited(frozenset()) as audit:
+            random.random()
+        after_the_audit()
+    assert audit.chances
+    names = {name for _, _, name in pstats.Stats(profile).stats}
+    assert "after_the_audit" in names
 
 
 def test_a_value_that_is_drawn_when_a_scenario_is_made_is_refused():

@@ -13,6 +13,7 @@ from torchrl.envs import RewardSum
 
 from qmix_trl import MachineError, load_config, make_policy, with_memory
 from qmix_trl.keys import EPISODE_REWARD, REWARD
+from qmix_trl.trained import build_agent
 
 CPU = torch.device("cpu")
 SIZES = ["env.n_envs=64", "replay.capacity_rows=512", "evaluation.episodes=32"]
@@ -58,7 +59,7 @@ def run_parts(config):
     n_envs = config.env.n_envs
     env = components.build_env(config, CPU, n_envs=n_envs, seed=0, reset_when_done=slices)
     evaluation = Evaluation(config, CPU)
-    agent = components.build_agent(config, evaluation.dims, CPU)
+    agent = build_agent(config, evaluation.dims, CPU)
     env = with_memory(env, agent).append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
     policy = make_policy(agent, components.build_exploration(config, CPU))
     collector = components.build_collector(config, env, policy)

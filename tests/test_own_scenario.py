@@ -5,15 +5,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import evaluate
 import pytest
 import scenarios_any as s
 import torch
-from benchmark import BENCHMARL, cells_of
 from own_scenario_tools import BASE, FILES, HEADER, trained, written
-from recipe_tools import AGENTS, call, check_told, summary, tiny
+from recipe_tools import AGENTS, call, check_told, evaluated, summary, tiny
 from recipe_tools import run as train_on
 from support.benchmarl_process import load_vmas_config
+from support.cells import BENCHMARL, table_cells
 from support.command_line import throughput_arguments
 from support.sources import changes
 from support.throughput.collection import their_env
@@ -47,10 +46,6 @@ SETTINGS = {
     "verify": 0.0,
 }
 SAVED = "checkpoint.every_seconds=0"
-
-
-def evaluated(folder):
-    return evaluate.evaluate(folder, episodes=2, seed=None, device="cpu")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -462,7 +457,7 @@ def test_a_table_of_a_users_task_by_path(tmp_path, monkeypatch):
     text = tiny(tmp_path).read_text().replace("scenario: balance", "scenario: mine/sensors.py")
     (tmp_path / "sensors_qmix.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    (cell,) = cells_of(["./sensors"], ["qmix", "vdn", BENCHMARL], 1, [])
+    (cell,) = table_cells(["./sensors"], ["qmix", "vdn", BENCHMARL], [0], [])
     assert (cell.name, cell.config) == ("sensors_qmix-0", Path("sensors_qmix.yaml"))
     settings = ["env.scenario_kwargs={}", "name=sensors_qmix-0"]
     trained_run = train_on(tmp_path, *settings, "checkpoint.every_seconds=null", config=cell.config)

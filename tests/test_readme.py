@@ -11,7 +11,8 @@ import torch
 from support.commands import COMMANDS
 from tensordict import TensorDict
 
-from qmix_trl import RecurrentAgent, keys, save_weights
+from qmix_trl import EnvDims, keys, load_config, save_config, save_weights
+from qmix_trl.trained import build_agent, build_mixer
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -58,6 +59,10 @@ TOO_LONG = {
     '.venv/bin/pip install -q -e ".[recipes,dev]"': "2026-11-26",
     ".venv/bin/pytest -q -n 2": "2026-11-26",
     '.venv/bin/pip install -q -e ".[recipes,envs]"': "2026-11-27",
+    '.venv/bin/pip install -q -e ".[recipes,tensorboard,wandb]"': "2026-11-27",
+    # test_loggers.py has them on.
+    ".venv/bin/python recipes/train.py recipes/configs/balance_quick.yaml "
+    "'logging=[tensorboard, wandb]'": "2026-11-27",
     ".venv/bin/python recipes/train.py recipes/configs/pettingzoo_spread_qmix.yaml": "2026-11-27",
     ".venv/bin/python recipes/names.py engines": "2026-11-23",
     # test_reuse.py trains by their functions.
@@ -66,6 +71,8 @@ TOO_LONG = {
     ".venv/bin/python recipes/reuse/sequence_replay.py": "2026-11-27",
     ".venv/bin/python recipes/games.py": "2026-11-26",
     ".venv/bin/python recipes/benchmark.py": "2026-11-25",
+    ".venv/bin/python recipes/benchmark.py recipes/configs/two_step_qmix.yaml --seeds 0-9 "
+    "--set loss.td_lambda=0.0,0.9": "2026-11-27",
     ".venv/bin/python recipes/benchmark.py --tasks balance navigation --algorithms qmix "
     "benchmarl_qmix --seeds 1": "2026-11-25",
     ".venv/bin/python recipes/train_benchmarl.py recipes/configs/balance_qmix.yaml": "2026-11-25",
@@ -202,12 +209,21 @@ def test_the_snippet_of_pettingzoo_is_short_and_runs():
 def test_the_librarys_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "balance_qmix_recurrent-1").mkdir(parents=True)
-    save_weights("runs/balance_qmix_recurrent-1", RecurrentAgent(4, 16, 9), None)
+    folder = tmp_path / "runs" / "balance_qmix_recurrent-1"
+    config = load_config(ROOT / "recipes" / "configs" / "balance_qmix_recurrent.yaml")
+    save_config(config, folder / "config.yaml")
+    dims = EnvDims(n_agents=4, observation_dim=16, n_actions=9, state_shape=torch.Size([36]))
+    cpu = torch.device("cpu")
+    agent, mixer = build_agent(config, dims, cpu), build_mixer(config, dims, cpu)
+    for weights in ("last", "best"):
+        save_weights(folder, agent, mixer, weights=weights, dims=dims)
     team, load, resume, mixer = blocks(TEXTS["qmix_trl/README.md"], "python")
     exec(team, names := {})
     # TorchRL's balance: three agents of 16 numbers, and 3 x 3 forces.
     assert (names["dims"].n_agents, names["dims"].observation_dim) == (3, 16)
-    exec(load, {})
+    exec(load, names := {})
+    assert torch.equal(names["agent"].fc2.weight, agent.fc2.weight)
+    assert names["mixer"].state_shape == (36,)
     exec(resume, names := {})
     assert names["run"].values == {"frames": 6000}
     names = {}

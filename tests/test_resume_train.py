@@ -21,6 +21,7 @@ from train_tools import SAVED, check_same, started, wait_for_the_table
 
 from qmix_trl import CheckpointError, ConfigError, make_collector
 from qmix_trl.checkpoint import run as checkpoint
+from qmix_trl.checkpoint.weights import about_weights
 from qmix_trl.fused.collector import FusedCollector
 from qmix_trl.native import build
 from qmix_trl.native.lock import held
@@ -182,7 +183,7 @@ def test_the_newest_run_of_a_configuration_goes_on(tmp_path):
 def killed_before_a_checkpoint(folder, *overrides):
     """Return the folder of a run named g without what is written after its first batch."""
     killed = run(folder, *overrides, "name=g")
-    for name in ("weights.pt", "summary.json"):
+    for name in ("weights.pt", "best_weights.pt", "summary.json"):
         (killed / name).unlink()
     return killed
 
@@ -203,6 +204,17 @@ def test_a_named_run_that_was_killed_before_a_checkpoint_begins_again(has_config
     assert metrics(killed) == metrics(run(tmp_path))
     assert run(tmp_path, "name=g", frames([], 3), resume="auto") == killed
     assert metrics(killed)["frames"] == [8, 16, 24]
+
+
+def test_a_run_that_begins_again_forgets_the_best_weights_before(tmp_path):
+    killed = run(tmp_path, "name=g")
+    (killed / "summary.json").unlink()
+    weights = torch.load(killed / "best_weights.pt", weights_only=True)
+    weights["about"]["greedy_return"] = 1e6
+    torch.save(weights, killed / "best_weights.pt")
+    run(tmp_path, "name=g", resume="auto")
+    found = about_weights(killed, "best").greedy_return
+    assert found == summary(killed)["return"]["greedy"]["mean"]
 
 
 @pytest.mark.parametrize("other", ["seed=1", "a file", "finished"])

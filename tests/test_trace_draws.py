@@ -56,15 +56,16 @@ def test_neighbouring_draws_are_uncorrelated(kind):
 
 
 @pytest.mark.parametrize("kind", LAWS)
-def test_environments_can_draw_the_numbers_of_one(kind):
+def test_environments_can_draw_the_numbers_of_others(kind):
     all_numbers = draws.draw(kind, KEY, 5, 2, (3,))  # [E, 3]
     occupied = torch.rand(5, 4, 2, generator=torch.Generator().manual_seed(0))
     spawned = draws.spawn(occupied, KEY, 1, 0.3, *BOUNDS)
-    with draws.as_environment(3):
-        replayed = draws.draw(kind, KEY, 2, 2, (3,))
-        again = draws.spawn(occupied[3:4], KEY, 1, 0.3, *BOUNDS)
-    assert torch.equal(replayed, all_numbers[3].expand(2, 3))
-    assert torch.equal(again, spawned[3:4])
+    others = torch.tensor([3, 0, 3])
+    with draws.as_environments(others):
+        repeated = draws.draw(kind, KEY, 3, 2, (3,))
+        again = draws.spawn(occupied[others], KEY, 1, 0.3, *BOUNDS)
+    assert torch.equal(repeated, all_numbers[others])
+    assert torch.equal(again, spawned[others])
     assert torch.equal(draws.draw(kind, KEY, 5, 2, (3,)), all_numbers)
 
 

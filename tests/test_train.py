@@ -6,10 +6,9 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
-import evaluate
 import pytest
 import torch
-from recipe_tools import AGENTS, COMBINATIONS, MIXERS, game, metrics, run, summary
+from recipe_tools import AGENTS, COMBINATIONS, MIXERS, evaluated, game, metrics, run, summary
 from vmas_tools import SEVERAL_GROUPS
 
 from qmix_trl import ConfigError, load_config
@@ -29,6 +28,7 @@ def test_a_run_leaves_its_folder(mixer, agent, tmp_path, capsys):
     folder = run(tmp_path, MIXERS[mixer], AGENTS[agent], "seed=3")
     assert folder == tmp_path / "runs" / "tiny-1"
     assert sorted(path.name for path in folder.iterdir()) == [
+        "best_weights.pt",
         "config.yaml",
         "metrics.csv",
         "summary.json",
@@ -73,6 +73,7 @@ def test_a_run_leaves_its_folder(mixer, agent, tmp_path, capsys):
         found[name] for name in ("engine", "collector", "update")
     ]
     assert said[-2].startswith(f"greedy return {found['return']['greedy']['mean']:.2f} after 16")
+    assert said[-1].startswith("next: ")
 
 
 def test_the_metrics_of_a_run(tmp_path):
@@ -306,4 +307,4 @@ def test_each_of_several_groups_can_be_the_team(scenario, tmp_path):
 def test_every_combination_trains_on_every_game(scenario, keywords, mixer, agent, tmp_path):
     folder = run(tmp_path, game(scenario, keywords), MIXERS[mixer], AGENTS[agent])
     assert all(math.isfinite(value) for value in metrics(folder)["loss"])
-    assert evaluate.evaluate(folder, episodes=3, seed=None, device="cpu")["greedy"]["episodes"] == 3
+    assert evaluated(folder, "evaluation.episodes=3")["greedy"]["episodes"] == 3

@@ -14,6 +14,7 @@ from torchrl.envs import TensorDictPrimer
 from qmix_trl.agents.layers import (
     AgentInput,
     AgentLayers,
+    agent_repr,
     carried,
     dispatched,
     memory_primer,
@@ -73,6 +74,7 @@ class FeedforwardAgent(TensorDictModuleBase):
             use_agent_id=use_agent_id,
         )
         self.n_actions = n_actions
+        self.hidden_dims = tuple(hidden_dims)
         widths = [self.inputs.dim, *hidden_dims, n_actions]
         self.layers = nn.ModuleList(
             per_agent(
@@ -89,6 +91,9 @@ class FeedforwardAgent(TensorDictModuleBase):
                 agents=Composite(last_action=last_action, shape=(n_agents,))
             )
             self.in_keys = [OBSERVATION, LAST_ACTION, IS_INIT]
+
+    def __repr__(self) -> str:
+        return agent_repr(self, self.layers[-1], hidden_dims=self.hidden_dims)
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """Return the transform that carries the memory, under the name that TorchRL looks for."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchrl.data import Composite
 from torchrl.envs import TensorDictPrimer
 
+from qmix_trl.chosen import named
+
 RESET = "_reset"  # TorchRL's entry for the environments that a call of ``reset`` resets
 
 
@@ -124,6 +126,27 @@ class LayerPerAgent(nn.Module):
         """Draw all parameters again."""
         for name, drawn in self._draw().items():
             getattr(self, name).copy_(drawn)  # a loss sets plain tensors
+
+
+def agent_repr(agent: nn.Module, head: nn.Module, **width: int | tuple[int, ...]) -> str:
+    """Return an agent in one line, by the arguments that make it.
+
+    Args:
+        agent: with ``inputs`` and ``n_actions``.
+        head: its last layer.
+        **width: of its hidden layers, by the argument's name.
+    """
+    inputs = agent.inputs
+    arguments = {
+        "n_agents": inputs.n_agents,
+        "observation_dim": inputs.observation_dim,
+        "n_actions": agent.n_actions,
+        **width,
+        "share_parameters": not isinstance(head, LayerPerAgent),
+        "use_last_action": inputs.use_last_action,
+        "use_agent_id": inputs.use_agent_id,
+    }
+    return f"{type(agent).__name__}({named(arguments)})"
 
 
 def per_agent(make_layer: Callable[[], nn.Module], n_copies: int | None) -> nn.Module:

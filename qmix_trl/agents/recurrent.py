@@ -13,6 +13,7 @@ from qmix_trl.agents import gru
 from qmix_trl.agents.layers import (
     AgentInput,
     AgentLayers,
+    agent_repr,
     carried,
     dispatched,
     memory_primer,
@@ -90,6 +91,9 @@ class RecurrentAgent(TensorDictModuleBase):
             memory["last_action"] = Unbounded((n_agents, n_actions), dtype=dtype)
             self.in_keys = [OBSERVATION, LAST_ACTION, HIDDEN, IS_INIT]
         self.memory_spec = Composite(agents=Composite(memory, shape=(n_agents,)))
+
+    def __repr__(self) -> str:
+        return agent_repr(self, self.fc2, hidden_dim=self.hidden_dim)
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """Return the transform that carries the memory, under the name that TorchRL looks for."""

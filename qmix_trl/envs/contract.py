@@ -11,6 +11,7 @@ from torchrl.data import Binary, Categorical, Composite, MultiCategorical, Unbou
 from torchrl.envs import EnvBase, TransformedEnv
 
 from qmix_trl import keys
+from qmix_trl.chosen import named
 from qmix_trl.errors import ConfigError, nearest
 
 # The state that the mixer sees: the true state of the world, or all observations of the team.
@@ -151,6 +152,19 @@ def env_name(env: EnvBase) -> str:
     """Return an environment's class, or its classes where a transform wraps another one."""
     inner = f" of {env_name(env.base_env)}" if isinstance(env, TransformedEnv) else ""
     return f"{type(env).__name__}{inner}"
+
+
+def env_repr(env: EnvBase, name: str | None = None) -> str:
+    """Return an environment in one line: its sizes, and the implementation that steps it.
+
+    Args:
+        env: under the contract, with an attribute ``how``.
+        name: of its task.
+    """
+    sizes = {"n_envs": env.batch_size.numel(), **vars(env_dims(env))}
+    sizes["state_shape"] = tuple(sizes["state_shape"])
+    task = "" if name is None else f"{name}, "
+    return f"{type(env).__name__}({task}{named(sizes)}; {env.how.name})"
 
 
 def _offered_entries(env: EnvBase) -> dict[NestedKey, Composite]:

@@ -25,6 +25,7 @@ from qmix_trl.envs.contract import (
     EnvDims,
     check_choice,
     check_sizes,
+    env_repr,
     resets,
     set_flags,
     set_specs,
@@ -136,6 +137,16 @@ class ForagingTeam(EnvBase):
             state_shape=layout.state(self._seen).shape[1:],
         )
         set_specs(self, dims)
+
+    def __repr__(self) -> str:
+        task = self.task
+        field = f"{task.n_rows}x{task.n_columns}"
+        return env_repr(self, f"{field}-{task.n_players}p-{task.n_foods}f")
+
+    @property
+    def units(self) -> Tensor:
+        """Row, column and level of all foods and then players, float32 [E, U, 3]."""
+        return self._fields.units
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         reset = resets(self, tensordict, reset_when_done=self.reset_when_done)  # [E, 1]

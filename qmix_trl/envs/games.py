@@ -19,6 +19,7 @@ from qmix_trl.envs.contract import (
     check_choice,
     check_resumed,
     check_sizes,
+    env_repr,
     resets,
     set_flags,
     set_specs,
@@ -126,6 +127,14 @@ class GameTeam(EnvBase):
             state_shape=self._tables["state"].shape[1:],
         )
         set_specs(self, dims, masked=game.action_mask is not None)
+
+    def __repr__(self) -> str:
+        return env_repr(self)
+
+    @property
+    def place(self) -> Tensor:
+        """The state of each environment, int64 [E]."""
+        return self._place
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs) -> TensorDictBase:
         reset = resets(self, tensordict, reset_when_done=self.reset_when_done)  # [E, 1]

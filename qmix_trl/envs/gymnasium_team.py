@@ -207,8 +207,8 @@ class JointSingle:
         return Shown(observation)
 
     def render(self) -> Any:
-        """Return the environment's picture."""
-        return self._env.render()
+        """Return the environment's picture, uint8 [H, W, 3]."""
+        return self._env.render(mode="rgb_array")
 
     def close(self) -> None:
         """Close the environment."""

@@ -18,6 +18,7 @@ from qmix_trl.envs.contract import (
     check_choice,
     check_resumed,
     check_sizes,
+    env_repr,
     resets,
     set_flags,
     set_specs,
@@ -243,6 +244,9 @@ class PythonTeam(EnvBase):
         self._truncated = np.zeros(n_envs, bool)
         self._seen = self._zeros()
         set_specs(self, self.dims, masked=keys.ACTION_MASK in self._seen)
+
+    def __repr__(self) -> str:
+        return env_repr(self)
 
     def _zeros(self, *steps: int) -> dict[NestedKey, np.ndarray]:
         """Return arrays [E, *steps, ...] for all that environments show, by key."""
@@ -485,6 +489,9 @@ class ProcessTeam(Workers):
         super().__init__(n_processes, make_share, create_env_kwargs=firsts)
         self.how = Chosen(f"Python loop in {n_processes} processes")
         self._reproduces = reproduces
+
+    def __repr__(self) -> str:
+        return env_repr(self)
 
     def set_seed(self, seed: int | None = None, static_seed: bool = False) -> int | None:
         """Seed all processes alike, as environments differ by their numbers."""

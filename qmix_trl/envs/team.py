@@ -18,6 +18,7 @@ from qmix_trl.envs.contract import (
     check_resumed,
     check_sizes,
     env_name,
+    env_repr,
     env_state,
     load_env_state,
     resets,
@@ -102,6 +103,9 @@ class TeamEnv(EnvBase):
         masks = (layout.action_mask, layout.agent_mask)
         set_specs(self, dims_of(layout, env.batch_size), masked=any(m is not None for m in masks))
         self.group_map = {"agents": agent_names(env, layout.group, layout.n_agents)}
+
+    def __repr__(self) -> str:
+        return env_repr(self)
 
     def _kind_of_reward(self, wanted: str) -> str:
         """Return "team", "mean" or "sum": the origin of the team's reward."""

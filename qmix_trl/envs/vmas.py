@@ -32,6 +32,7 @@ from qmix_trl.envs.contract import (
     check_keywords,
     check_share,
     check_sizes,
+    env_repr,
     resets,
     set_flags,
     set_specs,
@@ -294,6 +295,9 @@ class VmasTeam(EnvBase):
         set_specs(self, self._dims(self.n_actions), masked=bool(self.engine.layout.mask_dim))
         self._infos = Infos(info_shapes, self)
 
+    def __repr__(self) -> str:
+        return env_repr(self, self.name)
+
     @property
     def compiled_loop(self) -> str | None:
         """The compiled loop that can take the steps of the engine; None if there is none."""
@@ -344,11 +348,15 @@ class VmasTeam(EnvBase):
     def render(self, *args, **kwargs) -> Any:
         """Return VMAS's picture of an environment; only the eager engine has one.
 
+        It draws no number from the random streams of the environment and of the process.
+
         Args:
             *args: as for ``render`` of VMAS's environment.
             **kwargs: as well: ``mode="rgb_array"``, ``env_index=0`` and others.
         """
-        return self.simulator.render(*args, **kwargs)
+        simulator = self.simulator
+        with self.engine.simulation.randomness_kept():
+            return simulator.render(*args, **kwargs)
 
     def _dims(self, n_actions: int) -> EnvDims:
         layout = self.engine.layout

@@ -533,6 +533,16 @@ class VmasSimulation:
                 self._random_state[3] = torch.cuda.get_rng_state(self.device)
                 torch.cuda.set_rng_state(outside_cuda, self.device)
 
+    @contextmanager
+    def randomness_kept(self) -> Iterator[None]:
+        """Restore the random stream after a ``with`` block."""
+        before = list(self._random_state)
+        try:
+            with self.own_randomness():
+                yield
+        finally:
+            self._random_state = before
+
 
 def world_state(env: Environment) -> Tensor:
     """Return the state of the world: float [E, S] with 6 numbers for each entity."""

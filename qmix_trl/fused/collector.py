@@ -16,7 +16,7 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
-from qmix_trl.chosen import CPP_LOOP, CUDA_GRAPH, POLICY_KERNEL, Chosen
+from qmix_trl.chosen import CPP_LOOP, CUDA_GRAPH, POLICY_KERNEL, Chosen, named
 from qmix_trl.envs.contract import env_state, fills_buffers, load_env_state
 from qmix_trl.errors import MachineError, one_line
 from qmix_trl.functional import episode_returns
@@ -65,6 +65,20 @@ def show_first_memory(batch: TensorDictBase, memory: dict[Key, Tensor]) -> Tenso
     for key, first in memory.items():
         batch.set(key, first.unsqueeze(1).expand(*batch.shape, *first.shape[1:]))
     return batch
+
+
+def collector_repr(collector: Any, env: EnvBase, steps: int, n_batches: int) -> str:
+    """Return a collector in one line: its sizes, and the implementation that collects.
+
+    Args:
+        collector: with an attribute ``how``.
+        env: whose steps it collects.
+        steps: T.
+        n_batches: the number of batches.
+    """
+    sizes = {"n_envs": env.batch_size.numel(), "steps": steps, "n_batches": n_batches}
+    sizes["rows"] = "episodes" if collector.reset_at_each_iter else "slices"
+    return f"{type(collector).__name__}({named(sizes)}; {collector.how.name})"
 
 
 class FusedCollector:
@@ -134,6 +148,9 @@ class FusedCollector:
         self._sums_rewards = any(isinstance(t, RewardSum) for t in transforms)
         self._begin()
         self._loop, self.how = self._first_loop()
+
+    def __repr__(self) -> str:
+        return collector_repr(self, self.env, self.steps, self.n_batches)
 
     def _first_loop(self) -> tuple[Loop, Chosen]:
         """Act one step; return the loop that can run, and why a faster one cannot."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qmix_trl.chosen import named
 from qmix_trl.dense import dense_by_layers, gradients_again
 from qmix_trl.keys import CHOSEN_ACTION_VALUE, STATE
 from qmix_trl.native.networks import library as networks
@@ -60,6 +61,7 @@ class QMixer(nn.Module):
             (state_shape,) if isinstance(state_shape, int) else state_shape
         )
         self.mixing_embed_dim = mixing_embed_dim
+        self.hypernet_layers = hypernet_layers
         state_dim = math.prod(self.state_shape)
         if min(n_agents, state_dim, mixing_embed_dim, hypernet_embed_dim) < 1:
             raise ValueError(
@@ -85,6 +87,17 @@ class QMixer(nn.Module):
         self.V = nn.Sequential(
             linear(state_dim, mixing_embed_dim), nn.ReLU(), linear(mixing_embed_dim, 1)
         )
+
+    def __repr__(self) -> str:
+        arguments = {
+            "n_agents": self.n_agents,
+            "state_shape": tuple(self.state_shape),
+            "mixing_embed_dim": self.mixing_embed_dim,
+            "hypernet_layers": self.hypernet_layers,
+        }
+        if self.hypernet_layers == 2:
+            arguments["hypernet_embed_dim"] = self.hyper_w_1[0].out_features
+        return f"QMixer({named(arguments)})"
 
     def forward(self, chosen_action_value: Tensor, state: Tensor) -> Tensor:
         """Return the joint value.

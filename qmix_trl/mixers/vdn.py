@@ -28,6 +28,9 @@ class VDNMixer(nn.Module):
         super().__init__()
         self.n_agents = n_agents
 
+    def __repr__(self) -> str:
+        return f"VDNMixer(n_agents={self.n_agents})"
+
     def forward(self, chosen_action_value: Tensor, state: Tensor | None = None) -> Tensor:
         """Return the joint value.
 

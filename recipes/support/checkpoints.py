@@ -14,8 +14,8 @@ from support.components import last_frame
 from support.evaluation import Evaluation
 from support.planned_run import check_same
 from support.run_folder import CHECKPOINTS
+from support.run_weights import RunWeights
 from tensordict.nn import TensorDictModuleBase
-from torch import nn
 
 from qmix_trl import (
     CheckpointError,
@@ -24,7 +24,6 @@ from qmix_trl import (
     SaveError,
     load_run,
     save_run,
-    save_weights,
 )
 from qmix_trl.checkpoint.nested import encoded
 from qmix_trl.checkpoint.parts import part_state
@@ -70,7 +69,7 @@ class Checkpoints:
         return None
 
     def load(
-        self, evaluation: Evaluation, agent: TensorDictModuleBase, mixer: nn.Module | None
+        self, evaluation: Evaluation, agent: TensorDictModuleBase, weights: RunWeights
     ) -> tuple[int, int]:
         """Let the parts go on from the newest checkpoint; return its frames and its updates.
 
@@ -80,7 +79,7 @@ class Checkpoints:
         Args:
             evaluation: of the run.
             agent: of the run.
-            mixer: of the run.
+            weights: of the run.
 
         Raises:
             ConfigError: if the run began with another configuration, or is longer already.
@@ -103,26 +102,29 @@ class Checkpoints:
         say(f"resumed: {run.path}, {frames:,} frames")
         self._saved_at, self._saved_frames = time.perf_counter(), frames
         if frames == last_frame(self._config) and run.manifest.get("greedy_return") is None:
-            self._parts["report"].set_greedy(evaluation.greedy(agent))
-            save_weights(self._run, agent, mixer)
+            greedy = evaluation.greedy(agent)
+            self._parts["report"].set_greedy(greedy)
+            weights.save(greedy)
         return frames, n_updates
 
-    def is_due(self, frames: int, greedy: Mapping[str, float] | None) -> bool:
-        """Return whether to save after a batch.
+    def save_if_due(self, frames: int, n_updates: int, greedy: Mapping[str, float] | None) -> None:
+        """Write a checkpoint after a batch, if one is due.
 
-        A save waits for the next evaluation, though not longer than for as long again, so that
-        the best checkpoint is one of high greedy return.
+        It waits for the next evaluation, though not longer than for as long again, so that the
+        best checkpoint is one of high greedy return.
 
         Args:
             frames: collected so far.
+            n_updates: taken so far.
             greedy: the summary of the greedy returns of these weights; None if not measured.
         """
         every = self._config.checkpoint.every_seconds
-        if every is None or self.refusal is not None:
-            return False
+        if every is None:
+            return
         elapsed = time.perf_counter() - self._saved_at
         waited = elapsed >= (every if greedy else 2 * every)
-        return waited or frames == last_frame(self._config)
+        if waited or frames == last_frame(self._config):
+            self.save(frames, n_updates, greedy)
 
     def save(self, frames: int, n_updates: int, greedy: Mapping[str, float] | None) -> None:
         """Write a checkpoint, unless there are none.

@@ -17,9 +17,6 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
 from qmix_trl import (
-    AGENTS,
-    MIXERS,
-    EnvDims,
     EpsilonGreedyAction,
     GreedyAction,
     MachineError,
@@ -41,6 +38,7 @@ from qmix_trl.errors import ConfigError
 from qmix_trl.fused import FusedCollector, why_not
 from qmix_trl.native.networks.ahead import build_ahead
 from qmix_trl.policy import AgentPolicy
+from qmix_trl.trained import build_agent
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
 
@@ -158,27 +156,6 @@ def without_checks(config: RunConfig) -> RunConfig:
     if config.env.family != "vmas":
         return config
     return replace(config, env=replace(config.env, verify=0.0))
-
-
-def build_agent(config: RunConfig, dims: EnvDims, device: torch.device) -> TensorDictModuleBase:
-    """Return the configured agent for an environment of these sizes."""
-    make_agent = AGENTS[config.agent.name]
-    return make_agent(
-        dims.n_agents, dims.observation_dim, dims.n_actions, **settings(config.agent), device=device
-    )
-
-
-def build_mixer(config: RunConfig, dims: EnvDims, device: torch.device) -> nn.Module | None:
-    """Return the configured mixer for an environment of these sizes; None learns independently."""
-    if config.mixer.name == "none":
-        return None
-    make_mixer = MIXERS[config.mixer.name]
-    return make_mixer(
-        n_agents=dims.n_agents,
-        state_shape=dims.state_shape,
-        **settings(config.mixer),
-        device=device,
-    )
 
 
 def build_exploration(config: RunConfig, device: torch.device) -> EpsilonGreedyAction:

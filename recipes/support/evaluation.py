@@ -27,25 +27,33 @@ class Evaluation:
     Args:
         config: its sections ``env`` and ``evaluation`` count.
         device: of the environment and of the policies.
+        n_envs: the number of environments that are stepped together, a divisor of the number of
+            episodes; None for all episodes at once. Other numbers give other episodes.
 
     Attributes:
+        env: the environment.
+        seeds: of the environment, one for each round of ``n_envs`` episodes.
         dims: the sizes of the environment.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    def __init__(
+        self, config: RunConfig, device: torch.device, *, n_envs: int | None = None
+    ) -> None:
         section = config.evaluation
+        n_envs = section.episodes if n_envs is None else n_envs
         self._max_steps = config.env.max_steps
-        self._seed = stream_seed(section.seed, "test_env")
+        n_rounds = section.episodes // n_envs
+        self.seeds = [stream_seed(section.seed + i, "test_env") for i in range(n_rounds)]
         self._random_seed = stream_seed(section.seed, "random_policy")
         self._device = device
-        self._env = build_env(
+        self.env = build_env(
             without_checks(config),  # the training compares the steps of the same engine
             device,
-            n_envs=section.episodes,
-            seed=self._seed,
+            n_envs=n_envs,
+            seed=self.seeds[0],
             reset_when_done=False,
         )
-        self.dims = env_dims(self._env)
+        self.dims = env_dims(self.env)
 
     def returns(self, policy: TensorDictModuleBase) -> dict[str, float]:
         """Return mean, standard deviation and number of a memoryless policy's returns.
@@ -53,7 +61,7 @@ class Evaluation:
         Raises:
             DivergedError: if one is not finite.
         """
-        return self._returns(self._env, policy)
+        return self._returns(self.env, policy)
 
     def greedy(self, agent: TensorDictModuleBase) -> dict[str, float]:
         """Return mean, standard deviation and number of the returns of an agent's best actions.
@@ -61,20 +69,32 @@ class Evaluation:
         Raises:
             DivergedError: if one is not finite.
         """
-        return self._returns(with_memory(self._env, agent), make_policy(agent, GreedyAction()))
+        return self._returns(*self.with_greedy(agent))
+
+    def with_greedy(self, agent: TensorDictModuleBase) -> tuple[EnvBase, TensorDictModuleBase]:
+        """Return the environment with an agent's memory, and the policy of its best actions."""
+        return with_memory(self.env, agent), make_policy(agent, GreedyAction())
+
+    def baseline_policies(self) -> dict[str, TensorDictModuleBase]:
+        """Return the policies of random actions ("random") and of doing nothing ("no_op")."""
+        n_actions = self.dims.n_actions
+        random = RandomPolicy(n_actions, seed=self._random_seed, device=self._device)
+        return {"random": random, "no_op": NoOpPolicy(n_actions)}
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """Return the summaries of random actions ("random") and of doing nothing ("no_op").
+        """Return the summaries of the baseline policies, by their names.
 
         Raises:
             DivergedError: if a return is not finite.
         """
-        n_actions = self.dims.n_actions
-        random = RandomPolicy(n_actions, seed=self._random_seed, device=self._device)
-        return {"random": self.returns(random), "no_op": self.returns(NoOpPolicy(n_actions))}
+        return {name: self.returns(policy) for name, policy in self.baseline_policies().items()}
 
     def _returns(self, env: EnvBase, policy: TensorDictModuleBase) -> dict[str, float]:
-        returns = episode_returns(env, policy, max_steps=self._max_steps, seed=self._seed)
+        rounds = [
+            episode_returns(env, policy, max_steps=self._max_steps, seed=seed)
+            for seed in self.seeds
+        ]
+        returns = torch.cat(rounds)
         if not returns.isfinite().all():
             raise DivergedError(
                 f"the environment's rewards are not numbers: {(~returns.isfinite()).sum()} of "

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from qmix_trl import Update
-from qmix_trl.checkpoint.weights import WEIGHTS
+from qmix_trl.config import WEIGHTS
 from qmix_trl.errors import DivergedError
 from qmix_trl.keys import AGENT_REWARD, MASK, OBSERVATION, REWARD, STATE, TERMINATED, next_key
 
@@ -71,10 +71,11 @@ def check_update(means: TensorDictBase, update: Update, n_updates: int, folder: 
     largest = get_total_norm([x.detach() for x in tensors], math.inf)
     if torch.stack([means["loss"], means["grad_norm"], largest]).isfinite().all():
         return
-    saved = f"the weights of the last evaluation are in {folder}; "
+    is_saved = (folder / WEIGHTS["last"]).exists()
+    saved = f"the weights of the last evaluation are in {folder}; " if is_saved else ""
     raise DivergedError(
         f"the loss is {means['loss']:.3g} at update {n_updates} (gradient norm "
         f"{means['grad_norm']:.3g}, mean Q_tot {means['total_value']:.3g}, largest weight or "
-        f"number of the optimiser {largest:.3g}); {saved if (folder / WEIGHTS).exists() else ''}"
+        f"number of the optimiser {largest:.3g}); {saved}"
         "try a lower update.optimizer.lr or loss.reward_scale, or a higher update.optimizer.eps"
     )

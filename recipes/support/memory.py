@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from support.components import build_agent, build_env, build_mixer, without_checks
+from support.components import build_env, without_checks
 from support.room import free_disk, free_system_memory
 from support.run_folder import REPLAY_FOLDER
 
@@ -23,6 +23,7 @@ from qmix_trl.envs.compiled.engines.pool import LEAST_STATES, STATES_PER_ENV
 from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.errors import MachineError
 from qmix_trl.keys import ACTION_MASK
+from qmix_trl.trained import build_agent, build_mixer
 
 CPU = torch.device("cpu")
 NUMBER, INDEX = 4, 8  # bytes of float32 and int64; a flag has one

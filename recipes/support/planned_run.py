@@ -8,10 +8,13 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from support.flat_config import flat
+from support.loggers import LOGGERS, check_loggers
 from support.run_folder import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -23,8 +26,8 @@ from support.run_folder import (
 )
 from support.sources import changes, check_sources, save_sources, with_sources
 
-from qmix_trl.config import SOURCES, RunConfig, load_config
-from qmix_trl.errors import ConfigError
+from qmix_trl.config import SOURCES, WEIGHTS, RunConfig, load_config
+from qmix_trl.errors import ConfigError, check_extra
 from qmix_trl.logs import AUTO, METRICS_FILE, make_run_folder
 from qmix_trl.native.lock import held
 
@@ -33,9 +36,10 @@ NEWEST = "auto"  # of --resume
 # another number of threads or torch.compile the last digits may differ. Random streams cannot go on
 # on another kind of device.
 RUNTIME = tuple(f"runtime.{key}" for key in ("threads", "compile", "cuda_graph"))
-MAY_DIFFER = ("collection.total_frames", "evaluation", "checkpoint", *RUNTIME)
+MAY_DIFFER = ("collection.total_frames", "evaluation.*", "checkpoint.*", "logging", *RUNTIME)
 # What a run leaves that is killed before it has written its configuration.
 EARLY_FILES = {METRICS_FILE, REPLAY_FOLDER, SOURCES, f"{CONFIG_FILE}.part"}
+OF_FILMS = ("matplotlib", "PIL")  # the packages that draw
 
 
 @dataclass(frozen=True)
@@ -83,15 +87,17 @@ class PlannedRun:
             yield folder
 
     def _begin_again(self, folder: Path) -> None:
-        """Remove metrics and sources of a run that was killed, which one that goes on would keep.
+        """Remove files of a run that was killed which one that goes on would keep.
 
         Raises:
             ConfigError: if it has a checkpoint or a summary by now, of another process.
         """
         if not _is_left(folder, self.config):
             raise ConfigError(f"{folder}: another process has trained this run; start again")
-        (folder / METRICS_FILE).unlink(missing_ok=True)
-        shutil.rmtree(folder / SOURCES, ignore_errors=True)
+        for name in (METRICS_FILE, WEIGHTS["best"]):
+            (folder / name).unlink(missing_ok=True)
+        for name in (SOURCES, *LOGGERS):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def planned_run(
@@ -109,13 +115,37 @@ def planned_run(
 
     Raises:
         ConfigError: if the configuration has a mistake, a key differs that a resumed run cannot
-            change, or there is no checkpoint.
+            change, there is no checkpoint, or a package of a logger or of videos is not installed.
     """
+    run = _with_folder(config, overrides, runs, resume)
+    if run.config.evaluation.video:
+        check_drawing("evaluation.video")
+    return run
+
+
+def check_drawing(of: str) -> None:
+    """Refuse drawings without the packages that draw.
+
+    Args:
+        of: the setting or command that asks for them.
+
+    Raises:
+        ConfigError: if one is not installed.
+    """
+    for package in OF_FILMS:
+        check_extra(package, "recipes", of)
+
+
+def _with_folder(
+    config: str | None, overrides: Sequence[str], runs: str, resume: str | None
+) -> PlannedRun:
+    """Return a new run, or one that goes on, with its folder; see ``planned_run``."""
     if resume is not None and resume != NEWEST:
         return _resumed(Path(resume), overrides)
     if config is None:
         raise ConfigError("expected a configuration, got none")
     wanted = load_config(config, overrides)
+    check_loggers(wanted)
     folder = _newest_of(wanted, Path(runs)) if resume == NEWEST else None
     left = None
     if folder is not None:
@@ -151,6 +181,7 @@ def _resumed(folder: Path, overrides: Sequence[str]) -> PlannedRun:
     """
     path = config_of_run(folder, "--resume: expected a run's folder, or auto")
     config = load_config(path, overrides)
+    check_loggers(config)
     check_same(asdict(load_config(path)), config, folder)
     check_sources(folder)
     if newest_checkpoint(folder) is None:
@@ -212,31 +243,19 @@ def check_same(saved: Mapping[str, Any], config: RunConfig, folder: Path) -> Non
     if saved.get("name") != config.name:
         differences["name"] = saved.get("name"), config.name
     for key, (before, now) in differences.items():
-        may = ", ".join(key if "." in key else f"{key}.*" for key in MAY_DIFFER)
         raise ConfigError(
             f"{folder}: {key}: expected {before!r}, with which the run began, got {now!r}; "
-            f"a resumed run can change {may}"
+            f"a resumed run can change {', '.join(MAY_DIFFER)}"
         )
 
 
 def _differences(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return both values of each key that differs, but for the name and ``MAY_DIFFER``."""
-    before, now = _flat(saved), _flat(asdict(config))
+    before, now = flat(saved), flat(asdict(config))
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     fixed = [key for key in keys if key != "name" and not _may_differ(key)]
     return {key: (before.get(key), now.get(key)) for key in fixed}
 
 
 def _may_differ(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER)
-
-
-def _flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return the values of nested dictionaries by their dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{above}{key}.")
-        else:
-            flat[f"{above}{key}"] = value
-    return flat
+    return any(fnmatchcase(key, free) for free in MAY_DIFFER)

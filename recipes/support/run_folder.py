@@ -3,12 +3,13 @@
 import os
 from pathlib import Path
 
+from qmix_trl.config import CONFIG_FILE
 from qmix_trl.errors import ConfigError, nearest, shown
 
-CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 MISMATCH_FILE = "mismatch.json"
 CHECKPOINTS = "checkpoints"
+VIDEOS = "videos"
 REPLAY_FOLDER = "replay"  # of replay.storage: memmap, while the run goes on
 
 

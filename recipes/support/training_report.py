@@ -10,6 +10,7 @@ import torch
 from support.commands import typed
 from support.components import last_frame
 from support.evaluation import compare
+from support.loggers import Loggers
 from support.run_folder import MISMATCH_FILE, SUMMARY_FILE
 from tensordict import TensorDictBase
 
@@ -89,9 +90,11 @@ class TrainingReport:
         if self._shadow is not None:
             say(f"verified: {self._shadow.how}")
         say(caption)
+        self._loggers = Loggers(config, folder)
         self._log = RunLog(folder, COLUMNS, caption=caption)
 
     def __enter__(self) -> "TrainingReport":
+        self._loggers.open()
         self._start = time.perf_counter()
         self._log.__enter__()
         return self
@@ -103,6 +106,7 @@ class TrainingReport:
         traceback: TracebackType | None,
     ) -> None:
         self._log.__exit__(kind, error, traceback)
+        self._loggers.close()
         if isinstance(error, WrongStepError):
             write_json(self._folder / MISMATCH_FILE, error.traces)
 
@@ -131,18 +135,18 @@ class TrainingReport:
         values = learned["total_value"], learned["target_value"]
         self._bound.see(batch)
         self._tell_overestimation(*values)
-        self._log.write(
-            {
-                "frames": frames,
-                "frames_per_second": frames / self._seconds,
-                "train_return": finished_return(batch),
-                "greedy_return": greedy["mean"] if greedy else None,
-                **learned,
-                "beyond_bound": self._bound.excess(*values),
-                "epsilon": epsilon,
-                "seconds_left": self._seconds * (last_frame(self._config) / frames - 1),
-            }
-        )
+        metrics = {
+            "frames": frames,
+            "frames_per_second": frames / self._seconds,
+            "train_return": finished_return(batch),
+            "greedy_return": greedy["mean"] if greedy else None,
+            **learned,
+            "beyond_bound": self._bound.excess(*values),
+            "epsilon": epsilon,
+            "seconds_left": self._seconds * (last_frame(self._config) / frames - 1),
+        }
+        self._log.write(metrics)
+        self._loggers.write({column.name: metrics[column.name] for column in COLUMNS})
 
     def _tell_overestimation(self, value: float, target: float) -> None:
         """Say when a mean value or target lies where none can, once until all lie inside."""

@@ -11,7 +11,7 @@ from qmix_trl.envs.compiled.engines.packed_state import (
     pack,
 )
 from qmix_trl.envs.compiled.engines.pool import FreshStates
-from qmix_trl.envs.compiled.gate import Mismatch, Outcome, Reference, Report, check
+from qmix_trl.envs.compiled.gate import COPIES, Mismatch, Outcome, Reference, Report, check
 from qmix_trl.envs.compiled.gate_runs import AGAIN, ONCE, Extent
 from qmix_trl.envs.compiled.shadow import Verifiable
 from qmix_trl.envs.compiled.trace.contents import Contents
@@ -157,7 +157,7 @@ def check_engine(
     def on_cpu(written: Tensor) -> Tensor:
         return written.to("cpu", copy=True)
 
-    scratch = VmasSimulation(simulation.task, simulation.n_envs, 0, simulation.device)
+    scratch = VmasSimulation(simulation.task, COPIES * simulation.n_envs, 0, simulation.device)
     reference = Reference(
         simulation, scratch, paths, layout, packed, values, draws=fresh.step.draws
     )

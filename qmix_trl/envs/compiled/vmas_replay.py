@@ -11,7 +11,7 @@ from qmix_trl.envs.compiled.engines.packed_state import CHOICE, as_numbers, pack
 from qmix_trl.envs.compiled.engines.pool import FreshStates
 from qmix_trl.envs.compiled.gate import Outcome
 from qmix_trl.envs.compiled.trace.contents import Contents
-from qmix_trl.envs.compiled.trace.draws import DrawMode, as_environment, draw
+from qmix_trl.envs.compiled.trace.draws import DrawMode, as_environments, draw
 from qmix_trl.envs.compiled.trace.pure import spawning
 from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.envs.vmas_simulation import VmasSimulation
@@ -105,8 +105,9 @@ class VmasReplay:
 
         unpack_state(self._present(walks=walks), self._step.numbers, packed)
         own, before = self.simulation.own_randomness(), torch.get_rng_state()
+        replayed = torch.full((self.simulation.n_envs,), e)
         replaced = DrawMode(source) if self._draws else nullcontext()
-        with own, as_environment(e), spawning(key), replaced:
+        with own, as_environments(replayed), spawning(key), replaced:
             stepped = self.simulation.pure_step(action)
         self._draws = self._draws or not torch.equal(torch.get_rng_state(), before)
         choice = choice_of(packed[:1], self._fresh)

@@ -15,11 +15,9 @@ from pathlib import Path
 
 import torch
 from support.components import (
-    build_agent,
     build_collector,
     build_exploration,
     build_loss,
-    build_mixer,
     build_replay,
     build_training_env,
     build_update,
@@ -30,6 +28,7 @@ from support.memory import check_room
 
 from qmix_trl import Learner, MachineError, RunConfig, env_dims, make_policy, with_memory
 from qmix_trl.config import InPython
+from qmix_trl.trained import build_agent, build_mixer
 
 FACTORS = (0.25, 0.5, 1, 2, 4)  # of the configured number of environments
 MOST_THREADS = 8

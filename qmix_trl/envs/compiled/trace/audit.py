@@ -160,8 +160,17 @@ def audited(packages: frozenset[str]) -> Iterator[Audit]:
     try:
         yield audit
     finally:
-        sys.setprofile(outside)
+        resume_profiler(outside)
         audit.chances += [line for line, state in GENERATORS.items() if state() != before[line]]
+
+
+def resume_profiler(profiler: Any) -> None:
+    """Set the profiler that ``sys.getprofile`` returned before; one in C enables itself."""
+    if profiler is None or callable(profiler):
+        sys.setprofile(profiler)
+    else:  # cProfile.Profile, up to Python 3.11
+        sys.setprofile(None)
+        profiler.enable()
 
 
 def may_be_read(path: str, names: frozenset[str] | None) -> bool:

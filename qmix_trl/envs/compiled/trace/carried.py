@@ -61,7 +61,12 @@ def carried_over(
 
 
 def is_forgotten(
-    simulation: VmasSimulation, paths: StatePaths, path: str, *, observes: bool = True
+    simulation: VmasSimulation,
+    paths: StatePaths,
+    path: str,
+    *,
+    observes: bool = True,
+    trials: int = TRIALS,
 ) -> bool:
     """Return whether nothing after a reset depends on the numbers at a path.
 
@@ -70,6 +75,7 @@ def is_forgotten(
         paths: of its state.
         path: of a tensor.
         observes: an observation follows the reset, and then a step; else only a step.
+        trials: the number of resets.
     """
     if path not in paths.tensors:
         return False
@@ -82,7 +88,7 @@ def is_forgotten(
         results = {name: getattr(stepped, name) for name in ("agent_reward", "terminated")}
         return {**seen, **stepped.seen.tensors(), **results, **_state(simulation, paths)}
 
-    for trial in range(TRIALS):
+    for trial in range(trials):
         simulation.reset()
         action.fill_(trial % simulation.n_actions)
         if _differing(outcomes(simulation, paths, (path,), step)):

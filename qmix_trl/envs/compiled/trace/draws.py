@@ -20,29 +20,30 @@ KEY_PARITY = 0x1BD11BDA
 WORD = 0xFFFFFFFF
 SPAWN_TRIES = 4096  # VMAS has no limit
 SPAWN_STREAM = 1 << 24  # the counters of spawn i start at (i + 1) * SPAWN_STREAM
-# The environment whose random numbers all environments draw; None where each draws its own.
-_REPLAYED: ContextVar[int | None] = ContextVar("replayed", default=None)
+# By which environments draw; None where each draws its own random numbers.
+_NUMBERS: ContextVar[Tensor | None] = ContextVar("numbers", default=None)
 
 
 @contextmanager
-def as_environment(e: int) -> Iterator[None]:
-    """Let every environment draw the random numbers of environment ``e`` within a ``with`` block.
+def as_environments(numbers: Tensor) -> Iterator[None]:
+    """Let environments draw the random numbers of others within a ``with`` block.
 
-    So VMAS in another number of environments replays one environment of a batch.
+    So VMAS in another number of environments repeats those of a batch.
+
+    Args:
+        numbers: int64 [E], of the environments whose random numbers the E environments draw.
     """
-    token = _REPLAYED.set(e)
+    token = _NUMBERS.set(numbers)
     try:
         yield
     finally:
-        _REPLAYED.reset(token)
+        _NUMBERS.reset(token)
 
 
 def environment_numbers(n_envs: int, device: torch.device) -> Tensor:
     """Return the numbers of the environments that draw, int64 [E]."""
-    replayed = _REPLAYED.get()
-    if replayed is None:
-        return torch.arange(n_envs, device=device)
-    return torch.full((n_envs,), replayed, device=device)
+    numbers = _NUMBERS.get()
+    return torch.arange(n_envs, device=device) if numbers is None else numbers[:n_envs].to(device)
 
 
 def threefry(key: Tensor, environments: Tensor, counter: Tensor | int) -> tuple[Tensor, Tensor]:
