@@ -524,7 +524,7 @@ def test_a_missing_package_is_told_with_the_command_that_brings_it(monkeypatch):
     monkeypatch.setattr("qmix_trl.errors.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--out: .*imageio_ffmpeg.*'qmix-trl\[video\]'"):
         command_line.film_path("a.mp4", [], "greedy")
-    with pytest.raises(ConfigError, match=r"render\.py: .*matplotlib.*'\.\[recipes\]'"):
+    with pytest.raises(ConfigError, match=r"render\.py: .*matplotlib.*'qmix-trl\[recipes\]'"):
         command_line.check_drawn([], 1, "agg")
 
 
