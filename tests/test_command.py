@@ -15,7 +15,6 @@ from support.shipped import CONFIGS, config_file, shipped_configs
 from qmix_trl import ConfigError, __version__, load_config
 
 SHIPPED = [path.stem for path in CONFIGS.glob("*.yaml")]
-LATER = {"render.py", "plot.py", "export.py"}
 
 
 def qmix_trl(folder, *arguments):
@@ -37,7 +36,7 @@ def qmix_trl(folder, *arguments):
 
 def test_every_command_is_a_recipe_that_explains_itself():
     for name, known in commands.COMMANDS.items():
-        assert (RECIPES / known.file).is_file() or known.file in LATER, name
+        assert (RECIPES / known.file).is_file(), name
     scripts = {path.name for path in RECIPES.glob("*.py")} - {"__init__.py", "command.py"}
     assert scripts - {"train_benchmarl.py"} <= {known.file for known in commands.COMMANDS.values()}
 

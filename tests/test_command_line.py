@@ -166,7 +166,7 @@ def test_libraries_for_the_picture_are_asked_for_first(
     monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
     with pytest.raises(SystemExit) as caught:
         call(recipe)
-    said = [f"the picture: expected the package {package}", "pip install 'qmix-trl[recipes]'"]
+    said = [f"figures: expected the package {package}", "pip install 'qmix-trl[recipes]'"]
     check_told(caught.value.code, capsys.readouterr().err, 2, said)
     assert list(tmp_path.iterdir()) == []
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -42,6 +43,14 @@ def test_the_ranges_are_those_of_the_project():
     assert {one.name for one in core} == {"torch", "torchrl", "tensordict", "vmas", "pyyaml"}
     assert {one.name for one in extras["recipes"]} == {"rich", "matplotlib", "scipy", "pillow"}
     assert [one for group in extras.values() for one in group if one.name == "qmix-trl"] == []
+
+
+def test_the_module_of_each_installed_package_is_found():
+    core, extras = packages.requirements()
+    names = [one.name for group in (core, *extras.values()) for one in group]
+    installed = [name for name in names if packages._version(name)]
+    assert {"pyyaml", "torch"} <= set(installed)
+    assert [name for name in installed if find_spec(packages.module_of(name)) is None] == []
 
 
 def test_an_extra_lacks_its_packages_or_has_a_broken_one(monkeypatch):

@@ -30,7 +30,7 @@ from qmix_trl.checkpoint.parts import part_state
 from qmix_trl.config import RunConfig
 from qmix_trl.logs import say
 
-# Of a state that cannot be saved: a part has none, or a scenario changed what has no form in a file.
+# Of a state that cannot be saved: a part has none, or a scenario changed a thing without a form.
 UNSAVED = (TypeError, ConfigError)
 
 

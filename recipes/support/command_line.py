@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from support.curve_report import check_packages
 from support.ends import end_at_once_on
 from support.game_settings import GAMES
 from support.planned_run import NEWEST, check_drawing, check_name_is_free, planned_run
@@ -438,7 +439,7 @@ def games_arguments(description: str | None) -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     with exit_on_mistake():
-        check_pictures()
+        check_packages()
         for name in arguments.games:
             if name not in GAMES:
                 near = nearest(name, GAMES)
@@ -500,7 +501,7 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
     _add_files(parser)
     arguments = parser.parse_args()
     with exit_on_mistake():
-        check_pictures()
+        check_packages()
     return arguments
 
 
@@ -514,16 +515,6 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
         default=Path("throughput.png"),
         help="a file for the picture (default: throughput.png)",
     )
-
-
-def check_pictures() -> None:
-    """Refuse a command that ends with a picture where the libraries for it are missing.
-
-    Raises:
-        ConfigError: with the command that installs them.
-    """
-    for package in ("matplotlib", "scipy"):
-        check_extra(package, "recipes", "the picture")
 
 
 def _scenario(text: str) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PROJECT = "qmix-trl"
 TOOLS = "dev"  # the extra whose packages are looked up and not imported
-MODULES = {"pyyaml": "yaml", "pytest-xdist": "xdist"}  # of packages of other names
+MODULES = {"pillow": "PIL", "pyyaml": "yaml", "pytest-xdist": "xdist"}  # of packages of other names
 DRIVER = Path("/proc/driver/nvidia/version")
 PROBE = Path(__file__).with_name("probe.py")
 
