@@ -34,7 +34,6 @@ from support.cells import (
     seeds_of,
     table_cells,
 )
-from support.command_line import check_pictures
 from support.comparison_report import (
     compared,
     draw_comparison,
@@ -42,7 +41,7 @@ from support.comparison_report import (
     scores_of,
     write_comparison,
 )
-from support.curve_report import draw, print_table, write_csv
+from support.curve_report import check_packages, draw, print_table, write_csv
 from support.curves import Curve, names, read_curve
 
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
@@ -136,7 +135,7 @@ def benchmark(cells: Sequence[Cell], jobs: int, runs: Path) -> None:
     """
     if jobs < 1:
         raise ConfigError(f"expected --jobs of at least 1, got {jobs}")
-    check_pictures()
+    check_packages()
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from support.command_line import evaluation_arguments, evaluation_configs, n_envs_together
+from support.run_arguments import evaluation_arguments, evaluation_configs, n_envs_together
 
 if __name__ == "__main__":
     arguments = evaluation_arguments(__doc__)  # before torch is imported: mistakes are told at once

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from support.command_line import export_arguments
+from support.run_arguments import export_arguments
 
 if __name__ == "__main__":
     arguments = export_arguments(__doc__)  # before torch is imported: mistakes are told at once

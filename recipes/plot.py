@@ -8,9 +8,9 @@ runs stands for all of them. It leaves the figure and, beside it, a CSV of all p
 from collections.abc import Sequence
 from pathlib import Path
 
-from support.command_line import check_pictures, plot_arguments
-from support.curve_report import draw, print_table, write_csv
+from support.curve_report import check_packages, draw, print_table, write_csv
 from support.named_curves import named_curves
+from support.run_arguments import plot_arguments
 
 from qmix_trl.errors import exit_on_mistake
 
@@ -31,7 +31,7 @@ def plot(
         ConfigError: if a folder has no run, a key or column is unknown, or a package is missing.
         SaveError: if a file cannot be written.
     """
-    check_pictures()
+    check_packages()
     curves = named_curves(folders, keys, y)
     points = out.with_suffix(".csv")
     draw(curves, out, (x,), y)

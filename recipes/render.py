@@ -7,7 +7,7 @@ drawn side by side. It prints the returns, and last the file.
 from collections.abc import Sequence
 from pathlib import Path
 
-from support.command_line import render_arguments
+from support.run_arguments import render_arguments
 
 if __name__ == "__main__":
     arguments = render_arguments(__doc__)  # before torch is imported: mistakes are told at once

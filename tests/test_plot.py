@@ -329,5 +329,5 @@ def test_a_missing_package_is_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("qmix_trl.errors.find_spec", lambda package: None)
     with pytest.raises(SystemExit) as caught:
         call("plot.py", str(write_run(tmp_path / "a", "balance_qmix.yaml")))
-    told = ["package matplotlib", "pip install 'qmix-trl[recipes]'"]
+    told = ["package scipy", "pip install 'qmix-trl[recipes]'"]
     check_told(caught.value.code, capsys.readouterr().err, 2, told)

@@ -10,7 +10,7 @@ import render
 import torch
 from PIL import Image
 from recipe_tools import RECIPES, call, check_told, game, metrics, run
-from support import command_line
+from support import run_arguments
 from support.evaluation import Evaluation
 from support.render import films, own_pictures
 from support.render.canvas import AREA, DPI, MARGIN, Canvas
@@ -516,16 +516,16 @@ def test_a_mistake_is_told_without_torch(mistake, two_step, monkeypatch, capsys)
     arguments, parts = MISTAKES[mistake]
     monkeypatch.setattr("sys.argv", ["render.py", str(two_step), *arguments])
     with pytest.raises(SystemExit) as caught:
-        command_line.render_arguments(None)
+        run_arguments.render_arguments(None)
     check_told(caught.value.code, capsys.readouterr().err, 2, parts)
 
 
 def test_a_missing_package_is_told_with_the_command_that_brings_it(monkeypatch):
     monkeypatch.setattr("qmix_trl.errors.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--out: .*imageio_ffmpeg.*'qmix-trl\[video\]'"):
-        command_line.film_path("a.mp4", [], "greedy")
+        run_arguments.film_path("a.mp4", [], "greedy")
     with pytest.raises(ConfigError, match=r"render\.py: .*matplotlib.*'qmix-trl\[recipes\]'"):
-        command_line.check_drawn([], 1, "agg")
+        run_arguments.check_drawn([], 1, "agg")
 
 
 # Videos of a training

@@ -13,7 +13,7 @@ import numpy as np
 from support.curves import BASELINES, GREEDY, Curve, at_common_frames, baselines_of, names, runs_of
 from support.robust_statistics import interquartile_mean, interval
 
-from qmix_trl.errors import SaveError
+from qmix_trl.errors import SaveError, check_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +25,16 @@ COLUMNS = 4  # of the figure, one for each task
 PANEL, ONLY_PANEL = (3.0, 2.3), (6.0, 3.6)  # in inches
 DPI = 80
 HEADER = ("kind", "task", "group", "seed", "frames", "seconds")
+
+
+def check_packages() -> None:
+    """Refuse to draw without the packages for it.
+
+    Raises:
+        ConfigError: if one is not installed.
+    """
+    for package in ("scipy", "matplotlib"):
+        check_extra(package, "recipes", "figures")
 
 
 @contextmanager
