@@ -64,10 +64,17 @@ INLINE bool any(vi mask) {
 #define TRANSPOSES
 // Exchange the two dimensions of W vectors of W floats: pairs, pairs of pairs, then halves.
 INLINE void transpose(const vf *in, vf *out) {
-  vf a[8], b[8];
+  vf x[8], a[8], b[8];
+  for (int i = 0; i < 8; i++) {
+    x[i] = in[i];
+#ifdef __AVX__
+    // Hides constants: GCC 12 with AVX-512 computes their exchange wrongly when it compiles.
+    __asm__("" : "+x"(x[i]));
+#endif
+  }
   for (int i = 0; i < 8; i += 2) {
-    a[i] = __builtin_shufflevector(in[i], in[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-    a[i + 1] = __builtin_shufflevector(in[i], in[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    a[i] = __builtin_shufflevector(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    a[i + 1] = __builtin_shufflevector(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
   }
   for (int i = 0; i < 8; i += 4)
     for (int k = 0; k < 2; k++) {
