@@ -58,11 +58,11 @@ def program(built, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("fresh")
     venv.create(folder, symlinks=True)
-    (packages,) = folder.glob("lib/python*/site-packages")
-    (packages / "beside.pth").write_text(sysconfig.get_path("purelib"))
     (wheel,) = built.glob("*.whl")
     pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "-q")
     checked(*pip, "--no-deps", "--no-index", wheel)
+    (packages,) = folder.glob("lib/python*/site-packages")  # only now: this one has qmix-trl, too
+    (packages / "beside.pth").write_text(sysconfig.get_path("purelib"))
     return folder / "bin" / "qmix-trl"
 
 
