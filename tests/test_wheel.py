@@ -60,7 +60,7 @@ def program(built, tmp_path_factory):
     venv.create(folder, symlinks=True)
     (wheel,) = built.glob("*.whl")
     pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "-q")
-    checked(*pip, "--no-deps", "--no-index", wheel)
+    checked(*pip, "--no-deps", "--no-index", wheel, cwd=folder)  # not beside an egg-info
     (packages,) = folder.glob("lib/python*/site-packages")  # only now: this one has qmix-trl, too
     (packages / "beside.pth").write_text(sysconfig.get_path("purelib"))
     return folder / "bin" / "qmix-trl"
