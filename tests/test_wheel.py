@@ -37,6 +37,11 @@ def checked(*words, **options):
     return done.stdout
 
 
+def without_checkout():
+    """Return the process's environment, in which Python does not find this checkout."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """Return the folder of a source distribution, and of a wheel built from it."""
@@ -60,7 +65,7 @@ def program(built, tmp_path_factory):
     venv.create(folder, symlinks=True)
     (wheel,) = built.glob("*.whl")
     pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "-q")
-    checked(*pip, "--no-deps", "--no-index", wheel, cwd=folder)  # not beside an egg-info
+    checked(*pip, "--no-deps", "--no-index", wheel, cwd=folder, env=without_checkout())
     (packages,) = folder.glob("lib/python*/site-packages")  # only now: this one has qmix-trl, too
     (packages / "beside.pth").write_text(sysconfig.get_path("purelib"))
     return folder / "bin" / "qmix-trl"
@@ -74,7 +79,7 @@ def empty(tmp_path_factory):
 
 def lines_of(program, folder, *words):
     """Return the lines that a command of the wheel prints, without this checkout."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment = without_checkout()
     environment["PATH"] = f"{program.parent}{os.pathsep}{environment['PATH']}"
     return checked(program, *words, cwd=folder, env=environment).splitlines()
 
