@@ -35,7 +35,7 @@ EACH = ENGINES[1:]
 # ------------------------------------------------------------------------ types and shapes
 
 
-@pytest.mark.parametrize("engine", EACH)
+@pytest.mark.parametrize("engine", ["kernel", "eager"])  # inductor would compile for a minute
 def test_every_type_of_number_is_float32_or_bool(engine):
     env = make_env(s.Mixed(), n_envs=6, max_steps=9, engine=engine)
     assert env.how.name == engine
