@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md")
+FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md")
 FOLDERS = ("qmix_trl", "recipes", "tests")
 SHIPPED = (".py", ".h", ".yaml", ".ipynb", ".typed")
 NAMES = {"qmix_trl": "qmix_trl", "recipes": "qmix_trl_recipes"}  # of the folders in the wheel
