@@ -8,10 +8,12 @@ runs stands for all of them. It leaves the figure and, beside it, a CSV of all p
 from collections.abc import Sequence
 from pathlib import Path
 
+from support.commands import typed
 from support.curve_report import check_packages, draw, print_table, write_csv
 from support.named_curves import named_curves
 from support.run_arguments import plot_arguments
 
+from qmix_trl.config import CONFIG_FILE
 from qmix_trl.errors import exit_on_mistake
 
 
@@ -45,3 +47,6 @@ if __name__ == "__main__":
     with exit_on_mistake():
         figure, points = plot(**vars(arguments))
         print(f"wrote {figure} and {points}")
+        first = arguments.folders[0]
+        if (first / CONFIG_FILE).exists():  # a run, not a folder of runs
+            print(f"next: {typed('export', first)}")

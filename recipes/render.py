@@ -1,7 +1,7 @@
 """Draw episodes of a trained run: python recipes/render.py runs/NAME [runs/OTHER] [--out FILE.gif]
 
 The episodes are the first of those that evaluation plays. It needs no display. Several runs are
-drawn side by side. It prints the returns, and last the file.
+drawn side by side. It prints the returns and the file.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ if __name__ == "__main__":
     arguments = render_arguments(__doc__)  # before torch is imported: mistakes are told at once
 
 import torch
+from support.commands import typed
 from support.components import set_threads
 from support.render.files import write_film
 from support.render.films import Film, Part
@@ -80,3 +81,4 @@ if __name__ == "__main__":
         for folder, returns in zip(arguments.folders, render(**vars(arguments)), strict=True):
             say(f"{folder}: return {', '.join(f'{total:.2f}' for total in returns)}")
         say(f"{arguments.out}: {arguments.out.stat().st_size / 1000:,.0f} kB")
+        say(f"next: {typed('plot', *arguments.folders)}")

@@ -252,6 +252,10 @@ def test_runs_are_drawn_by_a_command(tmp_path, monkeypatch, capsys):
     call("plot.py", "runs", "--out", "mine.svg", "--x", "seconds")
     said = capsys.readouterr().out.splitlines()
     assert said[-1] == "wrote mine.svg and mine.csv"
+    call("plot.py", "runs/a-0")
+    said_of_one = capsys.readouterr().out.splitlines()
+    assert said_of_one[-2] == "wrote curves.png and curves.csv"
+    assert said_of_one[-1].endswith("export.py runs/a-0")
     assert ["balance", "qmix", "4.00", "[3.00,", "5.00]", "2", "200", "4"] in [
         line.split() for line in said
     ]

@@ -491,13 +491,14 @@ def test_the_episodes_are_those_of_the_evaluation(task, policy, tmp_path, reques
     assert out.exists()
 
 
-def test_the_command_prints_the_returns_and_last_the_file(balance, two_step, capsys):
+def test_the_command_prints_the_returns_and_the_file(balance, two_step, capsys):
     call("render.py", str(balance), str(two_step), "--episodes", "1")
-    first, second, last = capsys.readouterr().out.splitlines()
+    first, second, third, following = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{balance}: return ")
     assert second.startswith(f"{two_step}: return ")
     file = balance / "videos" / f"greedy-{two_step.name}.gif"
-    assert last == f"{file}: {file.stat().st_size / 1000:,.0f} kB"
+    assert third == f"{file}: {file.stat().st_size / 1000:,.0f} kB"
+    assert following.endswith(f"plot.py {balance} {two_step}")
     with Image.open(file) as gif:
         assert gif.n_frames == 5  # the start and 4 steps
 
