@@ -16,6 +16,7 @@ from typing import Any, Literal
 from qmix_trl.errors import ConfigError, check_extra, nearest, shown
 from qmix_trl.foraging_task import foraging_task
 from qmix_trl.logs import write_whole
+from qmix_trl.older_runs import with_added_keys
 from qmix_trl.strict_yaml import build, dump, number, overridden, read
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -351,6 +352,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Return a configuration as it stands in a file, whose files and packages may be absent here.
 
+    The file of a run, ``config.yaml``, may lack keys that were added after the run.
+
     Args:
         path: a YAML file.
         overrides: ``key.sub=value``, the value in YAML.
@@ -359,6 +362,8 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: if a key is unknown or missing, or a value has the wrong type or range.
     """
     root = read(Path(path))
+    if Path(path).name == CONFIG_FILE:
+        root = with_added_keys(root)
     for override in overrides:
         root = overridden(root, override)
     return build(RunConfig, root)

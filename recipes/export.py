@@ -92,4 +92,6 @@ if __name__ == "__main__":
         print(f"{arguments.out}: {described(policy)}")
         print(f"parity: {found}")
         needed = NEEDED[arguments.format]
-        print(f"run it with {needed} alone:\n\n{program(policy, arguments.out, arguments.format)}")
+        print(f"a program for it, which needs {needed} alone:\n")
+        print(program(policy, arguments.out, arguments.format))
+        print("\nnext: save these lines as act.py; python act.py")

@@ -7,7 +7,7 @@ drawn side by side. It prints the returns and the file.
 from collections.abc import Sequence
 from pathlib import Path
 
-from support.run_arguments import render_arguments
+from support.run_arguments import film_title, render_arguments
 
 if __name__ == "__main__":
     arguments = render_arguments(__doc__)  # before torch is imported: mistakes are told at once
@@ -28,7 +28,13 @@ from qmix_trl.trained import build_agent
 
 
 def render(
-    folders: Sequence[Path], *, episodes: int, policy: str, out: Path, renderer: str
+    folders: Sequence[Path],
+    *,
+    episodes: int,
+    policy: str,
+    weights: str,
+    out: Path,
+    renderer: str,
 ) -> list[list[float]]:
     """Write a film of episodes; return their returns, a list for each run.
 
@@ -36,6 +42,7 @@ def render(
         folders: of the runs.
         episodes: their number.
         policy: "greedy", "random" or "no_op".
+        weights: of the greedy policy: "last" or "best".
         out: the file: .gif, .mp4 or .png.
         renderer: "agg", or "vmas" for VMAS's own by OpenGL.
 
@@ -46,19 +53,22 @@ def render(
         MachineError: if an environment cannot be drawn here.
         SaveError: if the file cannot be written.
     """
-    recorded = [record(folder, episodes, policy, renderer) for folder in folders]
+    recorded = [record(folder, episodes, policy, weights, renderer) for folder in folders]
     parts = [part for part, _ in recorded]
     write_film(Film(parts, max(seconds for _, seconds in recorded)), out)
     return [[episode[-1].total for episode in part.episodes] for part in parts]
 
 
-def record(folder: Path, episodes: int, policy: str, renderer: str) -> tuple[Part, float]:
+def record(
+    folder: Path, episodes: int, policy: str, weights: str, renderer: str
+) -> tuple[Part, float]:
     """Return the drawn episodes of a run, and the seconds of a step.
 
     Args:
         folder: of the run.
         episodes: as for ``render``.
         policy: as for ``render``.
+        weights: as for ``render``.
         renderer: as for ``render``.
     """
     config = with_sources(load_config(folder / CONFIG_FILE), folder)
@@ -68,12 +78,14 @@ def record(folder: Path, episodes: int, policy: str, renderer: str) -> tuple[Par
     evaluation = recorder.evaluation
     if policy == "greedy":
         agent = build_agent(config, evaluation.dims, device)
-        load_weights(folder, agent)
+        load_weights(folder, agent, weights=weights)
         env, acting = evaluation.with_greedy(agent)
     else:
         env, acting = evaluation.env, evaluation.baseline_policies()[policy]
     drawn = recorder.record(env, acting, episodes)
-    return Part(f"{folder.name}: {policy}", drawn), recorder.painter.step_seconds
+    return Part(
+        f"{folder.name}: {film_title(policy, weights)}", drawn
+    ), recorder.painter.step_seconds
 
 
 if __name__ == "__main__":

@@ -560,6 +560,40 @@ def test_an_override_mends_a_file_that_lacks_a_key(tmp_path):
     assert load_config(path, ["seed=3"]).seed == 3
 
 
+ADDED = ["logging", "evaluation.video", "loss.bounded_targets", "replay.storage"]
+ADDED_FOR_VMAS = ["env.others", "env.actions_per_dimension"]
+
+
+def without(text, keys):
+    """Return a configuration's text without the lines of some keys."""
+    names = [key.rpartition(".")[2] for key in keys]
+    lines = [line for line in text.splitlines() if line.split(":")[0].strip() not in names]
+    return "\n".join(lines)
+
+
+def test_the_file_of_an_older_run_means_what_it_meant(tmp_path):
+    run, mine = tmp_path / "config.yaml", tmp_path / "mine.yaml"
+    mine.write_text(TEXT)
+    whole = load_config(mine)
+    for some in (*([key] for key in ADDED + ADDED_FOR_VMAS), ADDED + ADDED_FOR_VMAS):
+        for path in (run, mine):
+            path.write_text(without(TEXT, some))
+        assert load_config(run) == whole
+        missing = "|".join(map(re.escape, some))
+        with pytest.raises(ConfigError, match=f"({missing}): missing"):
+            load_config(mine)
+    section = "checkpoint:\n  every_seconds: 120\n  keep: 2\n"
+    run.write_text(TEXT.replace(section, ""))
+    assert load_config(run).checkpoint.every_seconds is None
+    assert load_config(run, ["logging=[wandb]", "evaluation.video=true"]).evaluation.video
+    game = load_config(CONFIGS / "two_step_qmix.yaml")
+    run.write_text(without((CONFIGS / "two_step_qmix.yaml").read_text(), ADDED))
+    assert load_config(run) == game
+    run.write_text("env: 3")
+    with pytest.raises(ConfigError, match="name: missing"):
+        load_config(run)
+
+
 @pytest.mark.parametrize(
     ("override", "part"),
     [

@@ -180,7 +180,9 @@ def test_a_printed_program_runs_without_the_training_packages(format, memory_run
     capsys.readouterr()
     call("export.py", str(memory_run), "--format", format)
     said = capsys.readouterr().out
-    head, text = said.split("alone:\n\n")
+    head, rest = said.split("alone:\n\n")
+    text, following = rest.rsplit("\n\n", 1)
+    assert following == "next: save these lines as act.py; python act.py\n"
     assert "0 of 1,200 actions in 200 steps differ" in head
     absent = "{'qmix_trl', 'torchrl', 'tensordict', 'vmas'}"
     check = f"\nimport sys\nassert not {absent} & set(sys.modules)"

@@ -29,7 +29,7 @@ from team_tools import AnyEnv, Layout
 from torchrl.envs import SerialEnv
 from vmas_tools import make_env
 
-from qmix_trl import ConfigError, MachineError, episode_returns, load_config
+from qmix_trl import ConfigError, MachineError, episode_returns, load_config, save_weights
 from qmix_trl import make_env as make_env_of
 from qmix_trl.checkpoint.streams import random_state, set_random_state
 from qmix_trl.envs.team import TeamEnv
@@ -476,7 +476,9 @@ def balance(tmp_path_factory):
 def test_the_episodes_are_those_of_the_evaluation(task, policy, tmp_path, request):
     folder = request.getfixturevalue(task)
     out = tmp_path / "a.png"
-    (returns,) = render.render([folder], episodes=2, policy=policy, out=out, renderer="agg")
+    (returns,) = render.render(
+        [folder], episodes=2, policy=policy, weights="last", out=out, renderer="agg"
+    )
     config = load_config(folder / "config.yaml")
     evaluation = Evaluation(config, torch.device("cpu"))
     env, acting = evaluation.env, evaluation.baseline_policies().get(policy)
@@ -501,6 +503,25 @@ def test_the_command_prints_the_returns_and_the_file(balance, two_step, capsys):
     assert following.endswith(f"plot.py {balance} {two_step}")
     with Image.open(file) as gif:
         assert gif.n_frames == 5  # the start and 4 steps
+
+
+def test_the_best_weights_are_drawn_where_they_are_asked_for(balance):
+    config = load_config(balance / "config.yaml")
+    evaluation = Evaluation(config, torch.device("cpu"))
+    agent = render.build_agent(config, evaluation.dims, torch.device("cpu"))
+    for parameter in agent.parameters():
+        torch.nn.init.normal_(parameter)
+    save_weights(balance, agent, None, weights="best", dims=evaluation.dims, greedy_return=9.0)
+    returns = {}
+    for weights in ("last", "best"):
+        part, _ = render.record(balance, 2, "greedy", weights, "agg")
+        returns[weights] = [episode[-1].total for episode in part.episodes]
+    env, acting = evaluation.with_greedy(agent)
+    best = episode_returns(env, acting, max_steps=config.env.max_steps, seed=evaluation.seeds[0])
+    assert returns["best"] == pytest.approx(best[:2].tolist(), abs=1e-4)
+    assert returns["last"] != returns["best"]
+    assert run_arguments.film_title("greedy", "best") == "greedy-best"
+    assert run_arguments.film_title("random", "best") == "random"
 
 
 MISTAKES = {

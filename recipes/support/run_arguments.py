@@ -230,6 +230,7 @@ def render_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--policy", choices=POLICIES, default=POLICIES[0], help="(default: %(default)s)"
     )
+    _add_weights(parser)
     parser.add_argument(
         "--out",
         type=path,
@@ -245,25 +246,36 @@ def render_arguments(description: str | None) -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     with exit_on_mistake():
-        arguments.out = film_path(arguments.out, arguments.folders, arguments.policy)
+        title = film_title(arguments.policy, arguments.weights)
+        arguments.out = film_path(arguments.out, arguments.folders, title)
         check_drawn(arguments.folders, arguments.episodes, arguments.renderer)
     return arguments
 
 
-def film_path(out: str | None, folders: Sequence[Path], policy: str) -> Path:
+def film_title(policy: str, weights: str) -> str:
+    """Return the name of what a film shows, such as "greedy" or "greedy-best".
+
+    Args:
+        policy: one of ``POLICIES``.
+        weights: one of ``WEIGHTS``; only the greedy policy has any.
+    """
+    return f"{policy}-{weights}" if policy == "greedy" and weights != "last" else policy
+
+
+def film_path(out: str | None, folders: Sequence[Path], title: str) -> Path:
     """Return the path of a film.
 
     Args:
         out: as given; None for a file in the first run's folder.
         folders: of the runs.
-        policy: one of ``POLICIES``.
+        title: of the film.
 
     Raises:
         ConfigError: if it is no file of ``FILMS`` in a folder, or a package for it is missing.
     """
     if out is None:
         others = "".join(f"-{folder.name}" for folder in folders[1:])
-        return folders[0] / VIDEOS / f"{policy}{others}.gif"
+        return folders[0] / VIDEOS / f"{title}{others}.gif"
     file = Path(out)
     if file.suffix.lower() not in FILMS:
         raise ConfigError(f"--out: expected a name that ends in {', '.join(FILMS)}, got {out}")

@@ -33,8 +33,9 @@ from qmix_trl.trained import build_agent, build_mixer
 FACTORS = (0.25, 0.5, 1, 2, 4)  # of the configured number of environments
 MOST_THREADS = 8
 N_UPDATES = 3  # timed at a time
-FEWEST_ROUNDS = 3
+FEWEST_ROUNDS = 2
 READING_SECONDS = 20
+MAKING_SECONDS = 10  # of these, after which no more environments are made
 ENDLESS = 10**15  # frames
 HEADINGS = ("n_envs", "threads", "per_batch", "frames/s", "least", "most")
 WIDTH = 10
@@ -161,15 +162,17 @@ def read(config: RunConfig, device: torch.device) -> list[Reading]:
     Raises:
         MachineError: if the memory has no room for the configured number of environments.
     """
-    start = time.perf_counter()
-    per_batch = sizes(config)
-    sizings = {config.env.n_envs: _sizing(config, device, config.env.n_envs)}
-    own = sizings[config.env.n_envs]
+    own = _sizing(config, device, config.env.n_envs)
+    start = time.perf_counter()  # the first may compile its environment
+    sizings = {config.env.n_envs: own}
     first = {_choice(config, config.env.n_envs, n_threads): own for n_threads in threads(config)}
     of_threads = _timed(first, start + READING_SECONDS / 3)
     n_threads = recommended(of_threads, config).choice.threads
     torch.set_num_threads(n_threads)
-    for n_envs in [n_envs for n_envs in per_batch if n_envs not in sizings]:
+    for n_envs in _others(config):
+        if time.perf_counter() - start > MAKING_SECONDS:
+            print(f"env.n_envs={n_envs} is left out: making the others took long")
+            continue
         try:
             sizings[n_envs] = _sizing(config, device, n_envs)
         except MachineError as error:
@@ -178,6 +181,13 @@ def read(config: RunConfig, device: torch.device) -> list[Reading]:
     of_envs = _timed(second, start + READING_SECONDS)
     readings = [one for one in of_threads if one.choice not in second] + of_envs
     return sorted(readings, key=lambda one: (one.choice.n_envs, one.choice.threads))
+
+
+def _others(config: RunConfig) -> list[int]:
+    """Return the other numbers of environments, the nearest first."""
+    own = config.env.n_envs
+    others = [n_envs for n_envs in sizes(config) if n_envs != own]
+    return sorted(others, key=lambda n_envs: (abs(math.log(n_envs / own)), n_envs))
 
 
 def _choice(config: RunConfig, n_envs: int, n_threads: int) -> Choice:
