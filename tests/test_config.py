@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import typing
 from dataclasses import fields, is_dataclass
 from pathlib import Path
