@@ -131,15 +131,16 @@ def test_the_mean_is_of_the_frames_that_all_runs_have():
 
 
 def test_the_printed_table(capsys):
-    values = [[0.0, 10.0], [0.0, 20.0], [0.0, 60.0]]
+    values = [[24.0, 10.0], [24.0, 20.0], [51.0, 60.0]]
     print_table([curve("balance", "qmix", i, v) for i, v in enumerate(values)])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines] == [
-        ["task", "group", "value", "[95", "%]", "seeds", "frames", "s"],
+        ["task", "group", "value", "[95", "%]", "best", "seeds", "frames", "s"],
         ["balance", "doing", "nothing", "1.00"],
         ["balance", "chance", "-1.00"],
-        # The mean of 10, 20 and 60, and all resamples alike with probability 1/27 each.
-        ["balance", "qmix", "30.00", "[10.00,", "60.00]", "3", "200", "4"],
+        # The mean of 10, 20 and 60, and all resamples alike with probability 1/27 each; before, the
+        # mean of 24, 24 and 51 is higher.
+        ["balance", "qmix", "30.00", "[10.00,", "60.00]", "33.00", "3", "200", "4"],
     ]
     assert max(map(len, lines)) <= 80
 
@@ -256,7 +257,7 @@ def test_runs_are_drawn_by_a_command(tmp_path, monkeypatch, capsys):
     said_of_one = capsys.readouterr().out.splitlines()
     assert said_of_one[-2] == "wrote curves.png and curves.csv"
     assert said_of_one[-1].endswith("export.py runs/a-0")
-    assert ["balance", "qmix", "4.00", "[3.00,", "5.00]", "2", "200", "4"] in [
+    assert ["balance", "qmix", "4.00", "[3.00,", "5.00]", "4.00", "2", "200", "4"] in [
         line.split() for line in said
     ]
     assert "<svg" in (tmp_path / "mine.svg").read_text()

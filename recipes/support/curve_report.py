@@ -90,22 +90,33 @@ def mean_curve(curves: Sequence[Curve], task: str, group: str) -> list[np.ndarra
     return [common[0].frames, seconds, *map(np.asarray, means)]
 
 
+def best_mean(curves: Sequence[Curve], task: str, group: str) -> float:
+    """Return the highest mean over a group's runs on a task, of the frames that all of them have.
+
+    It is the "maximum return" of Papoudakis et al. (2021, arXiv 2006.07869, table 3).
+    """
+    common = at_common_frames(runs_of(curves, task, group))
+    return float(np.mean([run.values for run in common], axis=0).max())
+
+
 def print_table(curves: Sequence[Curve]) -> None:
-    """Print the last value of each group on each task, at the frames that all its runs have."""
+    """Print the last value and the best mean of each group on each task.
+
+    They are of the frames that all runs of the group have.
+    """
     tasks, groups = names(curves)
-    lines = [("task", "group", "value", "[95 %]", "seeds", "frames", "s")]
+    lines = [("task", "group", "value", "[95 %]", "best", "seeds", "frames", "s")]
     for task in tasks:
         for name, value in baselines_of(curves, task).items():
-            lines.append((task, BASELINES[name], f"{value:.2f}", "", "", "", ""))
+            lines.append((task, BASELINES[name], f"{value:.2f}", *[""] * 5))
         for group in groups:
             points = mean_curve(curves, task, group)
             if not len(points[0]):
                 continue
             frames, seconds, mean, low, high = (series[-1] for series in points)
-            runs = len(runs_of(curves, task, group))
-            bounds = f"[{low:.2f}, {high:.2f}]"
-            values = f"{mean:.2f}", bounds, str(runs), f"{frames:,.0f}", f"{seconds:.0f}"
-            lines.append((task, group, *values))
+            runs, best = len(runs_of(curves, task, group)), best_mean(curves, task, group)
+            values = f"{mean:.2f}", f"[{low:.2f}, {high:.2f}]", f"{best:.2f}"
+            lines.append((task, group, *values, str(runs), f"{frames:,.0f}", f"{seconds:.0f}"))
     print_columns(lines)
 
 
