@@ -9,6 +9,7 @@ import torch
 import vmas
 from tensordict import TensorDict
 from torchrl.envs import check_env_specs
+from vmas.simulator.core import Landmark
 from vmas_tools import make_env, rollout
 
 from qmix_trl import ConfigError, NoOpPolicy, env_dims, make_collector
@@ -120,6 +121,25 @@ def test_observations_of_another_length_than_at_first_are_refused():
         ConfigError, match=r"observation: expected 4 numbers of each agent as at first, got 2"
     ):
         make_env(Growing()).reset()
+
+
+class MoreLandmarks(s.Walk):
+    """Each reset adds a landmark."""
+
+    def reset_world_at(self, env_index=None):
+        super().reset_world_at(env_index)
+        if self.world.agents[0].action.u is not None:  # from the first step on
+            landmark = Landmark(f"trail {len(self.world.landmarks)}", collide=False)
+            self.world.add_landmark(landmark)
+
+
+def test_a_world_that_grows_has_no_state_of_fixed_size():
+    with pytest.raises(
+        ConfigError, match=r"state: expected 18 numbers as at first, got 12; .*env.state=obs"
+    ):
+        make_env(MoreLandmarks()).reset()
+    grown = make_env(MoreLandmarks(), state="observations").reset()
+    assert grown[STATE].shape == grown[OBSERVATION].flatten(1).shape
 
 
 # ------------------------------------------------------------------------------ keywords

@@ -59,7 +59,7 @@ class SeenLayout:
         """Return observation, state and mask as float [E, R].
 
         Raises:
-            ConfigError: if a scenario's observations are not as long as at first.
+            ConfigError: if a scenario's observations, or its state, are not as long as at first.
         """
         length = seen.observation.shape[2]
         if length != self.observation_dim:
@@ -67,7 +67,15 @@ class SeenLayout:
                 f"observation: expected {self.observation_dim} numbers of each agent as at first, "
                 f"got {length}; return as many in each step and reset"
             )
-        return self.joined(seen.observation, seen.state_and_mask)
+        packed = self.joined(seen.observation, seen.state_and_mask)
+        more = packed.shape[1] - self.size
+        if more:
+            state_dim = self.state_dim or 0
+            raise ConfigError(
+                f"state: expected {state_dim} numbers as at first, got {state_dim + more}; if the "
+                "scenario changes the entities of its world, take env.state=observations"
+            )
+        return packed
 
     def joined(self, observation: Tensor, state_and_mask: Tensor) -> Tensor:
         """Return float [E, R] of an observation [E, N, O] and of a state with a mask behind it."""
