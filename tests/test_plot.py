@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +159,14 @@ def test_the_csv_has_runs_means_and_baselines(tmp_path):
         ["baseline", "a", "no_op", "", "", "", "1.0", "", ""],
         ["baseline", "a", "random", "", "", "", "-1.0", "", ""],
     ]
+
+
+def test_less_than_a_second_is_no_number_of_millis(tmp_path):
+    quick = replace(curve("a", "qmix", 0, [1.0, 2.0]), seconds=np.array([0.2, 0.6]))
+    figure = draw([quick], tmp_path / "figure.svg", ["frames", "seconds"])
+    texts = [text.get_text() for text in figure.axes[1].get_xticklabels()]
+    assert any(texts)
+    assert not any("m" in text for text in texts)
 
 
 def test_a_curve_of_one_point_is_seen(tmp_path):

@@ -192,7 +192,8 @@ def _draw_panel(axis: "Axes", curves: Sequence[Curve], task: str, unit: str) -> 
     axis.axis("on")
     axis.set_xlabel(unit, fontsize=8)
     axis.xaxis.set_major_locator(MaxNLocator(5))
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if unit == "frames":  # 20k; seconds below 1 would be 840m
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.tick_params(labelsize=8)
 
 
