@@ -244,7 +244,7 @@ def render_arguments(description: str | None) -> argparse.Namespace:
 
 
 def film_title(policy: str, weights: str) -> str:
-    """Return the name of what a film shows, such as "greedy" or "greedy-best".
+    """Return the name of the policy of a film, such as "greedy" or "greedy-best".
 
     Args:
         policy: one of ``POLICIES``.

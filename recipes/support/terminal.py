@@ -14,7 +14,7 @@ GAP = 2  # between the cells of a table
 
 @cache
 def tell_builds() -> None:
-    """Let a terminal show what is being built, as a kernel takes a quarter of a minute."""
+    """Let a terminal show each build, as a kernel takes a quarter of a minute."""
     if sys.stderr is not None and sys.stderr.isatty():
         log = logging.getLogger("qmix_trl")
         log.addHandler(logging.StreamHandler())
