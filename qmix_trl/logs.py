@@ -22,6 +22,7 @@ AUTO = "auto"
 METRICS_FILE = "metrics.csv"
 SHOWN_LINES = 16  # latest metrics in a live table
 PLAIN_WIDTH = 9
+GAP = 2  # between the cells of plain lines
 FRAME_LINES = 8  # of a terminal: the table's frame, and the lines above it
 
 _UNREAD = threading.Event()
@@ -139,6 +140,13 @@ def say(text: str) -> None:
         silence()
 
 
+def terminal_width() -> int | None:
+    """Return the columns of the terminal that is the standard output; None if it is no terminal."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size().columns
+
+
 def is_unread() -> bool:
     """Return whether the reader of the standard output has left: a line of ``say`` met no one."""
     return _UNREAD.is_set()
@@ -237,8 +245,8 @@ def _csv_line(values: Sequence[Any]) -> bytes:
 class RunLog:
     """Writes metrics to ``metrics.csv`` line by line, and shows them.
 
-    It shows a live table in a terminal with rich, else plain lines. Use it in a ``with``
-    statement.
+    It shows a live table in a terminal with rich, else plain lines; the columns that fit. Use it in
+    a ``with`` statement.
 
     Args:
         folder: the run's folder.
@@ -263,7 +271,7 @@ class RunLog:
 
     def _make_live(self) -> Any:
         """Return rich's live display; None without a terminal or without rich."""
-        if sys.stdout is None or not sys.stdout.isatty():
+        if terminal_width() is None:
             return None
         try:
             from rich.console import Console
@@ -275,7 +283,7 @@ class RunLog:
 
     def __enter__(self) -> "RunLog":
         if self._live is None:
-            say("  ".join(c.heading.rjust(PLAIN_WIDTH) for c in self._columns if c.heading))
+            _say_cells([column.heading for column in self._columns if column.heading])
         else:
             self._live.start()
             self._show_table()
@@ -307,7 +315,7 @@ class RunLog:
         ]
         self._shown.append(shown)
         if self._live is None:
-            say("  ".join(cell.rjust(PLAIN_WIDTH) for cell in shown))
+            _say_cells(shown)
         else:
             self._show_table()
 
@@ -325,6 +333,16 @@ class RunLog:
         for line in lines:
             table.add_row(*line[:n_shown])
         self._live.update(table, refresh=True)
+
+
+def _say_cells(cells: Sequence[str]) -> None:
+    """Print a plain line of the table: in a terminal the first cells that fit, at least one."""
+    padded = [cell.rjust(PLAIN_WIDTH) for cell in cells]
+    width = terminal_width()
+    if width is not None:
+        ends = accumulate((GAP + len(cell) for cell in padded), initial=-GAP)
+        padded = padded[: max(1, sum(end <= width for end in ends) - 1)]
+    say((" " * GAP).join(padded))
 
 
 def fitting(lines: Sequence[Sequence[str]], width: int) -> int:

@@ -128,6 +128,11 @@ class QMixLoss(LossModule):
         write_priority: str | None = None,
     ) -> None:
         super().__init__()
+        if all(hasattr(mixer, name) for name in OF_AGENTS):
+            raise TypeError(
+                "QMixLoss: expected the agent and then the mixer, got "
+                f"{type(agent).__name__} and {type(mixer).__name__}; swap them"
+            )
         check_agent(agent, "QMixLoss", *OF_AGENTS)
         for name, value in (("gamma", gamma), ("td_lambda", td_lambda)):
             if not 0 <= value <= 1:

@@ -79,7 +79,10 @@ def read(path: Path) -> Entry:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{path}: expected at most {MAX_BYTES} bytes")
+        raise ConfigError(
+            f"{path}: expected a configuration of at most {MAX_BYTES} bytes, got more; is it "
+            "another file? `qmix-trl copy` lists configurations"
+        )
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

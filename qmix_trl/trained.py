@@ -1,5 +1,6 @@
 """Agent and mixer of a run: as its configuration names them, new or with trained weights."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -77,9 +78,15 @@ def _load(
     """Return agent and mixer of a run with their weights.
 
     Raises:
-        ConfigError: if the weights lack the sizes of the team.
+        ConfigError: if the folder is no run's, or the weights lack the sizes of the team.
     """
-    config = read_config(Path(folder) / CONFIG_FILE)
+    path = Path(folder) / CONFIG_FILE
+    if not os.path.exists(path):
+        raise ConfigError(
+            f"expected a run's folder, such as runs/balance_quick-1, got {folder}, which has no "
+            f"{CONFIG_FILE}"
+        )
+    config = read_config(path)
     dims = about_weights(folder, weights).dims
     if dims is None:
         raise ConfigError(

@@ -43,6 +43,7 @@ from support.comparison_report import (
 )
 from support.curve_report import check_packages, draw, print_table, write_csv
 from support.curves import Curve, names, read_curve
+from support.shipped import config_file
 
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
 from qmix_trl.native.lock import held
@@ -198,7 +199,7 @@ def chosen_cells(
     """Return the cells that a command line names.
 
     Args:
-        words: files of configurations, and ``key.sub=value`` of all cells.
+        words: configurations, by file or name, and ``key.sub=value`` of all cells.
         tasks: of the table; None for all, or with files.
         algorithms: of the table; None for ``COMPARED``, or with files.
         seeds: a number N, or a range A-B.
@@ -216,15 +217,15 @@ def chosen_cells(
         raise ConfigError(f"expected files such as {files[0]}, or --tasks and --algorithms")
     for file in files:
         if file in TASKS:
-            raise ConfigError(f"expected a file, got {file}; for the task: --tasks {file}")
+            raise ConfigError(f"expected CONFIG, got {file}; for the task: --tasks {file}")
     for listed, known in ((tasks or (), TASKS), (algorithms or (), ALGORITHMS)):
         for name in listed:
             if name not in known and not (known is TASKS and os.sep in name):
                 hint = "; overrides stand before --tasks" if "=" in name else nearest(name, known)
-                raise ConfigError(f"unknown name {name!r}{hint}")
+                raise ConfigError(f"unknown name {name!r}{hint}; known: {', '.join(known)}")
     choices = [*([override] for override in overrides), *map(alternatives, settings)]
     if files:
-        return own_cells(files, seeds_of(seeds), choices)
+        return own_cells([config_file(file) for file in files], seeds_of(seeds), choices)
     table = dict.fromkeys(tasks or TASKS), dict.fromkeys(algorithms or COMPARED)
     return table_cells(*table, seeds_of(seeds), choices)
 
@@ -236,8 +237,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="FILE.yaml | key.sub=value",
-        help="configurations of your own, in place of the table; settings of all cells",
+        metavar="CONFIG | key.sub=value",
+        help="configurations, files or names, in place of the table; settings of all cells",
     )
     parser.add_argument(
         "--tasks", nargs="+", help=f"{', '.join(TASKS)}; or path/to/NAME of files NAME_qmix.yaml .."

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from support.commands import typed
 from support.shipped import shipped_config, shipped_configs
+from support.terminal import filled
 
 from qmix_trl.errors import ConfigError, exit_on_mistake
 
@@ -52,7 +53,7 @@ def listing() -> str:
     by_task: dict[str, list[str]] = {}
     for name in shipped_configs():
         by_task.setdefault(name.partition("_")[0], []).append(name)
-    return "\n".join(" ".join(names) for names in by_task.values())
+    return "\n".join(filled(" ".join(names)) for names in by_task.values())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import get_args, get_type_hints
 
+from support.terminal import filled, tell_builds
+
 from qmix_trl.config import GAMES, RunConfig, vmas_scenarios
 from qmix_trl.errors import ConfigError, exit_on_mistake
 
@@ -36,6 +38,7 @@ def list_engines(scenarios: Sequence[str]) -> None:
     from qmix_trl import make_env
     from qmix_trl.envs.vmas_scenarios import first_group
 
+    tell_builds()
     for scenario in scenarios:
         start = time.perf_counter()
         env = make_env(
@@ -49,7 +52,7 @@ def list_engines(scenarios: Sequence[str]) -> None:
             group=first_group(scenario),
         )
         seconds = time.perf_counter() - start
-        print(f"{scenario:24} {seconds:6.1f} s  {env.how}", flush=True)
+        print(filled(f"{scenario:24} {seconds:6.1f} s  {env.how}"), flush=True)
 
 
 if __name__ == "__main__":
@@ -70,4 +73,4 @@ if __name__ == "__main__":
             list_engines(arguments.scenarios or vmas_scenarios())
         else:
             for kind in [asked] if asked else KINDS:
-                print(f"{kind}: {' '.join(names(kind))}")
+                print(filled(f"{kind}: {' '.join(names(kind))}"))

@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
 import torch
 from support.components import choose_device
+from support.curve_report import written
 from support.throughput.collection import (
     engine_steps,
     our_batches,
@@ -136,9 +137,11 @@ def measure(plan: Plan, json_file: Path | None, profiles: Path | None) -> list[T
         print_table(new, header=not timings, details=plan.on_gpu)
         timings.extend(new)
         if json_file:
-            json_file.write_text(json.dumps([asdict(timing) for timing in timings], indent=1))
+            with written(json_file):
+                json_file.write_text(json.dumps([asdict(timing) for timing in timings], indent=1))
         if profiles:
-            profile_engines(case, sides, profiles)
+            with written(profiles):
+                profile_engines(case, sides, profiles)
         del sides
         release()
     return timings
@@ -152,7 +155,8 @@ def main(arguments: argparse.Namespace) -> None:
         print(", ".join(f"{name} {value}" for name, value in machine(plan.device).items()))
     timings = measure(plan, arguments.json, arguments.profile)
     if any(timing.ratio for timing in timings):
-        draw(timings, arguments.picture)
+        with written(arguments.picture):
+            draw(timings, arguments.picture)
         print(f"picture: {arguments.picture}")
 
 

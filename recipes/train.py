@@ -42,6 +42,7 @@ from torchrl.envs import RewardSum
 from qmix_trl import Learner, make_policy, save_config, with_memory
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
+from qmix_trl.logs import say
 from qmix_trl.trained import build_agent, build_mixer
 
 
@@ -107,10 +108,10 @@ def train(
                     videos.write(frames, agent)
                 report.write(frames, batch, means, explore.epsilon, greedy)
                 checkpoints.save_if_due(frames, n_updates, greedy)
-            if frames < last_frame(config):
-                checkpoints.stop(frames, n_updates)
+            told = checkpoints.stop(frames, n_updates) if frames < last_frame(config) else ""
         collector.shutdown()
-        if frames < last_frame(config):
+        if told:
+            say(told)  # below the table
             raise SystemExit(stop.exit_code)
         report.end(n_updates)
     return folder

@@ -163,6 +163,18 @@ def test_agents_refuse_bad_sizes(make, sizes):
         make(*sizes)
 
 
+@pytest.mark.parametrize("kind", [RecurrentAgent, FeedforwardAgent])
+@pytest.mark.parametrize("team", [(N + 1, O), (N, O + 1)])
+def test_observations_of_another_team_are_refused(kind, team):
+    agent = kind(N, O, A, use_agent_id=True)
+    seen = TensorDict({OBSERVATION: torch.zeros(B, *team), IS_INIT: torch.ones(B, 1).bool()}, [B])
+    for key, size in ((HIDDEN, (N, 64)), (LAST_ACTION, (N, A))):
+        seen[key] = torch.zeros(B, *size)
+    got = rf"expected observations \[.., {N}, {O}\], got \[{B}, {team[0]}, {team[1]}\]; make the"
+    with pytest.raises(ValueError, match=got):
+        agent(seen)
+
+
 def test_agents_refuse_bad_widths():
     with pytest.raises(ValueError, match="hidden_dim of at least 1, got 0"):
         RecurrentAgent(1, 1, 1, hidden_dim=0)

@@ -104,6 +104,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tiny_table, capsy
     ("arguments", "said"),
     [
         (([], ["balanc"], ["qmix"], "1", []), "unknown name 'balanc'; did you mean 'balance'"),
+        (([], ["xyz"], ["qmix"], "1", []), "unknown name 'xyz'; known: balance, navigation, "),
         (([], ["balance"], ["vdm"], "1", []), "unknown name 'vdm'; did you mean 'vdn'"),
         (([], ["balance", "loss.gamma=0"], ["vdn"], "1", []), "overrides stand before"),
         (([], ["balance"], ["qmix"], "0", []), "--seeds: expected .* at least 1, .* got '0'"),
@@ -111,7 +112,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tiny_table, capsy
         (([], ["balance"], ["qmix"], "many", []), "--seeds: expected .* got 'many'"),
         (([], ["balance"], ["qmix_feedforward"], "1", []), "no configuration"),
         (([], ["memory"], ["benchmarl_qmix"], "1", []), "no configuration"),
-        ((["balance"], None, None, "1", []), "expected a file, got balance; .*--tasks balance"),
+        ((["balance"], None, None, "1", []), "expected CONFIG, got balance; .*--tasks balance"),
         ((["mine.yaml"], ["balance"], None, "1", []), "expected files such as mine.yaml, or"),
         (([], ["balance"], ["vdn"], "1", ["loss.gamma"]), "--set: expected key.sub=value"),
         (([], ["balance"], ["vdn"], "1", ["a={b,"]), "--set: expected key.sub=value"),
@@ -122,6 +123,16 @@ def test_a_run_that_fails_is_named_and_the_others_are_compared(tiny_table, capsy
 def test_a_mistake_in_the_arguments(arguments, said):
     with pytest.raises(ConfigError, match=said):
         benchmark.chosen_cells(*arguments)
+
+
+def test_a_configuration_is_a_file_or_a_name():
+    named = benchmark.chosen_cells(["two_step_qmix"], None, None, "1", [])
+    by_file = benchmark.chosen_cells(
+        [str(cells.CONFIGS / "two_step_qmix.yaml")], None, None, "1", []
+    )
+    assert named == by_file
+    with pytest.raises(ConfigError, match="got 'two_step_qmx'; did you mean 'two_step_qmix'"):
+        benchmark.chosen_cells(["two_step_qmx"], None, None, "1", [])
 
 
 def test_seeds_are_a_number_or_a_range():

@@ -101,6 +101,24 @@ def test_a_name_that_no_file_can_have_is_a_mistake(arguments, folder, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["evaluate.py"], "error: expected a run's folder, such as runs/balance_quick-1"),
+        (["train.py"], "error: expected CONFIG, such as balance_quick"),
+        (["train.py", "tiny.yaml", "--seed", "1"], "set without --: seed=..."),
+        (["train.py", "--config", "tiny.yaml"], "error: unrecognized arguments: --config"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_arguments_that_are_missing_or_unknown(arguments, said, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as caught:
+        call(*arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
         (["train.py", "tiny.yaml", "env.scenario=balanc"], "did you mean 'balance'?"),
         (["train_benchmarl.py", "tiny.yaml", game("two_step")], "VMAS's tasks, not 'games'"),
         (["evaluate.py", "runs/taken"], "runs/taken, which has no config.yaml; runs in runs: none"),

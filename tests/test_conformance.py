@@ -253,7 +253,8 @@ def test_a_module_that_is_no_agent_is_refused(loss, mixer):
         loss(module, make_mixer(mixer), gamma=0.9)
     if mixer is not None:
         agent = AGENTS["feedforward"](N, O, A)
-        with pytest.raises(TypeError, match=f"got a {type(make_mixer(mixer)).__name__} without"):
+        got = f"got {type(make_mixer(mixer)).__name__} and FeedforwardAgent; swap them"
+        with pytest.raises(TypeError, match=f"expected the agent and then the mixer, {got}"):
             loss(make_mixer(mixer), agent, gamma=0.9)
 
 

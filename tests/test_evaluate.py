@@ -54,6 +54,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
     for name, said in (("tyni-1", "did you mean 'tiny-1'"), ("x", "runs in .*/runs: tiny-1")):
         with pytest.raises(ConfigError, match=rf"got .*{name}, which has no config.*; {said}"):
             evaluated(folder.with_name(name))
+    with pytest.raises(ConfigError, match=r"/runs, which has no .*; runs in .*/runs: tiny-1$"):
+        evaluated(folder.parent)
     with pytest.raises(ConfigError, match=r"evaluation\.episodes.*at least 2"):
         evaluated(folder, "evaluation.episodes=0")
     (folder / "weights.pt").unlink()

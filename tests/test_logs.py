@@ -212,6 +212,21 @@ def test_plain_lines_in_a_terminal_that_cannot_move_back(tmp_path, capsys, monke
         assert capsys.readouterr().out.split() == ["8", "0.5000"]
 
 
+def test_plain_lines_show_the_columns_that_fit_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    for width, n_shown in ((31, 3), (30, 2), (5, 1)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        folder = tmp_path / str(width)
+        folder.mkdir()
+        with RunLog(folder, COLUMNS, caption="") as log:
+            log.write({"frames": 16000, "loss": 0.123456, "greedy_return": -1.5})
+        heading, row = capsys.readouterr().out.splitlines()
+        assert row.split() == ["16,000", "0.1235", "-1.50"][:n_shown]
+        assert max(len(heading), len(row)) <= max(width, PLAIN_WIDTH)
+        assert len(table(folder)[1]) == len(COLUMNS)
+
+
 def test_plain_lines_without_rich(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setitem(sys.modules, "rich.live", None)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,22 @@ def test_the_csv_has_runs_means_and_baselines(tmp_path):
     ]
 
 
+def test_less_than_a_second_is_no_number_of_millis(tmp_path):
+    quick = replace(curve("a", "qmix", 0, [1.0, 2.0]), seconds=np.array([0.2, 0.6]))
+    figure = draw([quick], tmp_path / "figure.svg", ["frames", "seconds"])
+    texts = [text.get_text() for text in figure.axes[1].get_xticklabels()]
+    assert any(texts)
+    assert not any("m" in text for text in texts)
+
+
+def test_a_curve_of_one_point_is_seen(tmp_path):
+    curves = [curve("a", "qmix", 0, [1.0]), curve("a", "vdn", 0, [1.0, 2.0])]
+    axis = draw(curves, tmp_path / "figure.png", ["frames"]).axes[0]
+    markers = {line.get_label(): line.get_marker() for line in axis.get_lines()}
+    assert (markers["qmix"], markers["vdn"]) == ("o", "")
+    assert axis.get_ylabel() == "greedy return"
+
+
 @pytest.mark.parametrize(("n_tasks", "units"), [(1, ["frames"]), (5, ["frames", "seconds"])])
 def test_the_figure_is_drawn(n_tasks, units, tmp_path):
     groups = ("qmix", "vdn")
@@ -308,22 +325,21 @@ def test_runs_of_benchmarl_are_a_group_of_their_own(tmp_path):
         (["nothing"], ["expected a run's folder, or one with runs, got nothing"]),
         (["runs/a", "--y", "los"], ["metrics.csv: no column 'los'; did you mean 'loss'?"]),
         (["runs/a", "--group-by", "mixer.nam"], ["no run has the key 'mixer.nam'", "mixer.name"]),
-        (["runs/a", "--out", "taken.png"], ["taken.png: cannot be written: Is a directory"]),
+        (["."], ["a run's folder, or one with runs, got .; runs has runs"]),
     ],
 )
 def test_a_mistake_gets_one_line(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "runs/a", "balance_qmix.yaml")
-    (tmp_path / "taken.png").mkdir()
     with pytest.raises(SystemExit) as caught:
         call("plot.py", *arguments)
-    code = 3 if "--out" in arguments else 2
-    check_told(caught.value.code, capsys.readouterr().err, code, said)
+    check_told(caught.value.code, capsys.readouterr().err, 2, said)
 
 
-@pytest.mark.parametrize("out", ["curves.pdf", "no/curves.png"])
+@pytest.mark.parametrize("out", ["curves.pdf", "no/curves.png", "taken.png"])
 def test_a_file_that_cannot_be_drawn_is_told(out, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.png").mkdir()
     with pytest.raises(SystemExit) as caught:
         call("plot.py", ".", "--out", out)
     assert caught.value.code == 2

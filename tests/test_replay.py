@@ -115,7 +115,10 @@ def test_more_cuts_than_the_time_limit_allows_are_refused(max_steps, most):
 
 @pytest.mark.parametrize("arguments", [{"max_steps": 0}, {"burn_in": -1}])
 def test_sizes_of_rows_out_of_range_are_refused(arguments):
-    with pytest.raises(ValueError, match="max_steps of at least 1, or None, and burn_in of"):
+    got = f"got {arguments.get('max_steps')} and {arguments.get('burn_in', 0)}$"
+    with pytest.raises(
+        ValueError, match=f"max_steps of at least 1, or None, and burn_in of .* 0, {got}"
+    ):
         SequenceRows(**arguments)
 
 

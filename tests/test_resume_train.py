@@ -1,6 +1,7 @@
 """Training that is saved and resumed: N + N frames equal 2 N bit for bit."""
 
 import os
+import pty
 import random
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy
@@ -386,6 +388,24 @@ def test_a_signal_saves_and_tells_how_to_go_on(number, code, tmp_path):
     names = metrics(whole).keys()
     for name in names:
         assert metrics(folder)[name] == metrics(whole)[name], name
+
+
+def test_a_terminal_shows_how_to_go_on_below_the_table(tmp_path):
+    pytest.importorskip("rich")
+    ours, theirs = pty.openpty()
+    to = {"stdout": theirs, "stderr": theirs, "env": {**os.environ, "TERM": "xterm"}}
+    shown, is_stopped = b"", False
+    with started(tmp_path, tiny(tmp_path), LONG, SAVED, **to) as process:
+        os.close(theirs)
+        with suppress(OSError):  # the process has ended
+            while part := os.read(ours, 4096):
+                shown += part
+                if b"frames/s" in shown and not is_stopped:
+                    process.send_signal(signal.SIGINT)
+                    is_stopped = True
+    os.close(ours)
+    assert process.returncode == 130
+    assert "go on: " in shown.decode().strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,13 @@ def test_a_second_call_makes_nothing(cache_folder):
     assert sorted(os.listdir(cache_folder)) == ["key", "other"]
 
 
+def test_a_build_is_told_to_who_listens(cache_folder, caplog):
+    caplog.set_level("INFO", logger="qmix_trl")
+    for _ in range(2):
+        store.kept("balance-0123", lambda place: {})
+    assert caplog.messages == [f"building balance, kept in {cache_folder}"]
+
+
 def test_a_build_that_raises_leaves_nothing(cache_folder):
     def make(place):
         (place / "half").write_text("a")

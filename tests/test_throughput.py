@@ -203,6 +203,19 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch, capsys):
     check_told(caught.value.code, capsys.readouterr().err, 3, ["--device: cuda", "--device=auto"])
 
 
+@pytest.mark.parametrize(
+    "option", [["--picture", "no/x.png"], ["--picture", "x.foo"], ["--json", "no/x.json"]]
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_measurement(
+    option, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        call("throughput.py", *option)
+    assert caught.value.code == 2
+    assert f"argument {option[0]}: expected a " in capsys.readouterr().err.splitlines()[-1]
+
+
 # Runs
 
 

@@ -56,6 +56,11 @@ def test_no_environment_is_made_to_load_an_agent(tmp_path, monkeypatch):
         evaluated(folder)
 
 
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected a run's folder, .* got .*/none, which has no"):
+        load_agent(tmp_path / "none")
+
+
 def test_a_users_file_that_is_gone_is_not_needed(tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text(

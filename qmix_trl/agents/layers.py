@@ -90,7 +90,17 @@ class AgentInput(nn.Module):
 
         Returns:
             float [*B, N, dim].
+
+        Raises:
+            ValueError: if the observations are of another team.
         """
+        n_agents, size = observation.shape[-2:]
+        if size != self.observation_dim or (self.use_agent_id and n_agents != self.n_agents):
+            raise ValueError(
+                f"the agent: expected observations [.., {self.n_agents}, {self.observation_dim}], "
+                f"got {list(observation.shape)}; make the environment as that of its training, or "
+                "an agent by env_dims(env)"
+            )
         parts = [observation]
         if self.use_last_action:
             parts.append(last_action)

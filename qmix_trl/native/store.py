@@ -8,6 +8,7 @@ may write to, is passed over: a temporary folder of the process serves (``place.
 import ctypes
 import errno
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -48,6 +49,7 @@ ABANDONED_SECONDS = 3600  # an unfinished folder is removed if it is older
 LOCK_SECONDS = 900  # the longest wait for another process, whose compiler has a limit of its own
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
+LOG = logging.getLogger("qmix_trl")  # at INFO it tells each build
 Make = Callable[[Path], Mapping[str, Any]]
 _UNWRITABLE: dict[Path, str] = {}  # stores that failed in this process, with the reason
 _DROPPED: set[Path] = set()  # entries that are of no use and could not be removed
@@ -156,6 +158,7 @@ def _made(place: Path, make: Make) -> dict[str, Any]:
     with _unfinished(place) as new:
         made = Path(new) / "entry"
         made.mkdir(mode=0o700)
+        LOG.info("building %s, kept in %s", place.name.rpartition("-")[0], place.parent)
         notes = make(made)
         (made / NOTES).write_text(_sealed(notes, made))
         if _read(place) is None:  # no other process was faster

@@ -159,8 +159,8 @@ class Checkpoints:
             say(f"warning: no more checkpoints: {self.refusal}")
         self._saved_at = time.perf_counter()
 
-    def stop(self, frames: int, n_updates: int) -> None:
-        """Save a run that is stopped, and say how it goes on.
+    def stop(self, frames: int, n_updates: int) -> str:
+        """Save a run that is stopped; return how it goes on.
 
         Args:
             frames: collected so far.
@@ -173,7 +173,7 @@ class Checkpoints:
         else:
             behind = "" if self._saved_frames == frames else f" from {self._saved_frames:,} frames"
             how = f"go on{behind}: {typed('train', '--resume', self._run)}"
-        say(f"stopped at {frames:,} frames; {how}")
+        return f"stopped at {frames:,} frames; {how}"
 
 
 def _checked_values(run: LoadedRun) -> tuple[Mapping[str, Any], int, int]:

@@ -36,7 +36,7 @@ class ConfigParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with a mistake in the arguments; an unknown option may be meant as an override."""
         unknown = re.search(r"unrecognized arguments:.*?--([\w.-]+)", message)
-        if unknown:
+        if unknown and unknown[1].partition(".")[0] in RunConfig.__dataclass_fields__:
             message += f"; a key of the configuration is set without --: {unknown[1]}=..."
         super().error(message)
 
@@ -95,6 +95,30 @@ def path(text: str) -> str:
         if error.errno == errno.ENAMETOOLONG:
             raise argparse.ArgumentTypeError(f"{shown(text)}: {error.strerror}") from error
     return text
+
+
+def new_file(text: str) -> Path:
+    """Return the path of a file that a command writes.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is a folder, or its folder does not exist.
+    """
+    file = Path(path(text))
+    if not file.parent.is_dir() or file.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, got {text}")
+    return file
+
+
+def picture(text: str) -> Path:
+    """Return the path of a picture that a command draws.
+
+    Raises:
+        argparse.ArgumentTypeError: if it has another ending, or there cannot be such a file.
+    """
+    file = new_file(text)
+    if file.suffix not in (".png", ".svg"):
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .png or .svg, got {text}")
+    return file
 
 
 def keep_first_places() -> None:
@@ -220,11 +244,11 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``throughput.py`` that name files."""
-    parser.add_argument("--json", type=Path, help="a file for the lines of the table")
+    parser.add_argument("--json", type=new_file, help="a file for the lines of the table")
     parser.add_argument("--profile", type=Path, help="a folder for profiles of one round each")
     parser.add_argument(
         "--picture",
-        type=Path,
+        type=picture,
         default=Path("throughput.png"),
         help="a file for the picture (default: throughput.png)",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from support.run_folder import CONFIG_FILE
+from support.terminal import tell_builds
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
@@ -96,6 +97,7 @@ def build_env(
     Raises:
         ConfigError: if the environment cannot be made.
     """
+    tell_builds()
     arguments = {**settings(config.env), "n_envs": n_envs, "seed": seed}
     if isinstance(config.env, VmasConfig) and config.env.others not in OTHERS:
         arguments["others"] = policy_of_run(Path(config.env.others), config.env, device)
@@ -133,6 +135,7 @@ def prepared_device(config: RunConfig) -> torch.device:
     Raises:
         MachineError: if CUDA is asked for and absent.
     """
+    tell_builds()
     device = choose_device(config.runtime.device)
     set_threads(config.runtime.threads)
     if device.type == "cpu":

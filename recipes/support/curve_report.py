@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from support.curves import BASELINES, GREEDY, Curve, at_common_frames, baselines_of, names, runs_of
 from support.robust_statistics import interquartile_mean, interval
+from support.terminal import aligned, cells_line
 
 from qmix_trl.errors import SaveError, check_extra
 
@@ -122,13 +123,8 @@ def print_table(curves: Sequence[Curve]) -> None:
 
 def print_columns(lines: Sequence[Sequence[str]]) -> None:
     """Print lines of cells in columns, the first two of text and the others of numbers."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+    for cells in aligned(lines, n_texts=2):
+        print(cells_line(cells))
 
 
 def draw(
@@ -159,7 +155,7 @@ def draw(
         for j, unit in enumerate(units):
             axis = axes[len(units) * (i // columns) + j, i % columns]
             _draw_panel(axis, curves, task, unit)
-            axis.set_ylabel("" if column == GREEDY else column, fontsize=8)
+            axis.set_ylabel(column.replace("_", " ") if i % columns == 0 else "", fontsize=8)
         axes[len(units) * (i // columns), i % columns].set_title(task, fontsize=10)
     add_legend(figure, columns)
     with written(path):
@@ -207,7 +203,8 @@ def _draw_panel(axis: "Axes", curves: Sequence[Curve], task: str, unit: str) -> 
     axis.axis("on")
     axis.set_xlabel(unit, fontsize=8)
     axis.xaxis.set_major_locator(MaxNLocator(5))
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if unit == "frames":  # 20k; seconds below 1 would be 840m
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.tick_params(labelsize=8)
 
 
@@ -219,6 +216,7 @@ def _draw_group(axis: "Axes", curves: Sequence[Curve], task: str, group: str, un
         axis.plot(getattr(run, unit), run.values, color=color, linewidth=0.5, alpha=0.4)
     frames, seconds, mean, low, high = mean_curve(curves, task, group)
     x = frames if unit == "frames" else seconds
-    axis.plot(x, mean, color=color, linestyle=style, linewidth=1.5, label=group)
+    marker = "o" if len(x) == 1 else ""  # a line needs two points
+    axis.plot(x, mean, color=color, linestyle=style, linewidth=1.5, label=group, marker=marker)
     if len(runs) > 1:
         axis.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)

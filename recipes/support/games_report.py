@@ -18,6 +18,7 @@ from support.projections import (
     squared_error,
     supermodular_projection,
 )
+from support.terminal import cells_line, filled
 
 from qmix_trl.envs.game_tables import Game
 
@@ -109,7 +110,9 @@ def show_measures(name: str, **measures: Sequence[float]) -> None:
     """Print the measures of a table, each a number for every seed."""
     for i, (measure, values) in enumerate(measures.items()):
         if len(values):
-            print(f"  {'' if i else name:<22}{measure.replace('_', ' '):<14}{numbers(values)}")
+            called = measure.replace("_", " ")
+            cells = f"  {'' if i else name:<20}", f"{called:<14}{numbers(values)}"
+            print(cells_line(cells))
 
 
 def numbers(values: Iterable[float]) -> str:
@@ -129,7 +132,7 @@ def show_orders(report: GameReport) -> None:
     payoff = report.optimal(report.gamma)[report.deciding[0]]
     errors = {round(squared_error(table, payoff), 2) for table in monotone_projections(payoff)}
     listed = " ".join(f"{error:.2f}" for error in sorted(errors))
-    print(f"  errors of monotone tables by order: {listed}")
+    print(filled(f"  errors of monotone tables by order: {listed}"))
 
 
 def show_projections(report: GameReport) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from support.curves import Curve, at_common_frames, read_curve, summary_of
-from support.run_folder import CONFIG_FILE
+from support.run_folder import CONFIG_FILE, runs_below
 from support.run_labels import flat_run, groups_of, tasks_of
 
 from qmix_trl.errors import ConfigError, nearest
@@ -66,10 +66,12 @@ def runs_in(folder: Path) -> list[Path]:
     """
     if (folder / CONFIG_FILE).is_file():
         return [folder]
-    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
+    found = [folder / name for name in runs_below(folder)]
     if not found:
-        near = nearest(folder.name, [path.name for path in folder.parent.glob("*/")])
-        raise ConfigError(f"expected a run's folder, or one with runs, got {folder}{near}")
+        beside = {path.name for path in folder.parent.glob("*/")} - {folder.name}
+        deeper = [str(path) for path in folder.glob("*/") if runs_below(path)]
+        hint = f"; {', '.join(deeper)} has runs" if deeper else nearest(folder.name, beside)
+        raise ConfigError(f"expected a run's folder, or one with runs, got {folder}{hint}")
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from support.command_line import path
+from support.command_line import path, picture
 from support.ends import end_at_once_on
 from support.planned_run import check_drawing
 from support.run_folder import VIDEOS, config_of_run
@@ -34,7 +34,7 @@ def evaluation_arguments(description: str | None) -> argparse.Namespace:
     end_at_once_on(signal.SIGINT)
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "folders", nargs="+", metavar="RUN", help="runs' folders, such as runs/balance_quick-1"
+        "folders", nargs="*", metavar="RUN", help="runs' folders, such as runs/balance_quick-1"
     )
     parser.add_argument(
         "overrides",
@@ -195,17 +195,8 @@ def plot_arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument(
         "--y", default="greedy_return", metavar="COLUMN", help="of metrics.csv (greedy_return)"
     )
-    parser.add_argument("--out", type=_picture, default="curves.png", help="a .png or .svg file")
+    parser.add_argument("--out", type=picture, default="curves.png", help="a .png or .svg file")
     return parser.parse_intermixed_args()
-
-
-def _picture(text: str) -> Path:
-    file = Path(path(text))
-    if file.suffix not in (".png", ".svg"):
-        raise argparse.ArgumentTypeError(f"expected a name that ends in .png or .svg, got {text}")
-    if not file.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {file.parent}")
-    return file
 
 
 def render_arguments(description: str | None) -> argparse.Namespace:
@@ -253,7 +244,7 @@ def render_arguments(description: str | None) -> argparse.Namespace:
 
 
 def film_title(policy: str, weights: str) -> str:
-    """Return the name of what a film shows, such as "greedy" or "greedy-best".
+    """Return the name of the policy of a film, such as "greedy" or "greedy-best".
 
     Args:
         policy: one of ``POLICIES``.

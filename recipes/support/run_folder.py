@@ -35,19 +35,21 @@ def config_of_run(folder: Path, expected: str = "expected a run's folder") -> Pa
         expected: the beginning of the message.
 
     Raises:
-        ConfigError: if there is none; it names the nearest runs, or all beside it.
+        ConfigError: if there is none; it names the runs in it, the nearest or all beside it.
     """
     path = folder / CONFIG_FILE
     if os.path.isfile(path):
         return path
-    runs = sorted(found.parent.name for found in _configs_beside(folder))
-    near = nearest(folder.name, runs)
-    there = near or f"; runs in {folder.parent}: {shown(', '.join(runs)) or 'none'}"
+    runs = runs_below(folder)
+    near = "" if runs else nearest(folder.name, runs_below(folder.parent))
+    place, runs = (folder, runs) if runs else (folder.parent, runs_below(folder.parent))
+    there = near or f"; runs in {place}: {shown(', '.join(runs)) or 'none'}"
     raise ConfigError(f"{expected}, got {folder}, which has no {CONFIG_FILE}{there}")
 
 
-def _configs_beside(folder: Path) -> list[Path]:
+def runs_below(folder: Path) -> list[str]:
+    """Return the names of the runs in a folder, sorted; none if it cannot be read."""
     try:
-        return list(folder.parent.glob(f"*/{CONFIG_FILE}"))
+        return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
     except OSError:
         return []

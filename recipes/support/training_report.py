@@ -12,6 +12,7 @@ from support.components import last_frame
 from support.evaluation import compare
 from support.loggers import Loggers
 from support.run_folder import MISMATCH_FILE, SUMMARY_FILE
+from support.terminal import filled
 from tensordict import TensorDictBase
 
 from qmix_trl.collect import finished_return
@@ -83,13 +84,13 @@ class TrainingReport:
         task = Path(config.env.scenario).name
         say(f"{folder}: {config.mixer.name} on {task}, {device}, seed {config.seed}")
         for name, part in parts.items():
-            say(f"{name}: {part.how}")
+            say(filled(f"{name}: {part.how}"))
         if config.env.family == "vmas":
             for of, note in parts["engine"].notes.items():
-                say(f"{of}: {note}")
+                say(filled(f"{of}: {note}"))
         if self._shadow is not None:
-            say(f"verified: {self._shadow.how}")
-        say(caption)
+            say(filled(f"verified: {self._shadow.how}"))
+        say(filled(caption))
         self._loggers = Loggers(config, folder)
         self._log = RunLog(folder, COLUMNS, caption=caption)
 
@@ -222,9 +223,10 @@ class TrainingReport:
         }
         write_json(self._folder / SUMMARY_FILE, summary)
         greedy = self._returns["greedy"]
-        say(
+        text = (
             f"greedy return {greedy['mean']:.2f} after {self._frames:,} frames and "
             f"{self._seconds:.0f} s: {compare(greedy, self._returns['no_op'])} doing nothing, "
             f"{compare(greedy, self._returns['random'])} chance"
         )
+        say(filled(text))
         say(f"next: {typed('evaluate', self._folder)}")

@@ -1,10 +1,9 @@
 """The lines of ``doctor.py``."""
 
-import shutil
-import sys
-import textwrap
 from dataclasses import dataclass
 from typing import Literal
+
+from support.terminal import filled
 
 NAME_WIDTH = 14
 INDENT = " " * 10
@@ -40,13 +39,4 @@ class Finding:
 
 def show(finding: Finding) -> None:
     """Print a finding: in a terminal as lines that fit, else as one line."""
-    text = str(finding)
-    if sys.stdout.isatty():
-        text = textwrap.fill(
-            text,
-            shutil.get_terminal_size().columns,
-            subsequent_indent=INDENT,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    print(text, flush=True)
+    print(filled(str(finding), INDENT), flush=True)

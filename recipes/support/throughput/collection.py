@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from support.terminal import tell_builds
 from support.throughput.plan import MAX_STEPS, Plan
 from support.throughput.timing import Runner, operations, part_ms
 from tensordict import TensorDictBase
@@ -41,6 +42,7 @@ def our_env(scenario: str, n_envs: int, engine: str, device: torch.device):
         engine: of ours.
         device: of the environment.
     """
+    tell_builds()
     return make_env(
         "vmas",
         scenario=scenario,

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from support.terminal import cells_line, filled
+
 from qmix_trl.chosen import Chosen
 
 WIDTHS = (10, 14, 6, 9, 9, 9, 10, 22, 9, 5, 7, 7)
@@ -76,9 +78,9 @@ def print_table(timings: Sequence[Timing], *, header: bool, details: bool) -> No
         print(_line(_cells(timing)), flush=True)
         for part, chosen in timing.how.items():
             if details or chosen.passed_over:
-                print(f"    {part}: {chosen}", flush=True)
+                print(filled(f"    {part}: {chosen}"), flush=True)
         if details:
-            print(f"    {_details(timing)}", flush=True)
+            print(filled(f"    {_details(timing)}"), flush=True)
 
 
 def _cells(timing: Timing) -> Sequence[str]:
@@ -111,7 +113,8 @@ def _details(timing: Timing) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return " ".join(f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
+    padded = [f"{cell:<{width}}" for cell, width in zip(cells, WIDTHS, strict=True)]
+    return cells_line(padded, gap=1)
 
 
 def draw(timings: Sequence[Timing], path: Path) -> None:
