@@ -64,6 +64,8 @@ TOO_LONG = {
     ".venv/bin/python recipes/train.py recipes/configs/balance_quick.yaml "
     "'logging=[tensorboard, wandb]'": "2026-11-27",
     ".venv/bin/python recipes/train.py recipes/configs/pettingzoo_spread_qmix.yaml": "2026-11-27",
+    ".venv/bin/pip install -q notebook": "2026-11-27",
+    ".venv/bin/jupyter notebook recipes/quickstart.ipynb": "2026-11-27",
     ".venv/bin/python recipes/names.py engines": "2026-11-23",
     # test_reuse.py trains by their functions.
     ".venv/bin/python recipes/reuse/factored_critic.py": "2026-11-27",
