@@ -20,6 +20,7 @@ from support.export_programs import NEEDED, described, program
 from support.parity import Parity, parity
 from support.run_folder import CONFIG_FILE
 from support.sources import with_sources
+from support.terminal import filled
 
 from qmix_trl import (
     CheckpointError,
@@ -89,8 +90,8 @@ def in_one_process(config: RunConfig) -> RunConfig:
 if __name__ == "__main__":
     with exit_on_mistake():
         policy, found = export(**vars(arguments))
-        print(f"{arguments.out}: {described(policy)}")
-        print(f"parity: {found}")
+        for line in (f"{arguments.out}: {described(policy)}\nparity: {found}").splitlines():
+            print(filled(line))
         needed = NEEDED[arguments.format]
         print(f"a program for it, which needs {needed} alone:\n")
         print(program(policy, arguments.out, arguments.format))

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from support.terminal import filled
+
 from qmix_trl.config import RunConfig
 
 Summary = dict[str, float]  # mean, std and episodes of returns
@@ -62,7 +64,7 @@ def _block(task: TaskReturns) -> str:
     named = {**task.runs, **{BASELINES[name]: task.baselines[name] for name in BASELINES}}
     (episodes,) = {returns["episodes"] for returns in named.values()}
     lines = [
-        f"{task.task}: {episodes} episodes from seed {task.seed}, {task.weights} weights",
+        filled(f"{task.task}: {episodes} episodes from seed {task.seed}, {task.weights} weights"),
         f"{'return':>10}{'std':>10}  policy",
     ]
     lines += [f"{x['mean']:>10.3f}{x['std']:>10.3f}  {name}" for name, x in named.items()]
