@@ -145,6 +145,15 @@ def test_a_configuration_is_a_file_or_a_name(tmp_path, monkeypatch):
         config_file("here/balance_quik.yaml")
 
 
+def test_a_copy_gets_the_name_of_a_file(tmp_path):
+    copies = copying.copy_config("mpe_spread_qmix", tmp_path / "new" / "mine.yaml")
+    assert [path.relative_to(tmp_path).as_posix() for path in copies] == [
+        "new/mine.yaml",
+        "new/mpe_spread.py",
+    ]
+    assert load_config(copies[0]).env.scenario == str(copies[1].resolve())
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_copy_is_equal_but_for_the_place_of_its_scenario(name, tmp_path):
     pytest.importorskip("lbforaging", reason="needs the extra envs")
@@ -180,7 +189,7 @@ def test_no_file_is_overwritten(there, tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"FOLDER: .* cannot be written: Not a directory"):
+    with pytest.raises(ConfigError, match=r"below cannot be written: Not a directory"):
         copying.copy_config("balance_quick", tmp_path / "file" / "below")
 
 
