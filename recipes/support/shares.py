@@ -64,11 +64,14 @@ def about_shares(config: RunConfig, n_ranks: int) -> str:
         n_ranks: the number of ranks.
     """
     share = share_of(config, n_ranks)
+    env, replay, steps = config.env, config.replay, config.collection.steps
+    frames = config.collection.total_frames
     return (
-        f"{n_ranks}, each with {share.env.n_envs:,} of {config.env.n_envs:,} environments, "
-        f"{share.replay.batch_rows:,} of {config.replay.batch_rows:,} rows of an update and "
-        f"{share.replay.capacity_rows:,} of {config.replay.capacity_rows:,} rows of replay; "
-        f"the {config.collection.total_frames:,} frames are those of all ranks"
+        f"{n_ranks}; each steps {share.env.n_envs:,} of {env.n_envs:,} environments "
+        f"({share.env.n_envs * steps:,} of {env.n_envs * steps:,} frames of a batch), replays "
+        f"{share.replay.batch_rows:,} of {replay.batch_rows:,} rows of an update and holds "
+        f"{share.replay.capacity_rows:,} of {replay.capacity_rows:,}; frames count all ranks: "
+        f"{frames:,} are {-(-frames // n_ranks):,} of each"
     )
 
 
