@@ -76,8 +76,10 @@ def trained(folder, n_ranks, *arguments, code=0):
 
 def wait_for_lines(process, n_lines):
     """Read what a training prints, until its table has some lines."""
+    said = []
     while "loss" not in (line := process.stdout.readline()):
-        assert line, "the training has ended before its table"
+        said.append(line)
+        assert line, "".join(said)
     for _ in range(n_lines):
         process.stdout.readline()
 

@@ -126,7 +126,7 @@ def test_a_run_one_rank_of_which_is_killed_ends_and_goes_on(tmp_path):
             assert seconds_to_end([*pids, process.pid], MOST_SECONDS) < MOST_SECONDS
             said = process.communicate(timeout=60)[0]
         assert process.returncode == 1
-        assert "Traceback" not in said.partition("ChildFailedError")[0]
+        assert 'train.py", line' not in said, said  # no traceback but torchrun's own
     n_frames = int(metrics(folder)["frames"][-1])
     end = total(n_frames + 96 - n_frames % 48)
     trained(tmp_path, 2, *arguments[:-1], end)
@@ -156,7 +156,9 @@ def test_a_rank_that_waits_for_a_long_evaluation_ends_too(tmp_path):
         "max_steps: 4, state: observations, team_reward: mean, processes: 1}"
     )
     settings = ["name=slow", env, "evaluation.every_frames=16", "evaluation.episodes=3", LONG]
-    with torchrun(tmp_path, 2, tiny(tmp_path), *settings) as process:
+    paths = os.pathsep.join([str(RECIPES.parent / "tests"), os.environ["PYTHONPATH"]])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    with torchrun(tmp_path, 2, tiny(tmp_path), *settings, env=environment) as process:
         wait_for_lines(process, 0)
         (tmp_path / "sleep").touch()
         while not (tmp_path / "asleep").exists():
