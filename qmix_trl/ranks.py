@@ -56,7 +56,7 @@ class Ranks:
         return [value]
 
     def from_first(self, value: T) -> T:
-        """Return the value of the first rank; those of others are not looked at."""
+        """Return the value of the first rank; other ranks' values are not looked at."""
         return value
 
     def by_first(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -111,20 +111,25 @@ class ProcessRanks(Ranks):
         self.grace_seconds = GRACE_SECONDS if OF_TORCHRUN in os.environ else 0
 
     def add(self, values: "Tensor") -> None:
+        """Replace a tensor by its sum over the ranks, in place, equal bit for bit in all."""
         self._call("all_reduce", values)
 
     def take_maximum(self, values: "Tensor") -> None:
+        """Replace a tensor by its elementwise maximum over the ranks, in place."""
         self._call("all_reduce", values, op=self._distributed.ReduceOp.MAX)
 
     def copy_first(self, values: "Tensor") -> None:
+        """Replace a tensor by that of the first rank, in place."""
         self._call("broadcast", values, src=0)
 
     def gathered(self, value: T) -> list[T]:
+        """Return the values of all ranks, by rank; they are pickled."""
         values: list[Any] = [None] * self.size
         self._call("all_gather_object", values, value)
         return values
 
     def from_first(self, value: T) -> T:
+        """Return the value of the first rank, pickled."""
         values = [value if self.is_first else None]
         self._call("broadcast_object_list", values, src=0)
         return values[0]

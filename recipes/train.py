@@ -6,7 +6,6 @@ of its files; with evaluation.video=true also videos/. By torchrun several proce
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from support.command_line import train_arguments
@@ -14,21 +13,19 @@ from support.command_line import train_arguments
 if __name__ == "__main__":
     arguments = train_arguments(__doc__)  # before torch is imported: mistakes are told at once
 
-import torch
 from support.checkpoints import Checkpoints
 from support.components import (
     build_collector,
     build_exploration,
     build_loss,
+    build_networks,
     build_replay,
     build_training_env,
     build_update,
     evaluation_is_due,
     last_frame,
     mean_outputs,
-    part_streams,
     prepared_device,
-    stream_seed,
 )
 from support.ends import Stop
 from support.evaluation import Evaluation
@@ -47,7 +44,6 @@ from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
 from qmix_trl.logs import silence
 from qmix_trl.ranks import ALONE, Ranks, joined_ranks
-from qmix_trl.trained import build_agent, build_mixer
 
 
 def train(
@@ -77,17 +73,13 @@ def train(
         WrongStepError: if a step differs from VMAS's; the run's folder has both traces.
         SystemExit: if a signal stops the run.
     """
-    plan = partial(planned_run, frames_per_rank=frames_per_rank, n_ranks=ranks.size)
-    run = ranks.by_first(plan, config, overrides, runs, resume)
+    run = ranks.by_first(planned_run, config, overrides, runs, resume, frames_per_rank, ranks.size)
     config, share, device = run.config, run.share, prepared_device(run.config, ranks)
     check_room(share, device, run.runs, run.folder, ranks.local_size)
     env = build_training_env(share, device, ranks.rank)
     evaluation = Evaluation(run.task, device)
 
-    torch.manual_seed(stream_seed(config.seed, "weights"))  # the networks draw their weights
-    agent = build_agent(config, evaluation.dims, device)
-    mixer = build_mixer(config, evaluation.dims, device)
-    part_streams(config, ranks.rank)
+    agent, mixer = build_networks(config, evaluation.dims, device, ranks.rank)
     explore = build_exploration(config, device, ranks.rank)
     env = with_memory(env, agent).append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
     collector = build_collector(config, env, make_policy(agent, explore))  # of batches [E, T]
@@ -108,9 +100,8 @@ def train(
         with report:
             for batch in stop.watched(collector):
                 check_batch(batch)
-                n_frames = ranks.size * batch.numel()
-                frames += n_frames
-                explore.step(n_frames)
+                frames += ranks.size * batch.numel()
+                explore.step(ranks.size * batch.numel())
                 replay.extend(batch)
                 outputs = learner()  # [K], of K updates
                 n_updates += len(outputs)

@@ -46,7 +46,7 @@ class ConfigParser(argparse.ArgumentParser):
 
 
 def train_arguments(description: str | None) -> argparse.Namespace:
-    """Return the arguments of ``train.py``, under the names of those of ``train``.
+    """Return the arguments of ``train.py``, under the names of the arguments of ``train``.
 
     From here on a signal ends the process at once, until the training takes care of it. Of several
     ranks on a machine one tells mistakes.

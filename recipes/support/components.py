@@ -17,6 +17,7 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
 from qmix_trl import (
+    EnvDims,
     EpsilonGreedyAction,
     GreedyAction,
     MachineError,
@@ -39,7 +40,7 @@ from qmix_trl.fused import FusedCollector, why_not
 from qmix_trl.native.networks.ahead import build_ahead
 from qmix_trl.policy import AgentPolicy
 from qmix_trl.ranks import ALONE, Ranks
-from qmix_trl.trained import build_agent
+from qmix_trl.trained import build_agent, build_mixer
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
 
@@ -88,15 +89,6 @@ def stream_seed(seed: int, stream: str, rank: int = 0) -> int:
     of_rank = [rank] if rank else []
     words = [seed, STREAMS.index(stream), *of_rank]
     return int(np.random.SeedSequence(words).generate_state(1)[0])
-
-
-def part_streams(config: RunConfig, rank: int) -> None:
-    """Let torch's global stream of each rank be its own, once all have drawn the same weights.
-
-    Environments of a user's own may draw from it.
-    """
-    if rank:
-        torch.manual_seed(stream_seed(config.seed, "weights", rank))
 
 
 def build_env(
@@ -166,6 +158,27 @@ def prepared_device(config: RunConfig, ranks: Ranks = ALONE) -> torch.device:
     if device.type == "cpu":
         build_ahead()  # in a thread, while the environments are built
     return device
+
+
+def build_networks(
+    config: RunConfig, dims: EnvDims, device: torch.device, rank: int = 0
+) -> tuple[TensorDictModuleBase, nn.Module | None]:
+    """Return agent and mixer, with weights that are equal in all ranks.
+
+    From then on torch's global random stream is that of the rank: environments of a user's own may
+    draw from it.
+
+    Args:
+        config: of the run.
+        dims: the sizes of its environment.
+        device: of the networks.
+        rank: whose networks they are.
+    """
+    torch.manual_seed(stream_seed(config.seed, "weights"))  # the networks draw their weights
+    agent, mixer = build_agent(config, dims, device), build_mixer(config, dims, device)
+    if rank:
+        torch.manual_seed(stream_seed(config.seed, "weights", rank))
+    return agent, mixer
 
 
 def build_training_env(config: RunConfig, device: torch.device, rank: int = 0) -> EnvBase:

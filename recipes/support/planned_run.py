@@ -73,7 +73,7 @@ class PlannedRun:
 
     @cached_property
     def share(self) -> RunConfig:
-        """What each rank takes of ``task``: its environments, and its rows of replay."""
+        """The part of ``task`` that each rank takes: its environments, and its rows of replay."""
         return share_of(self.task, self.n_ranks)
 
     @contextmanager
@@ -129,7 +129,6 @@ def planned_run(
     overrides: Sequence[str],
     runs: str,
     resume: str | None = None,
-    *,
     frames_per_rank: str = KEEP,
     n_ranks: int = 1,
 ) -> PlannedRun:

@@ -29,7 +29,7 @@ def of_all_ranks(config: RunConfig, n_ranks: int, reading: str) -> RunConfig:
 
 
 def share_of(config: RunConfig, n_ranks: int) -> RunConfig:
-    """Return what each rank takes of a run's configuration.
+    """Return the part of a run's configuration that each rank takes.
 
     Args:
         config: of all ranks.
@@ -57,7 +57,7 @@ def share_of(config: RunConfig, n_ranks: int) -> RunConfig:
 
 
 def about_shares(config: RunConfig, n_ranks: int) -> str:
-    """Return what each of several ranks takes of a run, and how the total frames are counted.
+    """Return the parts that several ranks take of a run, and the count of frames, as text.
 
     Args:
         config: of all ranks.
