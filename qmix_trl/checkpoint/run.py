@@ -298,7 +298,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read(path: Path, ranks: Ranks) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(path: Path, ranks: Ranks = ALONE) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the manifest of a checkpoint and the states of this rank's parts.
 
     Raises:

@@ -32,7 +32,7 @@ from qmix_trl.config import SOURCES, WEIGHTS, RunConfig, load_config
 from qmix_trl.errors import ConfigError, check_extra
 from qmix_trl.logs import AUTO, METRICS_FILE, make_run_folder
 from qmix_trl.native.lock import held
-from qmix_trl.ranks import Ranks
+from qmix_trl.ranks import ALONE, Ranks
 
 NEWEST = "auto"  # of --resume
 # Keys that a resumed run may change: its length, and what has no effect on what is learned. By
@@ -77,7 +77,7 @@ class PlannedRun:
         return share_of(self.task, self.n_ranks)
 
     @contextmanager
-    def opened(self, ranks: Ranks) -> Iterator[Path]:
+    def opened(self, ranks: Ranks = ALONE) -> Iterator[Path]:
         """Yield the run's folder for a ``with`` block, made, locked and prepared by the first rank.
 
         Args:
