@@ -117,7 +117,8 @@ def exit_on_mistake() -> Iterator[None]:
         CheckpointError,
         WrongStepError,
     ) as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        if not getattr(mistake, "is_told", False):  # by another rank (``ranks.py``)
+            print(f"error: {mistake}", file=sys.stderr)
         raise SystemExit(mistake.exit_code) from None
     except RuntimeError as error:
         if "allocat" not in str(error) and "out of memory" not in str(error):

@@ -104,7 +104,7 @@ class QMixLoss(LossModule):
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
-    out_keys = ["loss", "priority", "td_error", "total_value", "target_value"]
+    out_keys = ["loss", "priority", "td_error", "total_value", "target_value", "n_values"]
 
     agent: TensorDictModuleBase
     agent_params: TensorDictParams
@@ -268,8 +268,9 @@ class QMixLoss(LossModule):
 
         Returns:
             a TensorDict of ``loss`` (a scalar; [B, T, M] with reduction "none"), ``priority``
-            [B] (R2D2's, one per row), and over the valid steps the mean absolute ``td_error``
-            and the means ``total_value`` and ``target_value``.
+            [B] (R2D2's, one per row), and over the valid steps the mean absolute ``td_error``,
+            the means ``total_value`` and ``target_value``, and the number ``n_values`` of values
+            that these means and the loss are taken over.
 
         Raises:
             KeyError: if an entry is missing, or the mixer reads hidden states of an agent without.

@@ -21,8 +21,8 @@ def loss_outputs(
         trained: the steps that count, bool [B, T].
         reduction: "mean" over them, "sum", or "none".
     """
-    n_steps = trained.sum().clamp(min=1)
-    n_trained = n_steps * error.shape[-1]
+    n_values = trained.sum() * error.shape[-1]
+    n_trained = n_values.clamp(min=1)
     absolute = error.abs()
     row_steps = trained.sum(1).clamp(min=1) * error.shape[-1]  # [B]
     largest, mean = absolute.amax((1, 2)), absolute.sum((1, 2)) / row_steps
@@ -37,5 +37,6 @@ def loss_outputs(
             "td_error": absolute.sum() / n_trained,
             "total_value": keep_where(trained, total).sum() / n_trained,
             "target_value": keep_where(trained, target).sum() / n_trained,
+            "n_values": n_values,
         }
     )

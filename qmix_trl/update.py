@@ -1,11 +1,13 @@
 """One gradient step: loss, backward, clipping, optimiser, targets."""
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torchrl.objectives import HardUpdate, SoftUpdate
 from torchrl.objectives.utils import TargetNetUpdater
@@ -16,7 +18,9 @@ from qmix_trl.cuda_graph import captured, warmed_up
 from qmix_trl.errors import Refused
 from qmix_trl.loss import QMixLoss
 from qmix_trl.native.networks import library as networks
+from qmix_trl.ranks import ALONE, Ranks
 
+MEANS = ("td_error", "total_value", "target_value")  # outputs over ``n_values``, as the loss
 WARM_UP_STEPS = 3  # eager steps before a capture: optimiser state and cuBLAS set themselves up
 
 
@@ -167,6 +171,10 @@ class Update:
             a minute; next to a graph there is little left to gain.
         cuda_graph: "auto": where the parameters are on a GPU, with eager steps if a step cannot
             be captured; True: a graph or an error; False: no graph.
+        ranks: the processes that step together, each on a batch of its own. Their step is that on
+            all batches joined, also where valid steps differ in number: gradients of sums are
+            added and divided by the number of all values. They begin with the first rank's
+            parameters and targets. Several ranks take no graph.
 
     Raises:
         ValueError: if a graph is asked for without a GPU, with an optimiser that is not
@@ -189,6 +197,7 @@ class Update:
         max_grad_norm: float,
         compile: bool = False,
         cuda_graph: bool | str = "auto",
+        ranks: Ranks = ALONE,
     ) -> None:
         if not isinstance(compile, bool):
             raise ValueError(f"Update: expected compile of True or False, got {compile!r}")
@@ -202,9 +211,27 @@ class Update:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._is_compiled = compile
         self._compute_loss = torch.compile(loss) if compile else loss
+        self.ranks = ranks
+        self._join(ranks)
         self.must_be_graph = cuda_graph is True
         self.no_graph = self._no_graph() if cuda_graph else "cuda_graph is False"
         self._graph: tuple[TensorDictBase, StepGraph] | None = None  # with its static input
+
+    def _join(self, ranks: Ranks) -> None:
+        """Begin with the first rank's numbers, and bound targets by the rewards of all ranks."""
+        if ranks.size == 1:
+            return
+        for tensor in _tensors(self.loss):
+            ranks.copy_first(tensor)
+        if self.loss.bound is not None:
+            self.loss.bound.ranks = ranks
+
+    def fingerprint(self) -> str:
+        """Return a hash of parameters, targets and reward bounds, which are equal in all ranks."""
+        found = hashlib.sha256()
+        for tensor in _tensors(self.loss):
+            found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return found.hexdigest()
 
     def __repr__(self) -> str:
         parts = self.loss, self.optimizer, self.target_updater
@@ -247,6 +274,11 @@ class Update:
                     f"Update: {reason}; take write_priority=None and the output 'priority', or "
                     "cuda_graph='auto'"
                 )
+            return reason
+        if self.ranks.size > 1:
+            reason = f"{self.ranks.size} ranks add their gradients in each step, outside of a graph"
+            if self.must_be_graph:
+                raise ValueError(f"Update: {reason}; take cuda_graph='auto'")
             return reason
         if all(group.get("capturable", True) for group in optimizer.param_groups):
             return None
@@ -332,7 +364,43 @@ class Update:
         outputs = self._compute_loss(batch)
         for parameter in self._parameters:
             parameter.grad = None
-        outputs.get("loss").backward()
+        if self.ranks.size == 1:
+            outputs.get("loss").backward()
+        else:
+            self._backward_over_ranks(outputs)
         grad_norm = clip_grad_norm_(self._parameters, self.max_grad_norm)
         self.optimizer.step()
         return outputs.detach().set("grad_norm", grad_norm)
+
+    def _backward_over_ranks(self, outputs: TensorDictBase) -> None:
+        """Set the gradient, and the outputs, of the batches of all ranks joined.
+
+        Only ``priority`` stays that of the rank's own rows.
+        """
+        is_mean = self.loss.reduction == "mean"
+        loss, n_values = outputs.get("loss"), outputs.get("n_values")
+        loss = loss * n_values if is_mean else loss  # of a sum
+        loss.backward()
+        means = [outputs.get(key) * n_values for key in MEANS]
+        trained = [p for p in self._parameters if p.grad is not None]
+        summed = torch.cat(  # one buffer, as each transfer has its latency
+            [
+                torch.stack([n_values, *means, loss.detach()]).to(loss.dtype),
+                *(p.grad.flatten() for p in trained),
+            ]
+        )
+        self.ranks.add(summed)
+        found = summed[0].clamp(min=1)
+        summed[1 : 1 + len(MEANS)] /= found
+        if is_mean:
+            summed[1 + len(MEANS) :] /= found
+        numbers, *gradients = summed.split([2 + len(MEANS), *(p.numel() for p in trained)])
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        for key, number in zip(("n_values", *MEANS, "loss"), numbers, strict=True):
+            outputs.set(key, number.to(outputs.get(key).dtype))
+
+
+def _tensors(loss: QMixLoss) -> list[Tensor]:
+    """Return parameters, targets and other buffers of a loss, which share their memory with it."""
+    return [x for x in loss.state_dict().values() if isinstance(x, Tensor)]

@@ -8,6 +8,7 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 
 from qmix_trl.keys import AGENT_REWARD, DONE, MASK, REWARD, TERMINATED, next_key
+from qmix_trl.ranks import ALONE, Ranks
 
 # A value may lie outside by SLACK + SHARE of the end of the interval before it is overestimated.
 SLACK, SHARE = 1.0, 0.01
@@ -30,8 +31,12 @@ class TargetBound(nn.Module):
     Args:
         device: of the buffers.
         dtype: of the buffers.
+
+    Attributes:
+        ranks: the processes over whose rewards the extremes are taken.
     """
 
+    ranks: Ranks = ALONE
     least_reward: Tensor
     greatest_reward: Tensor
 
@@ -65,6 +70,10 @@ class TargetBound(nn.Module):
         valid = mask.unsqueeze(-1)
         least = torch.where(valid, least, math.inf).amin()
         greatest = torch.where(valid, greatest, -math.inf).amax()
+        if self.ranks.size > 1:
+            extremes = torch.stack([-least, greatest])
+            self.ranks.take_maximum(extremes)
+            least, greatest = -extremes[0], extremes[1]
         self.least_reward.copy_(torch.minimum(self.least_reward, least))
         self.greatest_reward.copy_(torch.maximum(self.greatest_reward, greatest))
         factor = sum_of_discounts(gamma)

@@ -2,7 +2,7 @@
 
 It leaves runs/NAME with config.yaml, metrics.csv, weights.pt, best_weights.pt, summary.json and
 checkpoints/, from which --resume runs/NAME goes on; of a scenario of your own also source/, a copy
-of its files; with evaluation.video=true also videos/.
+of its files; with evaluation.video=true also videos/. By torchrun several processes train one run.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from support.command_line import train_arguments
 if __name__ == "__main__":
     arguments = train_arguments(__doc__)  # before torch is imported: mistakes are told at once
 
-import torch
 from support.checkpoints import Checkpoints
 from support.components import (
     build_collector,
     build_exploration,
     build_loss,
+    build_networks,
     build_replay,
     build_training_env,
     build_update,
@@ -26,7 +26,6 @@ from support.components import (
     last_frame,
     mean_outputs,
     prepared_device,
-    stream_seed,
 )
 from support.ends import Stop
 from support.evaluation import Evaluation
@@ -36,18 +35,25 @@ from support.planned_run import planned_run
 from support.render.videos import Videos
 from support.run_folder import CONFIG_FILE, REPLAY_FOLDER
 from support.run_weights import RunWeights
-from support.training_report import TrainingReport
+from support.shares import KEEP
+from support.training_report import training_report
 from torchrl.envs import RewardSum
 
 from qmix_trl import Learner, make_policy, save_config, with_memory
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import EPISODE_REWARD, REWARD
-from qmix_trl.logs import say
-from qmix_trl.trained import build_agent, build_mixer
+from qmix_trl.logs import say, silence
+from qmix_trl.ranks import ALONE, Ranks, joined_ranks
 
 
 def train(
-    config: str | None, overrides: Sequence[str], runs: str, resume: str | None = None
+    config: str | None,
+    overrides: Sequence[str],
+    runs: str,
+    resume: str | None = None,
+    *,
+    frames_per_rank: str = KEEP,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Train as the file and the overrides say; return the run's folder.
 
@@ -56,6 +62,8 @@ def train(
         overrides: ``key.sub=value``, the value in YAML.
         runs: the folder in which the run's folder is made.
         resume: the folder of a run that goes on, or "auto"; see ``planned_run``.
+        frames_per_rank: how several ranks read a configuration; see ``shares.of_all_ranks``.
+        ranks: the processes that train together, this one among them.
 
     Raises:
         ConfigError: if the configuration has a mistake.
@@ -65,44 +73,43 @@ def train(
         WrongStepError: if a step differs from VMAS's; the run's folder has both traces.
         SystemExit: if a signal stops the run.
     """
-    run = planned_run(config, overrides, runs, resume)
-    config, device = run.config, prepared_device(run.config)
-    check_room(run.task, device, run.runs, run.folder)
-    env = build_training_env(run.task, device)
+    run = ranks.by_first(planned_run, config, overrides, runs, resume, frames_per_rank, ranks.size)
+    config, share, device = run.config, run.share, prepared_device(run.config, ranks)
+    check_room(share, device, run.runs, run.folder, ranks.local_size)
+    env = build_training_env(share, device, ranks.rank)
     evaluation = Evaluation(run.task, device)
 
-    torch.manual_seed(stream_seed(config.seed, "weights"))  # the networks draw their weights
-    agent = build_agent(config, evaluation.dims, device)
-    mixer = build_mixer(config, evaluation.dims, device)
-    explore = build_exploration(config, device)
+    agent, mixer = build_networks(config, evaluation.dims, device, ranks.rank)
+    explore = build_exploration(config, device, ranks.rank)
     env = with_memory(env, agent).append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
     collector = build_collector(config, env, make_policy(agent, explore))  # of batches [E, T]
-    update = build_update(config, build_loss(config, agent, mixer))
+    update = build_update(config, build_loss(config, agent, mixer), ranks)
     baselines = evaluation.baselines()
 
-    with run.opened() as folder, Stop() as stop:
-        replay = build_replay(config, device, folder / REPLAY_FOLDER)  # of batches [B, T]
+    with run.opened(ranks) as folder, Stop(ranks) as stop:
+        replay = build_replay(share, device, folder / REPLAY_FOLDER, ranks.rank)  # of [B, T]
         learner = Learner(update, replay, n_steps=config.update.per_batch)
         weights = RunWeights(folder, agent, mixer, evaluation.dims)
         shown = {"engine": env, "collector": collector, "update": learner}
-        report = TrainingReport(config, folder, device, shown, baselines)
+        report = training_report(ranks, folder, config, device, shown, baselines)
         parts = {"update": update, "replay": replay, "collector": collector, "report": report}
-        checkpoints = Checkpoints(config, folder, parts)
+        checkpoints = Checkpoints(config, folder, parts, ranks)
         frames, n_updates = checkpoints.load(evaluation, agent, weights) if run.folder else (0, 0)
-        save_config(config, folder / CONFIG_FILE)
+        ranks.by_first(save_config, config, folder / CONFIG_FILE)
         videos = Videos(run.task, folder, device)
         with report:
             for batch in stop.watched(collector):
                 check_batch(batch)
-                frames += batch.numel()
-                explore.step(batch.numel())
+                frames += ranks.size * batch.numel()
+                explore.step(ranks.size * batch.numel())
                 replay.extend(batch)
                 outputs = learner()  # [K], of K updates
                 n_updates += len(outputs)
                 means = mean_outputs(outputs)
                 check_update(means, update, n_updates, folder)
                 collector.update_policy_weights_()
-                greedy = evaluation.greedy(agent) if evaluation_is_due(config, frames) else None
+                is_due = ranks.is_first and evaluation_is_due(config, frames)
+                greedy = evaluation.greedy(agent) if is_due else None
                 if greedy:
                     weights.save(greedy)
                     videos.write(frames, agent)
@@ -118,5 +125,7 @@ def train(
 
 
 if __name__ == "__main__":
-    with exit_on_mistake():
-        train(**vars(arguments))
+    with exit_on_mistake(), joined_ranks() as ranks:
+        if not ranks.is_first:
+            silence()  # the first rank prints for all
+        train(**vars(arguments), ranks=ranks)

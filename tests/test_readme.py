@@ -24,6 +24,7 @@ PAGES = (
     "qmix_trl/native/README.md",
     "recipes/README.md",
     "recipes/RESULTS.md",
+    "recipes/SCALING.md",
     "recipes/TRUST.md",
 )
 TEXTS = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
@@ -66,6 +67,9 @@ TOO_LONG = {
     ".venv/bin/python recipes/train.py recipes/configs/pettingzoo_spread_qmix.yaml": "2026-11-27",
     ".venv/bin/pip install -q notebook": "2026-11-27",
     ".venv/bin/jupyter notebook recipes/quickstart.ipynb": "2026-11-27",
+    # test_torchrun.py trains by it.
+    ".venv/bin/torchrun --standalone --nproc-per-node 2 recipes/train.py "
+    "recipes/configs/balance_qmix_recurrent.yaml": "2026-11-27",
     ".venv/bin/python recipes/names.py engines": "2026-11-23",
     # test_reuse.py trains by their functions.
     ".venv/bin/python recipes/reuse/factored_critic.py": "2026-11-27",

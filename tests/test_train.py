@@ -42,6 +42,7 @@ def test_a_run_leaves_its_folder(mixer, agent, tmp_path, capsys):
         "frames_per_second",
         "seed",
         "device",
+        "ranks",
         "engine",
         "collector",
         "update",

@@ -7,6 +7,9 @@
 - ``state.json``: the states of all parts without the numbers of tensors (``nested.py``);
 - ``PART.bin``: the numbers of a part's tensors, one after another.
 
+Of several ranks, each but the first writes its own ``rank-1.state.json`` and ``rank-1.PART.bin``.
+The first one writes the manifest, when all have written.
+
 It is written under another name, flushed to the disk and renamed, so that there is a whole
 checkpoint or none. Only JSON and numbers are read: nothing of a checkpoint is run.
 """
@@ -21,6 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -45,6 +49,7 @@ from qmix_trl.checkpoint.parts import is_value, load_part, part_state
 from qmix_trl.checkpoint.streams import random_state, set_random_state
 from qmix_trl.errors import CheckpointError, SaveError, one_line
 from qmix_trl.native.build import processor
+from qmix_trl.ranks import ALONE, Ranks
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -77,7 +82,12 @@ class LoadedRun:
 
 
 def save_run(
-    folder: str | Path, *, keep: int = 2, greedy_return: float | None = None, **parts: Any
+    folder: str | Path,
+    *,
+    keep: int = 2,
+    greedy_return: float | None = None,
+    ranks: Ranks = ALONE,
+    **parts: Any,
 ) -> Path:
     """Write a checkpoint of a run into a folder; return its path.
 
@@ -86,7 +96,9 @@ def save_run(
     Args:
         folder: of the run's checkpoints; it is made if there is none.
         keep: the number of newest checkpoints that stay, with the one of the highest greedy return.
-        greedy_return: of the weights, if it was measured.
+        greedy_return: of the weights, if it was measured; that of the first rank counts.
+        ranks: the processes that save together, each its own parts, into one folder that all see.
+            Where one cannot save, all raise, and there is no checkpoint.
         **parts: objects with a state (see ``parts.py``), or values: tensors, numbers, texts, None,
             and lists, tuples and dictionaries of them.
 
@@ -102,34 +114,68 @@ def save_run(
             raise ValueError(f"save_run: a part cannot have the name {name!r}; choose another")
     folder = Path(folder)
     values = [name for name, part in parts.items() if is_value(part)]
-    states = {n: part if n in values else part_state(n, part) for n, part in parts.items()}
-    states[STREAMS] = random_state()
+    with ranks.all_or_none():
+        states = {n: part if n in values else part_state(n, part) for n, part in parts.items()}
+        states[STREAMS] = random_state()
     about = {
         "format": FORMAT,
         "time": time.time(),
         "greedy_return": None if greedy_return is None else float(greedy_return),
+        "ranks": ranks.size,
         "values": values,
         "versions": _versions(),
         "machine": _machine(),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
-        path = folder / f"checkpoint-{1 + _last_number(folder):06d}"
-        with new_folder(folder) as new:
-            _write(new, states, about)
-            new.rename(path)
-        flush_folder(folder)
+        path = _write_all(folder, states, about, ranks)
     except OSError as error:
         raise SaveError(_not_saved(folder, error)) from error
     try:
-        _remove_old(folder, keep)
+        ranks.by_first(_remove_old, folder, keep)
     except OSError as error:
         raise SaveError(f"{path} is written, older ones cannot be removed: {error}") from error
     return path
 
 
-def load_run(folder: str | Path, **parts: Any) -> LoadedRun:
+def _write_all(
+    folder: Path, states: Mapping[str, Any], about: dict[str, Any], ranks: Ranks
+) -> Path:
+    """Write a checkpoint, each rank its own states, and flush it to the disk; return its path.
+
+    Raises:
+        OSError: if the disk is full or fails.
+        TypeError: if a state holds anything but values.
+    """
+    new, path = folder, folder
+    with ExitStack() as stack:
+        with ranks.all_or_none():
+            if ranks.is_first:
+                folder.mkdir(parents=True, exist_ok=True)
+                sweep(folder)
+                path = folder / f"checkpoint-{1 + _last_number(folder):06d}"
+                new = stack.enter_context(new_folder(folder))
+        new, path = ranks.from_first((new, path))
+        with ranks.all_or_none():
+            files = _write_states(new, states, _prefix(ranks.rank))
+        about["files"] = {name: x for of in ranks.gathered(files) for name, x in of.items()}
+        ranks.by_first(_finish, new, path, about)
+    return path
+
+
+def _finish(new: Path, path: Path, about: dict[str, Any]) -> None:
+    """Write the manifest of a checkpoint, and move it to its place."""
+    _write_text(new / MANIFEST, _sealed(about), MOST_MANIFEST_BYTES)
+    flush_folder(new)
+    new.rename(path)
+    flush_folder(path.parent)
+
+
+def _prefix(rank: int) -> str:
+    """Return the beginning of the names of a rank's files; no part's name has a point."""
+    return f"rank-{rank}." if rank else ""
+
+
+def load_run(folder: str | Path, *, ranks: Ranks = ALONE, **parts: Any) -> LoadedRun:
     """Let the parts of a run continue from its newest checkpoint that is whole.
 
     All of a checkpoint is read and checked before any part is touched. Then the parts are loaded in
@@ -138,6 +184,8 @@ def load_run(folder: str | Path, **parts: Any) -> LoadedRun:
 
     Args:
         folder: of the run's checkpoints, or one checkpoint.
+        ranks: the processes that load together, as many as have saved. A checkpoint is whole if
+            it is so for all of them.
         **parts: the objects that ``save_run`` was given, or new ones made alike, by the same names.
             Those that were given as values are returned and not given here.
 
@@ -145,12 +193,12 @@ def load_run(folder: str | Path, **parts: Any) -> LoadedRun:
         The checkpoint that was loaded, with the values.
 
     Raises:
-        CheckpointError: if no checkpoint is whole; or, with some parts loaded and others not, if it
-            has other parts or does not fit them.
+        CheckpointError: if no checkpoint is whole, or it is of another number of ranks; or, with
+            some parts loaded and others not, if it has other parts or does not fit them.
     """
     folder = Path(folder)
-    sweep(folder)
-    path, manifest, states = _newest_whole(folder)
+    ranks.by_first(sweep, folder)
+    path, manifest, states = _newest_whole(folder, ranks)
     differences = _differences(manifest)
     if differences:
         warnings.warn(
@@ -196,8 +244,8 @@ def _last_number(folder: Path) -> int:
     return max((int(match[1]) for match in matches if match), default=0)
 
 
-def _write(folder: Path, states: Mapping[str, Any], about: dict[str, Any]) -> None:
-    """Write the files of a checkpoint into a folder, and flush them to the disk.
+def _write_states(folder: Path, states: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Write the states of a rank's parts into a folder; return sizes and hashes by file.
 
     Raises:
         OSError: if the disk is full or fails.
@@ -209,10 +257,11 @@ def _write(folder: Path, states: Mapping[str, Any], about: dict[str, Any]) -> No
         tensors: list[Tensor] = []
         trees[name] = encoded(state, tensors.append, name)
         if tensors:
-            files[f"{name}.bin"] = write_file(folder / f"{name}.bin", map(bytes_of, tensors))
-    files[STATE] = _write_text(folder / STATE, json.dumps(trees).encode(), MOST_STATE_BYTES)
-    _write_text(folder / MANIFEST, _sealed({**about, "files": files}), MOST_MANIFEST_BYTES)
-    flush_folder(folder)
+            file = f"{prefix}{name}.bin"
+            files[file] = write_file(folder / file, map(bytes_of, tensors))
+    file = f"{prefix}{STATE}"
+    files[file] = _write_text(folder / file, json.dumps(trees).encode(), MOST_STATE_BYTES)
+    return files
 
 
 def _write_text(path: Path, text: bytes, most_bytes: int) -> dict[str, Any]:
@@ -249,20 +298,28 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the manifest of a checkpoint and the states of its parts.
+def _read(path: Path, ranks: Ranks = ALONE) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the manifest of a checkpoint and the states of this rank's parts.
 
     Raises:
         Damaged: if a file is not as it was written.
+        CheckpointError: if other ranks have written it.
     """
     manifest = read_manifest(path)
+    n_ranks, prefix = manifest.get("ranks", 1), _prefix(ranks.rank)
+    if n_ranks != ranks.size:
+        raise CheckpointError(
+            f"{path}: expected the {n_ranks} ranks that saved it, got {ranks.size}; start as many"
+        )
     try:
         files: dict[str, Any] = manifest["files"]
-        trees = _read_trees(path, files)
+        trees = _read_trees(path / f"{prefix}{STATE}", files)
         _check_names(manifest["values"], trees)
         _differences(manifest)
         states = {
-            name: _read_tensors(path / f"{name}.bin", tree, files.get(f"{name}.bin"))
+            name: _read_tensors(
+                path / f"{prefix}{name}.bin", tree, files.get(f"{prefix}{name}.bin")
+            )
             for name, tree in trees.items()
         }
     except UNEXPECTED as error:
@@ -285,20 +342,20 @@ def _check_names(values: Any, trees: Mapping[str, Any]) -> None:
 
 
 def _read_trees(path: Path, files: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON of each part.
+    """Return the JSON of each part, from its file in a checkpoint.
 
     Raises:
         Damaged: if it is not as it was written, or names a part that is no name.
     """
-    with Reader(path / STATE) as reader:
+    with Reader(path) as reader:
         text = reader.text(MOST_STATE_BYTES)
-        _check(STATE, files[STATE], len(text), reader.hash())
+        _check(path.name, files[path.name], len(text), reader.hash())
     try:
         trees = json.loads(text)
     except (ValueError, RecursionError):
-        raise Damaged(f"{STATE} is no JSON") from None
+        raise Damaged(f"{path.name} is no JSON") from None
     if not all(PART.fullmatch(name) for name in trees):
-        raise Damaged(f"{STATE} names a part that is no name")
+        raise Damaged(f"{path.name} names a part that is no name")
     return trees
 
 
@@ -337,24 +394,26 @@ def _check(name: str, expected: Mapping[str, Any], n_bytes: int, hash_: str) -> 
         raise Damaged(f"{name} does not have its hash")
 
 
-def _newest_whole(folder: Path) -> tuple[Path, dict[str, Any], dict[str, Any]]:
-    """Return the newest checkpoint that is whole, its manifest and its states.
+def _newest_whole(folder: Path, ranks: Ranks) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+    """Return the newest checkpoint that is whole, its manifest and this rank's states.
 
     Newer ones, which are damaged, are set aside. Where none is whole, all stay where they are.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, or the newest is of another number of ranks.
     """
     refused: dict[Path, str] = {}
     single = NAME.fullmatch(folder.name) and not checkpoints(folder)
-    for path in [folder] if single else checkpoints(folder):
+    for path in ranks.from_first([folder] if single else checkpoints(folder)):
         try:
-            manifest, states = _read(path)
+            with ranks.all_or_none():
+                manifest, states = _read(path, ranks)
         except Damaged as damaged:
             refused[path] = f"{path} is damaged: {damaged}"
             continue
         if refused:
-            told = [f"{reason}{_set_aside(damaged)}" for damaged, reason in refused.items()]
+            aside = {damaged: ranks.by_first(_set_aside, damaged) for damaged in refused}
+            told = [f"{reason}{aside[damaged]}" for damaged, reason in refused.items()]
             warnings.warn(f"{'; '.join(told)}; {path} is loaded", stacklevel=3)
         return path, manifest, states
     reason = "; ".join(refused.values()) or f"{folder} has no checkpoint of save_run"

@@ -21,6 +21,7 @@ from qmix_trl import (
     CheckpointError,
     ConfigError,
     LoadedRun,
+    MachineError,
     SaveError,
     load_run,
     save_run,
@@ -29,6 +30,7 @@ from qmix_trl.checkpoint.nested import encoded
 from qmix_trl.checkpoint.parts import part_state
 from qmix_trl.config import RunConfig
 from qmix_trl.logs import say
+from qmix_trl.ranks import ALONE, Ranks
 
 # Of a state that cannot be saved: a part has none, or a scenario changed a thing without a form.
 UNSAVED = (TypeError, ConfigError)
@@ -39,25 +41,30 @@ class Checkpoints:
 
     A checkpoint that cannot be written does not end the run: it says so once and tries again when
     the next is due. A state that cannot be saved at all ends the checkpoints, and it says so.
+    Several ranks save together, when the first one says so.
 
     Args:
         config: of the run.
         folder: of the run.
         parts: all that later steps depend on, in the order in which they are loaded.
+        ranks: that train together, each with parts of its own and an equal ``update``.
 
     Attributes:
         refusal: why there are no checkpoints; None if there are.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, parts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, parts: Mapping[str, Any], ranks: Ranks = ALONE
+    ) -> None:
         self._config = config
+        self._ranks = ranks
         self._run = folder
         self._folder = folder / CHECKPOINTS
         self._parts = parts
         self._failed = False
         self._saved_at = time.perf_counter()
         self._saved_frames: int | None = None
-        self.refusal = self._why_none()
+        self.refusal = next(filter(None, ranks.gathered(self._why_none())), None)
         if self.refusal and config.checkpoint.every_seconds is not None:
             say(f"no checkpoints: {self.refusal}")
 
@@ -89,10 +96,12 @@ class Checkpoints:
             CheckpointError: if no checkpoint is whole, or it does not fit.
             DivergedError: if a weight or a return is not finite.
             SaveError: if the weights cannot be written.
+            MachineError: if the weights of ranks differ.
         """
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            run = load_run(self._folder, **self._parts)
+            run = load_run(self._folder, ranks=self._ranks, **self._parts)
+        self._check_equal()
         for warning in told:
             say(f"warning: {warning.message}")
         saved, frames, n_updates = _checked_values(run)
@@ -104,7 +113,8 @@ class Checkpoints:
             )
         say(f"resumed: {run.path}, {frames:,} frames")
         self._saved_at, self._saved_frames = time.perf_counter(), frames
-        if frames == last_frame(self._config) and run.manifest.get("greedy_return") is None:
+        is_last = frames == last_frame(self._config)
+        if self._ranks.is_first and is_last and run.manifest.get("greedy_return") is None:
             greedy = evaluation.greedy(agent)
             self._parts["report"].set_greedy(greedy)
             weights.save(greedy)
@@ -120,13 +130,16 @@ class Checkpoints:
             frames: collected so far.
             n_updates: taken so far.
             greedy: the summary of the greedy returns of these weights; None if not measured.
+
+        Raises:
+            MachineError: if the weights of ranks differ.
         """
         every = self._config.checkpoint.every_seconds
         if every is None:
             return
         elapsed = time.perf_counter() - self._saved_at
         waited = elapsed >= (every if greedy else 2 * every)
-        if waited or frames == last_frame(self._config):
+        if self._ranks.from_first(waited) or frames == last_frame(self._config):
             self.save(frames, n_updates, greedy)
 
     def save(self, frames: int, n_updates: int, greedy: Mapping[str, float] | None) -> None:
@@ -136,12 +149,17 @@ class Checkpoints:
             frames: collected so far.
             n_updates: taken so far.
             greedy: the summary of the greedy returns of these weights; None if not measured.
+
+        Raises:
+            MachineError: if the weights of ranks differ.
         """
+        self._check_equal()
         if self.refusal is not None:
             return
         try:
             save_run(
                 self._folder,
+                ranks=self._ranks,
                 keep=self._config.checkpoint.keep,
                 greedy_return=greedy["mean"] if greedy else None,
                 config=asdict(self._config),
@@ -159,6 +177,22 @@ class Checkpoints:
             say(f"warning: no more checkpoints: {self.refusal}")
         self._saved_at = time.perf_counter()
 
+    def _check_equal(self) -> None:
+        """Refuse to go on where ranks learn different networks, as on unlike processors.
+
+        Raises:
+            MachineError: if they differ.
+        """
+        if self._ranks.size == 1:
+            return
+        found = self._ranks.gathered(self._parts["update"].fingerprint())
+        unlike = [rank for rank, hash_ in enumerate(found) if hash_ != found[0]]
+        if unlike:
+            raise MachineError(
+                f"ranks {', '.join(map(str, unlike))}: expected the weights of rank 0, got others; "
+                "start all ranks on processors or GPUs of one kind"
+            )
+
     def stop(self, frames: int, n_updates: int) -> str:
         """Save a run that is stopped; return how it goes on.
 
@@ -172,7 +206,8 @@ class Checkpoints:
             how = f"no checkpoint: {self.refusal or 'none could be written'}"
         else:
             behind = "" if self._saved_frames == frames else f" from {self._saved_frames:,} frames"
-            how = f"go on{behind}: {typed('train', '--resume', self._run)}"
+            by = " by as many ranks" if self._ranks.size > 1 else ""
+            how = f"go on{behind}{by}: {typed('train', '--resume', self._run)}"
         return f"stopped at {frames:,} frames; {how}"
 
 

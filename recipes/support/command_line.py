@@ -6,17 +6,20 @@ told at once.
 
 import argparse
 import errno
+import io
 import os
 import re
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from support.curve_report import check_packages
 from support.ends import end_at_once_on
 from support.game_settings import GAMES
 from support.planned_run import NEWEST, check_name_is_free, planned_run
+from support.shares import KEEP, READINGS
 from support.shipped import config_file
 from support.throughput.report import COLORS, TITLES
 
@@ -26,6 +29,7 @@ from qmix_trl.config import (
     with_whole_path,
 )
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest, shown
+from qmix_trl.ranks import is_one_of_a_machine, world_size
 
 CONFIG_HELP = "a file, or a name such as balance_quick; `qmix-trl copy` lists the names"
 
@@ -42,15 +46,37 @@ class ConfigParser(argparse.ArgumentParser):
 
 
 def train_arguments(description: str | None) -> argparse.Namespace:
-    """Return the arguments of ``train.py``: ``config``, ``overrides``, ``runs`` and ``resume``.
+    """Return the arguments of ``train.py``, under the names of the arguments of ``train``.
 
-    From here on a signal ends the process at once, until the training takes care of it.
+    From here on a signal ends the process at once, until the training takes care of it. Of several
+    ranks on a machine one tells mistakes.
 
     Raises:
         SystemExit: if the command line or the configuration has a mistake.
     """
     end_at_once_on(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     keep_first_places()
+    with _told_once(), exit_on_mistake():
+        arguments = _train_command(description)
+        if arguments.config is not None:
+            arguments.config = config_file(arguments.config)
+        planned_run(**vars(arguments), n_ranks=world_size())
+    return arguments
+
+
+def _told_once() -> AbstractContextManager[Any]:
+    """Return a context that hides errors in all ranks of a machine but one: all make the same."""
+    with exit_on_mistake():
+        is_told = is_one_of_a_machine()
+    return nullcontext() if is_told else redirect_stderr(io.StringIO())
+
+
+def _train_command(description: str | None) -> argparse.Namespace:
+    """Return the arguments of ``train.py`` as they were typed.
+
+    Raises:
+        SystemExit: if the command line has a mistake.
+    """
     parser = ConfigParser(description=description)
     parser.add_argument("config", nargs="?", help=CONFIG_HELP)
     parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
@@ -64,6 +90,13 @@ def train_arguments(description: str | None) -> argparse.Namespace:
         help="go on with a run: its folder, without CONFIG; or auto: the newest run of CONFIG that "
         "has a checkpoint, or a new one",
     )
+    parser.add_argument(
+        "--frames-per-rank",
+        choices=READINGS,
+        default=KEEP,
+        help="by torchrun: each rank has the environments and rows of CONFIG (keep, the default), "
+        "or all ranks together have them (split)",
+    )
     arguments = parser.parse_intermixed_args()
     if arguments.resume not in (None, NEWEST):
         if arguments.config is not None:
@@ -76,10 +109,6 @@ def train_arguments(description: str | None) -> argparse.Namespace:
                 )
     elif arguments.config is None:
         parser.error("expected CONFIG, such as balance_quick")
-    with exit_on_mistake():
-        if arguments.config is not None:
-            arguments.config = config_file(arguments.config)
-        planned_run(**vars(arguments))
     return arguments
 
 

@@ -18,6 +18,7 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 
 from qmix_trl import (
+    EnvDims,
     EpsilonGreedyAction,
     GreedyAction,
     MachineError,
@@ -39,7 +40,8 @@ from qmix_trl.errors import ConfigError
 from qmix_trl.fused import FusedCollector, why_not
 from qmix_trl.native.networks.ahead import build_ahead
 from qmix_trl.policy import AgentPolicy
-from qmix_trl.trained import build_agent
+from qmix_trl.ranks import ALONE, Ranks
+from qmix_trl.trained import build_agent, build_mixer
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
 
@@ -77,9 +79,17 @@ def choose_device(wanted: str, option: str = "runtime.device") -> torch.device:
     return torch.device(wanted)
 
 
-def stream_seed(seed: int, stream: str) -> int:
-    """Return the seed of one of a run's random streams; no two streams share one."""
-    return int(np.random.SeedSequence([seed, STREAMS.index(stream)]).generate_state(1)[0])
+def stream_seed(seed: int, stream: str, rank: int = 0) -> int:
+    """Return the seed of one of a run's random streams; no two streams share one.
+
+    Args:
+        seed: of the run.
+        stream: one of ``STREAMS``.
+        rank: whose stream it is. That of rank 0 is the stream of a run of one process.
+    """
+    of_rank = [rank] if rank else []
+    words = [seed, STREAMS.index(stream), *of_rank]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
 def build_env(
@@ -129,27 +139,58 @@ def policy_of_run(folder: Path, env: VmasConfig, device: torch.device) -> AgentP
     return make_policy(agent, GreedyAction())
 
 
-def prepared_device(config: RunConfig) -> torch.device:
+def prepared_device(config: RunConfig, ranks: Ranks = ALONE) -> torch.device:
     """Return a run's device, with its threads set and the layers for it being built.
 
+    Of several ranks on a machine each has a GPU of its own.
+
     Raises:
-        MachineError: if CUDA is asked for and absent.
+        MachineError: if CUDA is asked for and absent, or there are fewer GPUs than ranks.
     """
     tell_builds()
     device = choose_device(config.runtime.device)
+    if device.type == "cuda" and ranks.size > 1:
+        if ranks.local_size > torch.cuda.device_count():
+            raise MachineError(
+                f"runtime.device: expected a GPU for each of the {ranks.local_size} ranks of this "
+                f"machine, got {torch.cuda.device_count()}; start fewer ranks, or set "
+                "runtime.device=cpu"
+            )
+        torch.cuda.set_device(ranks.local_rank)
     set_threads(config.runtime.threads)
     if device.type == "cpu":
         build_ahead()  # in a thread, while the environments are built
     return device
 
 
-def build_training_env(config: RunConfig, device: torch.device) -> EnvBase:
-    """Return the configured environment to collect from."""
+def build_networks(
+    config: RunConfig, dims: EnvDims, device: torch.device, rank: int = 0
+) -> tuple[TensorDictModuleBase, nn.Module | None]:
+    """Return agent and mixer, with weights that are equal in all ranks.
+
+    From then on torch's global random stream is that of the rank: environments of a user's own may
+    draw from it.
+
+    Args:
+        config: of the run.
+        dims: the sizes of its environment.
+        device: of the networks.
+        rank: whose networks they are.
+    """
+    torch.manual_seed(stream_seed(config.seed, "weights"))  # the networks draw their weights
+    agent, mixer = build_agent(config, dims, device), build_mixer(config, dims, device)
+    if rank:
+        torch.manual_seed(stream_seed(config.seed, "weights", rank))
+    return agent, mixer
+
+
+def build_training_env(config: RunConfig, device: torch.device, rank: int = 0) -> EnvBase:
+    """Return the configured environment to collect from, with a random stream of its own."""
     return build_env(
         config,
         device,
         n_envs=config.env.n_envs,
-        seed=stream_seed(config.seed, "env"),
+        seed=stream_seed(config.seed, "env", rank),
         reset_when_done=config.collection.rows == "slices",
     )
 
@@ -161,9 +202,11 @@ def without_checks(config: RunConfig) -> RunConfig:
     return replace(config, env=replace(config.env, verify=0.0))
 
 
-def build_exploration(config: RunConfig, device: torch.device) -> EpsilonGreedyAction:
+def build_exploration(
+    config: RunConfig, device: torch.device, rank: int = 0
+) -> EpsilonGreedyAction:
     """Return the configured exploration, with a random stream of its own."""
-    seed = stream_seed(config.seed, "exploration")
+    seed = stream_seed(config.seed, "exploration", rank)
     return EpsilonGreedyAction(**settings(config.exploration), seed=seed, device=device)
 
 
@@ -198,6 +241,11 @@ def build_collector(
 ) -> Collector | FusedCollector:
     """Return the configured collector of batches [E, T].
 
+    Args:
+        config: of the run, of all ranks together; its number of batches is that of each rank.
+        env: with the memory of the agent.
+        policy: that acts.
+
     Raises:
         ConfigError: if the fused collector is asked for and the environment has none.
     """
@@ -220,7 +268,7 @@ def build_collector(
 
 
 def build_replay(
-    config: RunConfig, device: torch.device, folder: Path | None = None
+    config: RunConfig, device: torch.device, folder: Path | None = None, rank: int = 0
 ) -> TensorDictReplayBuffer:
     """Return the configured replay buffer, with a random stream of its own.
 
@@ -228,6 +276,7 @@ def build_replay(
         config: of the run.
         device: of the samples.
         folder: for the files of a storage of files; None for the system's temporary one.
+        rank: whose buffer it is.
     """
     section = config.replay
     max_steps = None if config.collection.rows == "episodes" else config.env.max_steps
@@ -235,7 +284,7 @@ def build_replay(
         SequenceRows(max_steps=max_steps, burn_in=section.burn_in),
         capacity_rows=section.capacity_rows,
         batch_rows=section.batch_rows,
-        seed=stream_seed(config.seed, "replay"),
+        seed=stream_seed(config.seed, "replay", rank),
         device=device,
         storage=section.storage,
         folder=folder,
@@ -252,10 +301,16 @@ def build_loss(config: RunConfig, agent: TensorDictModuleBase, mixer: nn.Module 
     )
 
 
-def build_update(config: RunConfig, loss: QMixLoss) -> Update:
+def build_update(config: RunConfig, loss: QMixLoss, ranks: Ranks = ALONE) -> Update:
     """Return the configured gradient step of agent and mixer, with the update of their targets.
 
+    Args:
+        config: of the run.
+        loss: the configured one.
+        ranks: that step together.
+
     Raises:
+        ConfigError: if several ranks are asked for a CUDA graph.
         MachineError: if a CUDA graph is asked for on a CPU.
     """
     optimizer, target = config.update.optimizer, config.update.target
@@ -266,6 +321,11 @@ def build_update(config: RunConfig, loss: QMixLoss) -> Update:
             "runtime.cuda_graph: true is asked for, but the run is on a CPU; set "
             "runtime.cuda_graph=auto"
         )
+    if runtime.cuda_graph is True and ranks.size > 1:
+        raise ConfigError(
+            f"runtime.cuda_graph: true is asked for, but {ranks.size} ranks take their steps "
+            "without a graph; set runtime.cuda_graph=auto"
+        )
     return Update(
         loss,
         make_optimizer(loss.parameters(), **settings(optimizer), capturable=on_gpu),
@@ -273,6 +333,7 @@ def build_update(config: RunConfig, loss: QMixLoss) -> Update:
         max_grad_norm=config.update.max_grad_norm,
         compile=runtime.compile,
         cuda_graph=runtime.cuda_graph,
+        ranks=ranks,
     )
 
 

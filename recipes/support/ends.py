@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TypeVar
 
 from qmix_trl import logs
+from qmix_trl.ranks import ALONE, Ranks
 
 EXIT_CODES = {
     signal.SIGINT: 130,
@@ -66,14 +67,20 @@ class Stop:
     """Notes the signals that ask a run to stop; use it in a ``with`` statement.
 
     The first one is noted and nothing else happens. A second Ctrl-C ends the process at once. A
-    reader that leaves the standard output, such as ``head``, asks too.
+    reader that leaves the standard output, such as ``head``, asks too. Several ranks stop after
+    the same batch, whichever of them was asked.
+
+    Args:
+        ranks: that train together.
 
     Attributes:
         number: the signal that asked; None if none has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
         self.number: int | None = None
+        self._ranks = ranks
+        self._agreed = 0
 
     def __enter__(self) -> "Stop":
         self._before = {
@@ -88,26 +95,24 @@ class Stop:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    @property
-    def asked(self) -> bool:
-        """Whether a signal, or a reader that left, has asked."""
-        return self.number is not None or logs.is_unread()
-
     def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield batches until the run is asked to stop."""
         for batch in batches:
             yield batch
-            if self.asked:
+            self._agreed = max(self._ranks.gathered(self.exit_code))
+            if self._agreed:
                 return
 
     @property
     def exit_code(self) -> int:
-        """The exit code of the signal or of the reader that left; 0 without any."""
-        if self.number is None:
-            return UNREAD if logs.is_unread() else 0
+        """The exit code of the signal or of the reader that left, of any rank; 0 without any."""
+        if self._agreed or self.number is None:
+            return self._agreed or (UNREAD if logs.is_unread() else 0)
         return EXIT_CODES[signal.Signals(self.number)]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None and number == signal.SIGINT:
             end_at_once(number)
+        if self.number is None and self._ranks.grace_seconds:
+            signal.alarm(self._ranks.grace_seconds)  # ends also a call of C++ that never returns
         self.number = number if self.number is None else self.number

@@ -72,7 +72,11 @@ class Need:
 
 
 def check_room(
-    config: RunConfig, device: torch.device, runs: Path, resumed: Path | None = None
+    config: RunConfig,
+    device: torch.device,
+    runs: Path,
+    resumed: Path | None = None,
+    n_processes: int = 1,
 ) -> None:
     """Refuse a run that does not fit into the memory, or whose replay does not fit on the disk.
 
@@ -82,6 +86,8 @@ def check_room(
         runs: the folder of runs.
         resumed: the folder of a run that goes on. Its checkpoint is read into the memory of the
             CPU; replay files that a killed process has left are removed.
+        n_processes: the number of processes of this machine that each take as much, with a GPU of
+            their own.
 
     Raises:
         ConfigError: if the environment cannot be made.
@@ -93,15 +99,16 @@ def check_room(
     if resumed is not None:
         sweep(resumed / REPLAY_FOLDER)
         loaded = replace(replay, name="replay in the checkpoint")
-        _check("memory", [loaded], free_memory(CPU), "")
+        _check("memory", [loaded], free_memory(CPU) // n_processes, "")
         needs += [loaded] if device.type == "cpu" else []
     if config.replay.storage == "memmap":
-        _check("the disk", [replay], free_disk(runs), "")
+        _check("the disk", [replay], free_disk(runs) // n_processes, "")
     else:
         needs.append(replay)
     name = "the GPU's memory" if device.type == "cuda" else "memory"
     hint = " or set replay.storage=memmap" if replay in needs else ""
-    _check(name, needs, free_memory(device), hint)
+    sharing = n_processes if device.type == "cpu" else 1
+    _check(name, needs, free_memory(device) // sharing, hint)
 
 
 def _check(where: str, needs: list[Need], free: int, hint: str) -> None:

@@ -5,8 +5,8 @@ Torch is not imported here, so that a mistake is told at once.
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -22,14 +22,17 @@ from support.run_folder import (
     SUMMARY_FILE,
     config_of_run,
     newest_checkpoint,
+    ranks_of_checkpoint,
     run_stem,
 )
+from support.shares import KEEP, of_all_ranks, share_of
 from support.sources import changes, check_sources, save_sources, with_sources
 
 from qmix_trl.config import SOURCES, WEIGHTS, RunConfig, load_config
 from qmix_trl.errors import ConfigError, check_extra
 from qmix_trl.logs import AUTO, METRICS_FILE, make_run_folder
 from qmix_trl.native.lock import held
+from qmix_trl.ranks import ALONE, Ranks
 
 NEWEST = "auto"  # of --resume
 # Keys that a resumed run may change: its length, and what has no effect on what is learned. By
@@ -47,12 +50,13 @@ class PlannedRun:
     """A run that a command names.
 
     Attributes:
-        config: of the run.
+        config: of the run, of all its ranks together.
         runs: the folder in which a new run's folder is made.
         stem: of the names of new folders.
         folder: of the run that goes on; None for a new one.
         left: a folder of the same run that was killed before its first checkpoint, in which it
             begins again; None to make one.
+        n_ranks: the number of processes that train it.
     """
 
     config: RunConfig
@@ -60,14 +64,34 @@ class PlannedRun:
     stem: str
     folder: Path | None
     left: Path | None = None
+    n_ranks: int = 1
 
     @cached_property
     def task(self) -> RunConfig:
         """The configuration of the environments: with copies where the user's files are gone."""
         return with_sources(self.config, self.folder)
 
+    @cached_property
+    def share(self) -> RunConfig:
+        """The part of ``task`` that each rank takes: its environments, and its rows of replay."""
+        return share_of(self.task, self.n_ranks)
+
     @contextmanager
-    def opened(self) -> Iterator[Path]:
+    def opened(self, ranks: Ranks = ALONE) -> Iterator[Path]:
+        """Yield the run's folder for a ``with`` block, made, locked and prepared by the first rank.
+
+        Args:
+            ranks: that train the run.
+
+        Raises:
+            ConfigError: if it cannot be made, or another process has it.
+            SaveError: if the copies of the user's files cannot be written.
+        """
+        with ExitStack() as stack:
+            yield ranks.by_first(lambda: stack.enter_context(self._open_first()))
+
+    @contextmanager
+    def _open_first(self) -> Iterator[Path]:
         """Make the run's folder, or take the one that goes on, and lock it for a ``with`` block.
 
         The user's files are copied to it.
@@ -101,7 +125,12 @@ class PlannedRun:
 
 
 def planned_run(
-    config: str | None, overrides: Sequence[str], runs: str, resume: str | None = None
+    config: str | None,
+    overrides: Sequence[str],
+    runs: str,
+    resume: str | None = None,
+    frames_per_rank: str = KEEP,
+    n_ranks: int = 1,
 ) -> PlannedRun:
     """Return the run that a command names.
 
@@ -112,12 +141,21 @@ def planned_run(
         resume: a run's folder, or "auto": the newest run of this configuration that has a
             checkpoint, or a new one if there is none, also in the folder of its name that a kill
             has left without a checkpoint; None for a new one.
+        frames_per_rank: how several ranks read a configuration, as in ``shares.of_all_ranks``; a
+            run's folder has that of all ranks already.
+        n_ranks: the number of processes that train the run.
 
     Raises:
         ConfigError: if the configuration has a mistake, a key differs that a resumed run cannot
-            change, there is no checkpoint, or a package of a logger or of videos is not installed.
+            change, there is no checkpoint, it is of another number of ranks, or a package of a
+            logger or of videos is not installed.
     """
-    run = _with_folder(config, overrides, runs, resume)
+    run = _with_folder(
+        config, overrides, runs, resume, lambda one: of_all_ranks(one, n_ranks, frames_per_rank)
+    )
+    run = replace(run, n_ranks=n_ranks)
+    _check_ranks(run)
+    share_of(run.config, n_ranks)
     if run.config.evaluation.video:
         check_drawing("evaluation.video")
     return run
@@ -136,15 +174,37 @@ def check_drawing(of: str) -> None:
         check_extra(package, "recipes", of)
 
 
+def _check_ranks(run: PlannedRun) -> None:
+    """Refuse to go on with a run of another number of ranks.
+
+    Raises:
+        ConfigError: if its newest checkpoint is of another one.
+    """
+    saved = None if run.folder is None else ranks_of_checkpoint(run.folder)
+    if saved not in (None, run.n_ranks):
+        by = f"torchrun --nproc-per-node {saved}" if saved != 1 else "python, without torchrun"
+        raise ConfigError(
+            f"--resume: {run.folder}: expected the {saved} ranks with which the run began, got "
+            f"{run.n_ranks}; go on by {by} (of several machines, with as many in all)"
+        )
+
+
 def _with_folder(
-    config: str | None, overrides: Sequence[str], runs: str, resume: str | None
+    config: str | None,
+    overrides: Sequence[str],
+    runs: str,
+    resume: str | None,
+    of_all: Callable[[RunConfig], RunConfig],
 ) -> PlannedRun:
-    """Return a new run, or one that goes on, with its folder; see ``planned_run``."""
+    """Return a new run, or one that goes on, with its folder; see ``planned_run``.
+
+    ``of_all`` returns the configuration of all ranks, from that of a file.
+    """
     if resume is not None and resume != NEWEST:
         return _resumed(Path(resume), overrides)
     if config is None:
         raise ConfigError("expected a configuration, got none")
-    wanted = load_config(config, overrides)
+    wanted = of_all(load_config(config, overrides))
     check_loggers(wanted)
     folder = _newest_of(wanted, Path(runs)) if resume == NEWEST else None
     left = None

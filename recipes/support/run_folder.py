@@ -1,5 +1,6 @@
 """The files of a run's folder, and its name."""
 
+import json
 import os
 from pathlib import Path
 
@@ -25,6 +26,20 @@ def run_stem(config_path: Path) -> str:
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the folder of a run's newest checkpoint, whole or not; None if it has none."""
     return max((folder / CHECKPOINTS).glob("checkpoint-*"), default=None)
+
+
+def ranks_of_checkpoint(folder: Path) -> int | None:
+    """Return the number of ranks that wrote a run's newest checkpoint; None if it is damaged.
+
+    A checkpoint that does not tell is of one process. Loading it checks the number again.
+    """
+    newest = newest_checkpoint(folder)
+    try:
+        text = "" if newest is None else (newest / "manifest.json").read_text()
+        ranks = json.loads(text.partition("\n")[2]).get("ranks", 1)
+    except (OSError, ValueError, AttributeError):
+        return None
+    return ranks if type(ranks) is int else None
 
 
 def config_of_run(folder: Path, expected: str = "expected a run's folder") -> Path:

@@ -12,6 +12,7 @@ from support.components import last_frame
 from support.evaluation import compare
 from support.loggers import Loggers
 from support.run_folder import MISMATCH_FILE, SUMMARY_FILE
+from support.shares import about_shares
 from support.terminal import filled
 from tensordict import TensorDictBase
 
@@ -20,6 +21,7 @@ from qmix_trl.config import RunConfig
 from qmix_trl.envs.compiled.shadow import Shadow
 from qmix_trl.errors import WrongStepError
 from qmix_trl.logs import Column, RunLog, say, write_json
+from qmix_trl.ranks import Ranks
 from qmix_trl.value_bound import ValueBound
 
 COLUMNS = (
@@ -37,14 +39,67 @@ COLUMNS = (
 )
 
 
+def training_report(ranks: Ranks, folder: Path, *arguments: Any) -> "TrainingReport | NoReport":
+    """Return the report of a rank.
+
+    Args:
+        ranks: that train together.
+        folder: of the run.
+        *arguments: the others of ``TrainingReport``, the report of the first rank.
+    """
+    return TrainingReport(ranks, folder, *arguments) if ranks.is_first else NoReport(folder)
+
+
+class NoReport:
+    """The report of a rank other than the first: it tells nothing.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __enter__(self) -> "NoReport":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _write_traces(self._folder, error)
+
+    def write(self, *arguments: Any) -> None:
+        """Write nothing."""
+
+    def end(self, n_updates: int) -> None:
+        """Write nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take nothing."""
+
+
+def _write_traces(folder: Path, error: BaseException | None) -> None:
+    """Write both traces of an episode, where a step differs from VMAS's."""
+    if isinstance(error, WrongStepError):
+        write_json(folder / MISMATCH_FILE, error.traces)
+
+
 class TrainingReport:
     """The progress of a training, printed and written; use it in a ``with`` statement.
 
     It is a part of checkpoints: a resumed run continues its metrics and its seconds.
 
     Args:
-        config: of the run.
+        ranks: that train together; this is the report of the first one.
         folder: of the run.
+        config: of the run.
         device: of the networks.
         parts: the environment, the collector and the update, by name; ``how`` of each tells
             which implementation runs.
@@ -53,13 +108,15 @@ class TrainingReport:
 
     def __init__(
         self,
-        config: RunConfig,
+        ranks: Ranks,
         folder: Path,
+        config: RunConfig,
         device: torch.device,
         parts: Mapping[str, Any],
         baselines: Mapping[str, dict[str, float]],
     ) -> None:
         self._config = config
+        self._n_ranks = ranks.size
         self._folder = folder
         self._device = device
         self._parts = parts
@@ -83,6 +140,8 @@ class TrainingReport:
         )
         task = Path(config.env.scenario).name
         say(f"{folder}: {config.mixer.name} on {task}, {device}, seed {config.seed}")
+        if ranks.size > 1:
+            say(f"ranks: {about_shares(config, ranks.size)}")
         for name, part in parts.items():
             say(filled(f"{name}: {part.how}"))
         if config.env.family == "vmas":
@@ -108,8 +167,7 @@ class TrainingReport:
     ) -> None:
         self._log.__exit__(kind, error, traceback)
         self._loggers.close()
-        if isinstance(error, WrongStepError):
-            write_json(self._folder / MISMATCH_FILE, error.traces)
+        _write_traces(self._folder, error)
 
     def write(
         self,
@@ -217,6 +275,7 @@ class TrainingReport:
             "frames_per_second": self._frames / self._seconds,
             "seed": self._config.seed,
             "device": str(self._device),
+            "ranks": self._n_ranks,
             **{name: str(part.how) for name, part in self._parts.items()},
             "verified_steps": self._verified_steps,
             "return": self._returns,
