@@ -13,6 +13,7 @@ from pathlib import Path
 
 from recipe_tools import RECIPES
 from support.run_folder import newest_checkpoint
+from torchrl.envs.utils import exploration_type, set_exploration_type
 
 from qmix_trl.ranks import Ranks
 
@@ -48,11 +49,10 @@ class ThreadRanks(Ranks):
 def in_threads(function, size):
     """Return the results of a function of ``Ranks``, called in a thread for each rank."""
     shared = [None] * size, threading.Barrier(size)
-
-    with ThreadPoolExecutor(size) as threads:
-        return list(
-            threads.map(lambda rank: function(ThreadRanks(rank, size, shared)), range(size))
-        )
+    ranks = [ThreadRanks(rank, size, shared) for rank in range(size)]
+    # Losses set and restore the process's exploration type, in threads in any order.
+    with set_exploration_type(exploration_type()), ThreadPoolExecutor(size) as threads:
+        return list(threads.map(function, ranks))
 
 
 def torchrun(folder, n_ranks, *arguments, **settings):
