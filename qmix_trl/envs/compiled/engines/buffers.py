@@ -69,11 +69,11 @@ class SeenLayout:
             )
         packed = self.joined(seen.observation, seen.state_and_mask)
         more = packed.shape[1] - self.size
-        if more:
-            state_dim = self.state_dim or 0
+        if more and self.state_dim is not None:
             raise ConfigError(
-                f"state: expected {state_dim} numbers as at first, got {state_dim + more}; if the "
-                "scenario changes the entities of its world, take env.state=observations"
+                f"state: expected {self.state_dim} numbers as at first, got "
+                f"{self.state_dim + more}; if the scenario changes the entities of its world, "
+                "take env.state=observations"
             )
         return packed
 
