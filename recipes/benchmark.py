@@ -6,7 +6,8 @@ python recipes/benchmark.py mine.yaml other.yaml --seeds 0-9 --set loss.td_lambd
 A cell is one command, `train.py FILE seed=N ..`. Finished cells are not trained again: the same
 command continues an interrupted table. It leaves runs/benchmark/{NAME-N/, benchmark.csv,
 benchmark.png}, and of several tasks comparison.csv and comparison.png; files and printed table show
-the cells that the command names.
+the cells that the command names. With --launcher slurm the cells are jobs of a cluster's queue, and
+the same command later compares those that have finished.
 """
 
 import argparse
@@ -44,11 +45,13 @@ from support.comparison_report import (
 from support.curve_report import check_packages, draw, print_table, write_csv
 from support.curves import Curve, names, read_curve
 from support.shipped import config_file
+from support.slurm import check_slurm, queued_runs, submit
 
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest
 from qmix_trl.native.lock import held
 
 POLL_S = 0.2
+LOCAL, SLURM = "local", "slurm"  # of --launcher
 
 
 def run_cells(cells: Sequence[Cell], runs: Path, jobs: int) -> list[Cell]:
@@ -120,23 +123,47 @@ def shown(curve: Curve) -> str:
     return f"{curve.values[-1]:9.2f} in {curve.seconds[-1]:.0f} s"
 
 
-def benchmark(cells: Sequence[Cell], jobs: int, runs: Path) -> None:
+def queue_cells(cells: Sequence[Cell], runs: Path, jobs: int, options: Sequence[str]) -> list[Cell]:
+    """Put the unfinished cells that Slurm does not have into its queue; return all unfinished."""
+    due, queued = [cell for cell in cells if not cell.is_done(runs)], queued_runs(runs)
+    new = [cell for cell in due if cell.name not in queued]
+    print(
+        f"{len(cells)} runs, {len(cells) - len(due)} of them done, {len(due) - len(new)} in the "
+        f"queue, in {runs}"
+    )
+    if any(cell.recipe == "train_benchmarl.py" for cell in new):
+        make_virtualenv()
+    if new:
+        print(f"submitted array {submit(new, runs, jobs, options)} of {len(new)} runs")
+    return due
+
+
+def benchmark(
+    cells: Sequence[Cell], jobs: int, runs: Path, launcher: str = LOCAL, sbatch: Sequence[str] = ()
+) -> None:
     """Train the unfinished cells and compare all.
 
     Args:
         cells: of the table.
         jobs: the number of cells that are trained at a time.
         runs: the folder of the table.
+        launcher: ``LOCAL``; or ``SLURM``, whose jobs are only put into the queue, so that the cells
+            that have finished are compared.
+        sbatch: options of Slurm's sbatch.
 
     Raises:
-        ConfigError: if a folder has a run of another configuration, or another process trains in
-            the folder of the table.
-        SaveError: if a file of the comparison cannot be written.
+        ConfigError: if a folder has a run of another configuration, another process trains in the
+            folder of the table, or Slurm is not there or refuses.
+        SaveError: if a file of the comparison, or of the jobs, cannot be written.
         SystemExit: with 1, if a run failed.
     """
     if jobs < 1:
         raise ConfigError(f"expected --jobs of at least 1, got {jobs}")
+    if sbatch and launcher != SLURM:
+        raise ConfigError(f"expected --launcher slurm with --sbatch, got {launcher}")
     check_packages()
+    if launcher == SLURM:
+        check_slurm()
     try:
         runs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -147,23 +174,29 @@ def benchmark(cells: Sequence[Cell], jobs: int, runs: Path) -> None:
                 f"--runs: another benchmark.py trains in {runs}; wait for its end, or choose "
                 "another folder"
             )
+        if launcher == SLURM:
+            due = queue_cells(cells, runs, jobs, sbatch)
+            report([cell for cell in cells if cell not in due], runs)
+            if due:
+                print(f"{len(due)} are not finished; the same command goes on, and compares again")
+            return
         failed = run_cells(cells, runs, jobs)
-        report(cells, failed, runs)
+        report([cell for cell in cells if cell not in failed], runs)
+        if failed:
+            print(f"{len(failed)} failed; the same command tries them again", file=sys.stderr)
+            raise SystemExit(1)
 
 
-def report(cells: Sequence[Cell], failed: Sequence[Cell], runs: Path) -> None:
-    """Compare the cells that finished.
+def report(finished: Sequence[Cell], runs: Path) -> None:
+    """Compare cells that finished.
 
     Args:
-        cells: of the table.
-        failed: the ones that did not finish.
+        finished: of the table.
         runs: the folder of the table.
 
     Raises:
         SaveError: if a file cannot be written.
-        SystemExit: with 1, if a run failed.
     """
-    finished = [cell for cell in cells if cell not in failed]
     curves = [read_curve(runs / cell.name, cell.task, cell.group) for cell in finished]
     written = ["benchmark.csv"]
     write_csv(curves, runs / "benchmark.csv")
@@ -184,9 +217,6 @@ def report(cells: Sequence[Cell], failed: Sequence[Cell], runs: Path) -> None:
             "and chance, and two groups that ran on all of them"
         )
     print(f"wrote {', '.join(str(runs / name) for name in written)}")
-    if failed:
-        print(f"{len(failed)} failed; the same command tries them again", file=sys.stderr)
-        raise SystemExit(1)
 
 
 def chosen_cells(
@@ -260,7 +290,20 @@ if __name__ == "__main__":
         "--jobs", type=int, default=2, help="the number of runs at a time, each in one thread"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument(
+        "--launcher",
+        choices=(LOCAL, SLURM),
+        default=LOCAL,
+        help="trains on this machine, or puts an array of jobs into Slurm's queue",
+    )
+    parser.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="=--OPTION",
+        help="an option of sbatch, such as --sbatch=--time=8:00:00; may be repeated",
+    )
     given = parser.parse_intermixed_args()
     with exit_on_mistake():
         named = given.words, given.tasks, given.algorithms, given.seeds, given.set
-        benchmark(chosen_cells(*named), given.jobs, given.runs)
+        benchmark(chosen_cells(*named), given.jobs, given.runs, given.launcher, given.sbatch)

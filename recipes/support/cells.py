@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -30,6 +30,10 @@ TASKS = (
     "give_way",
     "transport",
     "memory",
+    "mpe_spread",
+    "foraging_8x8_2p_2f_coop",
+    "foraging_2s_8x8_2p_2f_coop",
+    "foraging_10x10_3p_3f",
 )
 BENCHMARL = "benchmarl_qmix"
 COMPARED = ("qmix", "vdn", "iql")  # the default
@@ -71,15 +75,22 @@ class Cell:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """All overrides, seed and name included; an interrupted cell is trained from its start."""
-        own = f"seed={self.seed}", f"name={self.name}"
-        return ("checkpoint.every_seconds=null", *self.overrides, *own)
+        """All overrides, seed and name included."""
+        return (*self.overrides, f"seed={self.seed}", f"name={self.name}")
 
     def command(self, runs: Path) -> list[str]:
-        """Return the command that trains the cell."""
+        """Return the command that trains the cell from its start, without checkpoints."""
+        return self._command(runs, "checkpoint.every_seconds=null")
+
+    def resuming(self, runs: Path) -> list[str]:
+        """Return the command that trains the cell, or goes on with it from its checkpoint."""
+        resume = ("--resume", "auto") if self.recipe == "train.py" else ()
+        return self._command(runs, *resume)
+
+    def _command(self, runs: Path, *options: str) -> list[str]:
+        recipe = str(RECIPES / self.recipe)
         return [
-            *(sys.executable, str(RECIPES / self.recipe), str(self.config)),
-            *self.settings,
+            *(sys.executable, recipe, str(self.config), *options, *self.settings),
             *("--runs", str(runs)),
         ]
 
@@ -92,7 +103,7 @@ class Cell:
         config, folder = load_config(self.config, self.settings), runs / self.name
         if not (folder / CONFIG_FILE).exists():
             return False
-        if load_config(folder / CONFIG_FILE) != config:
+        if replace(load_config(folder / CONFIG_FILE), checkpoint=config.checkpoint) != config:
             raise ConfigError(
                 f"{folder} is a run of another configuration than {self.config} is now; "
                 "delete it, or choose another folder by --runs"
