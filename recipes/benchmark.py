@@ -124,7 +124,18 @@ def shown(curve: Curve) -> str:
 
 
 def queue_cells(cells: Sequence[Cell], runs: Path, jobs: int, options: Sequence[str]) -> list[Cell]:
-    """Put the unfinished cells that Slurm does not have into its queue; return all unfinished."""
+    """Put the unfinished cells that Slurm does not have into its queue; return all unfinished.
+
+    Args:
+        cells: of the table.
+        runs: the folder of the table.
+        jobs: the number of cells that are trained at a time.
+        options: of sbatch.
+
+    Raises:
+        ConfigError: if a folder has a run of another configuration, or Slurm refuses.
+        SaveError: if the script of the jobs cannot be written.
+    """
     due, queued = [cell for cell in cells if not cell.is_done(runs)], queued_runs(runs)
     new = [cell for cell in due if cell.name not in queued]
     print(

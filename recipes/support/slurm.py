@@ -107,7 +107,7 @@ def _arrays(runs: Path) -> dict[str, list[str]]:
 
 
 def _asked(*command: str) -> str:
-    """Return what a command of Slurm prints.
+    """Return the output of a command of Slurm.
 
     Raises:
         ConfigError: if it fails.
