@@ -256,7 +256,7 @@ class PythonTeam(EnvBase):
         return env_repr(self)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Return what a copy is made of: the arguments, and the episodes that go on."""
+        """Return the parts of a copy: its maker, its arguments, and the episodes that go on."""
         if not self._reproduces:
             return super().__reduce_ex__(protocol)
         return going_on, (self._recipe, self.run_state())

@@ -318,7 +318,7 @@ class VmasTeam(EnvBase):
         return env_repr(self, self.name)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Return what a copy is made of: the arguments of ``make_env``, and the state."""
+        """Return the parts of a copy: its maker, the arguments of ``make_env``, and the state."""
         try:
             return going_on, (self._recipe, self.run_state())
         except ConfigError:  # the scenario changed a value without a form: all of it is copied

@@ -29,7 +29,7 @@ from qmix_trl import (
     make_replay,
     make_soft_updater,
 )
-from qmix_trl.config import RunConfig, settings
+from qmix_trl.config import RAY, RunConfig, settings
 from qmix_trl.errors import ConfigError
 from qmix_trl.fused import FusedCollector, why_not
 from qmix_trl.native.networks.ahead import build_ahead
@@ -102,7 +102,7 @@ def build_env(
     """
     tell_builds()
     factory = EnvFactory(
-        config, seed=seed, n_envs=n_envs, device=device, reset_when_done=reset_when_done
+        in_process(config), seed=seed, n_envs=n_envs, device=device, reset_when_done=reset_when_done
     )
     return factory()
 
@@ -160,6 +160,17 @@ def build_training_env(config: RunConfig, device: torch.device, rank: int = 0) -
         n_envs=config.env.n_envs,
         seed=stream_seed(config.seed, "env", rank),
         reset_when_done=config.collection.rows == "slices",
+    )
+
+
+def in_process(config: RunConfig) -> RunConfig:
+    """Return a configuration whose collection and environments need no actors of Ray."""
+    if config.collection.collector != RAY:
+        return config
+    return replace(
+        config,
+        collection=replace(config.collection, collector="auto"),
+        env=replace(config.env, processes=1),
     )
 
 
@@ -230,9 +241,16 @@ def build_collector(
         steps=c.steps,
         n_batches=n_batches(config),
         collector=c.collector,
-        # Replay stores the memory at the beginning of rows, which burn-in puts inside a batch.
-        memory="every_step" if config.replay.burn_in else "first_step",
+        memory=memory_of_rows(config),
     )
+
+
+def memory_of_rows(config: RunConfig) -> str:
+    """Return the steps at which collected rows hold the agent's memory, as ``make_collector``.
+
+    Replay stores the memory at the beginning of rows, which burn-in puts inside a batch.
+    """
+    return "every_step" if config.replay.burn_in else "first_step"
 
 
 def build_replay(
