@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torchrl.data import Composite
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 
 from qmix_trl.agents.layers import memory_primer
 from qmix_trl.checkpoint.weights import load_weights
@@ -21,6 +21,7 @@ from qmix_trl.config import (
 )
 from qmix_trl.envs import env_dims, make_env
 from qmix_trl.errors import ConfigError
+from qmix_trl.keys import EPISODE_REWARD, REWARD
 from qmix_trl.policy import AgentPolicy, GreedyAction, make_policy
 from qmix_trl.trained import build_agent
 
@@ -40,6 +41,7 @@ class EnvFactory:
         reset_when_done: whether each environment is reset when it is done.
         memory: the ``memory_spec`` of an agent, whose memory the environments are to carry as
             those of ``with_memory`` do; None for environments without.
+        sums_rewards: whether they show the team's return since the reset, ``episode_reward``.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class EnvFactory:
         device: torch.device | str = "cpu",
         reset_when_done: bool = True,
         memory: Composite | None = None,
+        sums_rewards: bool = False,
     ) -> None:
         self.config = config
         self.seed = seed
@@ -59,6 +62,7 @@ class EnvFactory:
         self.reset_when_done = reset_when_done
         # On the CPU, as another host may have no GPU.
         self.memory = None if memory is None else memory.to("cpu")
+        self.sums_rewards = sums_rewards
 
     def __call__(self) -> EnvBase:
         """Return the environments.
@@ -72,9 +76,11 @@ class EnvFactory:
         if isinstance(section, VmasConfig) and section.others not in OTHERS:
             arguments["others"] = policy_of_run(Path(section.others), section, self.device)
         env = make_env(**arguments, device=self.device, reset_when_done=self.reset_when_done)
-        if self.memory is None:
-            return env
-        return TransformedEnv(env, memory_primer(self.memory.to(env.device)))
+        if self.memory is not None:
+            env = TransformedEnv(env, memory_primer(self.memory.to(env.device)))
+        if self.sums_rewards:
+            env = TransformedEnv(env, RewardSum([REWARD], [EPISODE_REWARD]))
+        return env
 
     def for_worker(self, number: int) -> "EnvFactory":
         """Return the factory of one of several workers, each with E environments of its own.
@@ -91,6 +97,7 @@ class EnvFactory:
             device=self.device,
             reset_when_done=self.reset_when_done,
             memory=self.memory,
+            sums_rewards=self.sums_rewards,
         )
 
 

@@ -70,6 +70,11 @@ class VersionedPolicy(TensorDictModuleBase):
 class ActorCollector(Collector):
     """TorchRL's collector in an actor of Ray."""
 
+    def __bool__(self) -> bool:
+        # Ray asks it of an actor that raises an error, and ends with one that cannot answer: here
+        # by its length, which has no end.
+        return True
+
     def told(self) -> dict[str, str]:
         """Return the implementations that step and act on the actor's host."""
         policy = self.policy
@@ -249,7 +254,8 @@ class RayActors:
             n_missing: the number of rows that the present batch lacks.
 
         Raises:
-            MachineError: if an actor dies again and again.
+            MachineError: if an actor dies again and again, or acts by other weights.
+            Exception: that its environments or its policy raised.
         """
         while True:
             (first, *_), _ = ray.wait([*self._pending, *self._beginning], num_returns=1)

@@ -79,6 +79,21 @@ def actors_of(agent, explore=None, *, make=Numbered, n_batches, **settings):
     )
 
 
+class WithoutCompiler:
+    """Makes VMAS balance on a host without a compiler and without kernels built before.
+
+    Args:
+        empty: an empty folder.
+    """
+
+    def __init__(self, empty):
+        self.empty = empty
+
+    def __call__(self):
+        os.environ.update(PATH=self.empty, CXX="", QMIX_TRL_CACHE=self.empty)
+        return balance()
+
+
 def balance():
     """Return VMAS balance on the fastest engine of a host."""
     return make_env(

@@ -28,7 +28,16 @@ from qmix_trl import (
 from qmix_trl.collect import mark_all_valid
 from qmix_trl.config import settings
 from qmix_trl.envs.compiled.choose import MAKERS
-from qmix_trl.keys import ACTION, ACTION_MASK, ACTION_VALUE, HIDDEN, OBSERVATION
+from qmix_trl.keys import (
+    ACTION,
+    ACTION_MASK,
+    ACTION_VALUE,
+    EPISODE_REWARD,
+    HIDDEN,
+    OBSERVATION,
+    REWARD,
+    next_key,
+)
 from qmix_trl.trained import build_agent
 
 cloudpickle = pytest.importorskip("cloudpickle")  # by which TorchRL and Ray send
@@ -122,6 +131,11 @@ def test_environments_carry_the_memory_of_an_agent():
     env = EnvFactory(config, seed=5, memory=agent.memory_spec)()
     assert exact(env.reset()) == exact(with_memory(bare, agent).reset())
     assert HIDDEN in env.reset().keys(True, True)
+    summing = EnvFactory(config, seed=5, memory=agent.memory_spec, sums_rewards=True)
+    batch = summing.for_worker(0)().rollout(4, RandomPolicy(2, seed=0))
+    returns = batch[next_key(EPISODE_REWARD)]
+    torch.testing.assert_close(returns, batch[next_key(REWARD)].cumsum(1))
+    assert HIDDEN in batch.keys(True, True)
 
 
 def test_a_host_without_a_compiler_runs_the_next_engine_and_says_so(tmp_path):

@@ -231,15 +231,10 @@ def test_actors_that_do_not_begin_are_told(monkeypatch):
         actors_of(small_agent(), n_batches=1)
 
 
-def test_a_host_without_a_compiler_takes_the_next_engine_and_says_so(monkeypatch, tmp_path):
-    variables = {"PATH": str(tmp_path), "CXX": "", "QMIX_TRL_CACHE": str(tmp_path)}
-    resources = {**module.RESOURCES, "runtime_env": {"env_vars": variables}}
-    monkeypatch.setattr(module, "RESOURCES", resources)
-    actors = actors_of(ray_tools.balance_agent(), make=ray_tools.balance, n_batches=1)
-    try:
-        (batch,) = actors
-    finally:
-        actors.shutdown()
+def test_a_host_without_a_compiler_takes_the_next_engine_and_says_so(begun, tmp_path):
+    elsewhere = ray_tools.WithoutCompiler(str(tmp_path))
+    actors = begun(ray_tools.balance_agent(), make=elsewhere, n_batches=1)
+    (batch,) = actors
     assert batch.shape == (N_ENVS, STEPS)
     assert str(actors.env.how).startswith("eager (no kernel: no C++ compiler was found")
     assert "torch's operations (no layers in C++: no C++ compiler was found" in str(actors.how)
@@ -270,6 +265,7 @@ def test_a_resumed_run_goes_on_with_its_frames_and_new_seeds(begun, tmp_path):
     batches = iter(first)
     next(batches), first.update_policy_weights_(), next(batches)
     save_run(tmp_path, keep=1, collector=first)
+    first.shutdown()  # the others need its processors
     second = begun(small_agent(), n_batches=4)
     load_run(tmp_path, collector=second)
     rest = list(second)

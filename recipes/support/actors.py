@@ -1,12 +1,11 @@
 """The collector of a run: in its process, or by actors of Ray."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from support.components import build_collector, memory_of_rows, n_batches, stream_seed
 from torchrl.collectors import Collector
-from torchrl.envs import EnvBase, RewardSum, TransformedEnv
+from torchrl.envs import EnvBase, RewardSum
 
 from qmix_trl import EnvFactory, with_memory
 from qmix_trl.config import RunConfig
@@ -16,26 +15,6 @@ from qmix_trl.policy import AgentPolicy
 
 if TYPE_CHECKING:
     from qmix_trl.ray_actors import RayActors
-
-
-@dataclass(frozen=True)
-class ActorEnvs:
-    """Makes the environments of an actor, as the recipes collect from them.
-
-    Args:
-        factory: of the environments, with an agent's memory.
-    """
-
-    factory: EnvFactory
-
-    def __call__(self) -> EnvBase:
-        """Return the environments."""
-        return with_returns(self.factory())
-
-
-def with_returns(env: EnvBase) -> EnvBase:
-    """Return an environment that sums the team's rewards since the reset."""
-    return TransformedEnv(env, RewardSum([REWARD], [EPISODE_REWARD]))
 
 
 def begin_collector(
@@ -54,7 +33,8 @@ def begin_collector(
         MachineError: if actors do not begin.
     """
     if env is not None:
-        return build_collector(config, with_returns(with_memory(env, policy.agent)), policy)
+        env = with_memory(env, policy.agent).append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
+        return build_collector(config, env, policy)
     from qmix_trl.ray_actors import RayActors  # for these runs alone
 
     section = config.collection
@@ -64,9 +44,10 @@ def begin_collector(
         n_envs=config.env.n_envs // config.env.processes,
         reset_when_done=section.rows == "slices",
         memory=policy.agent.memory_spec,
+        sums_rewards=True,
     )
     return RayActors(
-        lambda number: ActorEnvs(factory.for_worker(number)),
+        factory.for_worker,
         policy,
         n_actors=config.env.processes,
         n_envs=config.env.n_envs,
