@@ -130,6 +130,7 @@ def test_rows_by_other_weights_than_those_that_were_sent_are_refused(begun):
         next(batches)
 
 
+@pytest.mark.slow
 def test_actors_draw_from_streams_of_their_own(begun):
     actors = begun(small_agent(), EpsilonGreedyAction(1.0, 1.0, 0, seed=1), n_batches=1)
     (batch,) = actors
@@ -141,6 +142,7 @@ def test_actors_draw_from_streams_of_their_own(begun):
     assert 0.2 < (pairs[0] == pairs[1]).float().mean() < 0.8
 
 
+@pytest.mark.slow
 def test_episodes_begin_together_in_rows_of_episodes(begun):
     actors = begun(small_agent(), n_batches=2, rows="episodes", memory="first_step")
     for batch in actors:
@@ -166,7 +168,7 @@ def check_contiguous(batches, number):
         torch.testing.assert_close(seen[:, :2], torch.tensor(expected))
 
 
-@pytest.mark.parametrize("kill", [kill_process, kill_actor])
+@pytest.mark.parametrize("kill", [kill_process, pytest.param(kill_actor, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:actor . of 2 died")
 def test_a_dead_actor_is_replaced_and_frames_count_once(begun, kill):
     actors = begun(small_agent(), n_batches=MANY)
@@ -211,6 +213,7 @@ def test_ten_deaths_at_random_moments_are_survived(begun):
         check_contiguous(batches, number)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:actor . of 2 died")
 def test_an_actor_that_dies_again_and_again_ends_the_run(begun):
     actors = begun(small_agent(), make=Deadly, n_batches=2)
@@ -231,6 +234,7 @@ def test_actors_that_do_not_begin_are_told(monkeypatch):
         actors_of(small_agent(), n_batches=1)
 
 
+@pytest.mark.slow
 def test_a_host_without_a_compiler_takes_the_next_engine_and_says_so(begun, tmp_path):
     elsewhere = ray_tools.WithoutCompiler(str(tmp_path))
     actors = begun(ray_tools.balance_agent(), make=elsewhere, n_batches=1)
@@ -246,6 +250,7 @@ LBF = (
 )
 
 
+@pytest.mark.slow
 def test_a_training_collects_by_actors_stops_and_goes_on(tmp_path):
     pytest.importorskip("lbforaging", reason="needs the extra envs")
     options = [LBF, "collection.collector=ray", "checkpoint.every_seconds=0"]
@@ -259,6 +264,7 @@ def test_a_training_collects_by_actors_stops_and_goes_on(tmp_path):
     assert summary(folder)["gradient_steps"] == 6
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_its_frames_and_new_seeds(begun, tmp_path):
     agent = small_agent()
     first = begun(agent, n_batches=4)
