@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qmix_trl.checkpoint import LoadedRun, load_run, load_weights, save_run, save_weights
     from qmix_trl.collect import make_collector
     from qmix_trl.config import RunConfig, load_config, save_config
+    from qmix_trl.env_factory import EnvFactory
     from qmix_trl.envs import ENVS, EnvDims, env_dims, make_env
     from qmix_trl.envs.team import TeamEnv
     from qmix_trl.errors import CheckpointError, ConfigError, DivergedError, MachineError, SaveError
@@ -44,6 +45,7 @@ __all__ = [
     "ConfigError",
     "DivergedError",
     "EnvDims",
+    "EnvFactory",
     "EpsilonGreedyAction",
     "FeedforwardAgent",
     "GreedyAction",
@@ -90,6 +92,7 @@ _MODULES = {
     "ConfigError": "qmix_trl.errors",
     "DivergedError": "qmix_trl.errors",
     "EnvDims": "qmix_trl.envs",
+    "EnvFactory": "qmix_trl.env_factory",
     "EpsilonGreedyAction": "qmix_trl.policy",
     "FeedforwardAgent": "qmix_trl.agents",
     "GreedyAction": "qmix_trl.policy",

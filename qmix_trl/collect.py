@@ -97,7 +97,7 @@ def make_collector(
         frames_per_batch=frames_per_batch,
         total_frames=frames_per_batch * n_batches,
         reset_at_each_iter=rows == "episodes",
-        postproc=partial(_postprocess, None if keeps_memory else policy, add_mask),
+        postproc=partial(postprocess, None if keeps_memory else policy, add_mask),
         trust_policy=True,
         auto_register_policy_transforms=False,
     )
@@ -105,7 +105,7 @@ def make_collector(
     return stock
 
 
-def _postprocess(
+def postprocess(
     policy: TensorDictModuleBase | None,
     add_mask: Callable[[TensorDictBase], TensorDictBase],
     batch: TensorDictBase,

@@ -29,6 +29,7 @@ SOURCES, SOURCES_FILE = "source", "files.json"  # in a run's folder: copies of t
 OTHERS = ("no_op", "random", "scripted")  # of ``envs.others``
 # Formats of ``export.py``, with the packages that they need.
 EXPORTS = {"pt2": (), "onnx": ("onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}
+RAY = "ray"  # the collector whose actors ``env.processes`` counts
 GAMES = ("matrix", "memory", "random_matrix", "two_step")  # of ``envs.game_tables``
 
 
@@ -198,7 +199,7 @@ class CollectionConfig:
     total_frames: int = number(least=1)
     rows: Literal["episodes", "slices"]
     steps: int = number(least=1)
-    collector: Literal["auto", "fused", "stock"]
+    collector: Literal["auto", "fused", "stock", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,6 +344,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         _check_name(config.name)
         _check_scenario(config.env)
         _check_sizes(config)
+        _check_collector(config)
         _check_logging(config.logging)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -548,6 +550,23 @@ def _check_game(env: GamesConfig) -> None:
             f"env.max_steps: expected at least {least[env.scenario]}, as {env.scenario} pays "
             f"nothing before, got {env.max_steps}"
         )
+
+
+def _check_collector(config: RunConfig) -> None:
+    """Refuse actors of Ray where environments do not step in Python, or Ray is not installed.
+
+    Raises:
+        ConfigError: for either.
+    """
+    if config.collection.collector != RAY:
+        return
+    if not isinstance(config.env, InPython):
+        raise ConfigError(
+            "collection.collector: ray wants environments that step in Python (env.family: custom, "
+            f"pettingzoo, lbforaging, rware), got {config.env.family}, whose steps take less time "
+            "than to send them; set collection.collector=auto"
+        )
+    check_extra("ray", "ray", "collection.collector")
 
 
 def _check_logging(names: Sequence[str]) -> None:

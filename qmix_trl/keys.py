@@ -34,6 +34,7 @@ CUT_STEPS = "cut_steps"  # [B, T, K] int64, from t to K steps of the row, all it
 EPISODE_REWARD = "episode_reward"  # [.., 1] float, the team's since the reset, under "next"
 PRIORITY_WEIGHT = "priority_weight"  # [B, ..] float, importance weight of a row or a step
 TD_ERROR = "td_error"  # [B, T, 1] float, the priority of a step or a row in TorchRL's replay
+POLICY_VERSION = "policy_version"  # [.., 1] int64, the number of the weights that acted
 SHIFTED_VALID = "shifted_valid"  # [B, T] bool, False = no target, by TorchRL's value estimators
 
 

@@ -1,6 +1,7 @@
 """A random stream that travels: copies, processes and devices continue it or begin their own."""
 
 import hashlib
+import sys
 from multiprocessing import current_process
 from typing import Any
 
@@ -64,7 +65,7 @@ class RandomStream:
         return {
             **own,
             "state": self.get_state().numpy().tobytes(),
-            "process": current_process().name,
+            "process": process_name(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -73,6 +74,19 @@ class RandomStream:
             return
         self.generator = torch.Generator(state["device"])
         self.set_state(torch.frombuffer(bytearray(state["state"]), dtype=torch.uint8))
-        place = current_process().name
+        place = process_name()
         if place != state["process"]:
             self._begin(state["device"], place)
+
+
+def process_name() -> str:
+    """Return a name of this process that no other process of a run has.
+
+    All actors of Ray are called "MainProcess", so that an actor is named by its number.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        actor = ray.get_runtime_context().get_actor_id()
+        if actor is not None:
+            return actor
+    return current_process().name

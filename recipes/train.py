@@ -13,9 +13,9 @@ from support.command_line import train_arguments
 if __name__ == "__main__":
     arguments = train_arguments(__doc__)  # before torch is imported: mistakes are told at once
 
+from support.actors import begin_collector
 from support.checkpoints import Checkpoints
 from support.components import (
-    build_collector,
     build_exploration,
     build_loss,
     build_networks,
@@ -37,11 +37,10 @@ from support.run_folder import CONFIG_FILE, REPLAY_FOLDER
 from support.run_weights import RunWeights
 from support.shares import KEEP
 from support.training_report import training_report
-from torchrl.envs import RewardSum
 
-from qmix_trl import Learner, make_policy, save_config, with_memory
+from qmix_trl import Learner, make_policy, save_config
+from qmix_trl.config import RAY
 from qmix_trl.errors import exit_on_mistake
-from qmix_trl.keys import EPISODE_REWARD, REWARD
 from qmix_trl.logs import say, silence
 from qmix_trl.ranks import ALONE, Ranks, joined_ranks
 
@@ -76,13 +75,13 @@ def train(
     run = ranks.by_first(planned_run, config, overrides, runs, resume, frames_per_rank, ranks.size)
     config, share, device = run.config, run.share, prepared_device(run.config, ranks)
     check_room(share, device, run.runs, run.folder, ranks.local_size)
-    env = build_training_env(share, device, ranks.rank)
+    is_remote = config.collection.collector == RAY
+    env = None if is_remote else build_training_env(share, device, ranks.rank)
     evaluation = Evaluation(run.task, device)
 
     agent, mixer = build_networks(config, evaluation.dims, device, ranks.rank)
     explore = build_exploration(config, device, ranks.rank)
-    env = with_memory(env, agent).append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
-    collector = build_collector(config, env, make_policy(agent, explore))  # of batches [E, T]
+    collector = begin_collector(config, env, make_policy(agent, explore), device)  # of [E, T]
     update = build_update(config, build_loss(config, agent, mixer), ranks)
     baselines = evaluation.baselines()
 
@@ -90,7 +89,7 @@ def train(
         replay = build_replay(share, device, folder / REPLAY_FOLDER, ranks.rank)  # of [B, T]
         learner = Learner(update, replay, n_steps=config.update.per_batch)
         weights = RunWeights(folder, agent, mixer, evaluation.dims)
-        shown = {"engine": env, "collector": collector, "update": learner}
+        shown = {"engine": collector.env, "collector": collector, "update": learner}
         report = training_report(ranks, folder, config, device, shown, baselines)
         parts = {"update": update, "replay": replay, "collector": collector, "report": report}
         checkpoints = Checkpoints(config, folder, parts, ranks)

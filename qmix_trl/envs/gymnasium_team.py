@@ -17,6 +17,10 @@ from qmix_trl.envs.python_team import ProcessTeam, PythonTeam, Shown, make_team
 from qmix_trl.errors import ConfigError, check_extra, nearest
 
 
+def leave(env: Any) -> None:
+    """Do nothing with an environment."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Package:
     """A package of environments.
@@ -33,7 +37,7 @@ class Package:
     example: str
     limit: str
     no_limit: Any
-    prepare: Callable[[Any], None] = lambda env: None
+    prepare: Callable[[Any], None] = leave
 
 
 def make_env(

@@ -45,6 +45,11 @@ class Shown(NamedTuple):
     action_mask: np.ndarray | None = None
 
 
+# The arguments of a ``PythonTeam``, by which a copy is made in another process.
+RECIPE = (
+    *("make", "n_envs", "max_steps", "team_reward", "reproduces", "first", "device"),
+    "reset_when_done",
+)
 SAVED = ("episodes", "seeds", "steps", "actions", "observation")  # of ``PythonTeam.saved_episodes``
 SHOWN_KEYS = (keys.OBSERVATION, keys.STATE, keys.ACTION_MASK)  # of the fields of ``Shown``
 
@@ -227,7 +232,9 @@ class PythonTeam(EnvBase):
         device: torch.device | str = "cpu",
         reset_when_done: bool = True,
     ) -> None:
+        recipe = {name: value for name, value in locals().items() if name in RECIPE}
         super().__init__(device=torch.device(device), batch_size=torch.Size([n_envs]))
+        self._recipe = recipe
         self._envs = [make() for _ in range(n_envs)]
         self.dims = dims_of(self._envs)
         self.max_steps = max_steps
@@ -247,6 +254,12 @@ class PythonTeam(EnvBase):
 
     def __repr__(self) -> str:
         return env_repr(self)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Return the parts of a copy: its maker, its arguments, and the episodes that go on."""
+        if not self._reproduces:
+            return super().__reduce_ex__(protocol)
+        return going_on, (self._recipe, self.run_state())
 
     def _zeros(self, *steps: int) -> dict[NestedKey, np.ndarray]:
         """Return arrays [E, *steps, ...] for all that environments show, by key."""
@@ -467,6 +480,21 @@ class PythonTeam(EnvBase):
         super().close(raise_if_closed=raise_if_closed)
         for env in self._envs:
             env.close()
+
+
+def going_on(recipe: Mapping[str, Any], state: Mapping[str, Any]) -> PythonTeam:
+    """Return the team of a recipe that goes on from a ``run_state``, as after pickling.
+
+    Args:
+        recipe: the arguments of ``PythonTeam``.
+        state: its ``run_state``.
+
+    Raises:
+        ValueError: if its episodes do not go on as they have begun.
+    """
+    team = PythonTeam(**recipe)
+    team.load_run_state(state)
+    return team
 
 
 class ProcessTeam(Workers):

@@ -37,19 +37,34 @@ def vector_space(space: spaces.Space, agent: str) -> VectorSpace:
             "to return arrays"
         )
     size = spaces.flatdim(space)
-    is_box = isinstance(space, spaces.Box)  # gymnasium's flatten takes longer
+    return VectorSpace(size, Flatten(space, size, agent))
 
-    def vector(observation: Any) -> np.ndarray:
-        numbers = observation if is_box else spaces.flatten(space, observation)
+
+class Flatten:
+    """Returns an observation's vector, float32 [size]; it can be sent to another process.
+
+    Args:
+        space: of the observations.
+        size: of the vectors.
+        agent: its name, for the message.
+
+    Raises:
+        ConfigError: when called with an observation of another size.
+    """
+
+    def __init__(self, space: spaces.Space, size: int, agent: str) -> None:
+        self._space, self._size, self._agent = space, size, agent
+        self._is_box = isinstance(space, spaces.Box)  # gymnasium's flatten takes longer
+
+    def __call__(self, observation: Any) -> np.ndarray:
+        numbers = observation if self._is_box else spaces.flatten(self._space, observation)
         flat = np.asarray(numbers, np.float32).reshape(-1)
-        if flat.shape != (size,):
+        if flat.shape != (self._size,):
             raise ConfigError(
-                f"expected an observation of {size} numbers, as {agent}'s space says, got "
-                f"{len(flat)}"
+                f"expected an observation of {self._size} numbers, as {self._agent}'s space says, "
+                f"got {len(flat)}"
             )
         return flat
-
-    return VectorSpace(size, vector)
 
 
 def discrete(space: spaces.Space, agent: str) -> tuple[int, int]:

@@ -110,6 +110,7 @@ def make_env(
             the engine.
         MachineError: if it would run on the engine with a compiler that works.
     """
+    recipe = dict(locals())  # the arguments
     check_sizes(n_envs=n_envs, max_steps=max_steps)
     check_choice("state", state, STATES)
     check_choice("team_reward", team_reward, TEAM_REWARDS)
@@ -148,6 +149,7 @@ def make_env(
     return VmasTeam(
         settings,
         engine,
+        recipe=recipe,
         action_counts=probe.action_counts,
         verify=verify,
         reset_when_done=reset_when_done,
@@ -239,12 +241,28 @@ def only_by_vmas(wanted: str, *, info: bool, by_policy: bool) -> dict[str, str]:
     return {name: reason for name in ENGINES[1:-1] if wanted == "auto"}
 
 
+def going_on(recipe: Mapping[str, Any], state: Mapping[str, Any]) -> "VmasTeam":
+    """Return the environment of a recipe that goes on from a ``run_state``, as after pickling.
+
+    Args:
+        recipe: the arguments of ``make_env``.
+        state: its ``run_state``.
+
+    Raises:
+        ValueError: if another engine than that of the state runs here, with other numbers.
+    """
+    env = make_env(**recipe)
+    env.load_run_state(state)
+    return env
+
+
 class VmasTeam(EnvBase):
     """A VMAS scenario whose team of agents takes discrete actions; made by ``make_env``.
 
     Args:
         settings: the task and its sizes.
         engine: one of ``ENGINES``.
+        recipe: the arguments of ``make_env``, by which a copy is made in another process.
         action_counts: the number of actions of each agent; A is the largest.
         verify: as in ``make_env``.
         reset_when_done: reset each environment when it is done.
@@ -269,6 +287,7 @@ class VmasTeam(EnvBase):
         settings: Settings,
         engine: str,
         *,
+        recipe: Mapping[str, Any],
         action_counts: Sequence[int],
         verify: float,
         reset_when_done: bool,
@@ -280,7 +299,7 @@ class VmasTeam(EnvBase):
         self.name = settings.task.name
         self.max_steps = settings.max_steps
         self.reset_when_done = reset_when_done
-        self._settings, self._wanted = settings, engine
+        self._settings, self._wanted, self._recipe = settings, engine, recipe
         self.notes = notes
         if info_shapes or only_by_vmas:
             self.engine, _ = make_engine(settings, "eager")
@@ -297,6 +316,13 @@ class VmasTeam(EnvBase):
 
     def __repr__(self) -> str:
         return env_repr(self, self.name)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Return the parts of a copy: its maker, the arguments of ``make_env``, and the state."""
+        try:
+            return going_on, (self._recipe, self.run_state())
+        except ConfigError:  # the scenario changed a value without a form: all of it is copied
+            return super().__reduce_ex__(protocol)
 
     @property
     def compiled_loop(self) -> str | None:

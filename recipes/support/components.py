@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from support.run_folder import CONFIG_FILE
 from support.terminal import tell_builds
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -19,27 +18,21 @@ from torchrl.envs import EnvBase
 
 from qmix_trl import (
     EnvDims,
+    EnvFactory,
     EpsilonGreedyAction,
-    GreedyAction,
     MachineError,
     QMixLoss,
     SequenceRows,
     Update,
-    env_dims,
-    load_config,
-    load_weights,
     make_collector,
-    make_env,
     make_hard_updater,
-    make_policy,
     make_replay,
     make_soft_updater,
 )
-from qmix_trl.config import OTHERS, RunConfig, VmasConfig, settings
+from qmix_trl.config import RAY, RunConfig, settings
 from qmix_trl.errors import ConfigError
 from qmix_trl.fused import FusedCollector, why_not
 from qmix_trl.native.networks.ahead import build_ahead
-from qmix_trl.policy import AgentPolicy
 from qmix_trl.ranks import ALONE, Ranks
 from qmix_trl.trained import build_agent, build_mixer
 
@@ -108,35 +101,10 @@ def build_env(
         ConfigError: if the environment cannot be made.
     """
     tell_builds()
-    arguments = {**settings(config.env), "n_envs": n_envs, "seed": seed}
-    if isinstance(config.env, VmasConfig) and config.env.others not in OTHERS:
-        arguments["others"] = policy_of_run(Path(config.env.others), config.env, device)
-    return make_env(**arguments, device=device, reset_when_done=reset_when_done)
-
-
-def policy_of_run(folder: Path, env: VmasConfig, device: torch.device) -> AgentPolicy:
-    """Return the greedy policy of a trained run, for the agents outside the team.
-
-    Args:
-        folder: of the run.
-        env: in which they are to act.
-        device: of the policy.
-
-    Raises:
-        ConfigError: if the run is of another scenario.
-        CheckpointError: if its weights are damaged.
-    """
-    config = load_config(folder / CONFIG_FILE)
-    names = [Path(section.scenario).name.partition(".py")[0] for section in (config.env, env)]
-    if not isinstance(config.env, VmasConfig) or names[0] != names[1]:
-        raise ConfigError(
-            f"env.others: expected a run on {names[1]}, got {folder}, which is one on {names[0]}"
-        )
-    seen = replace(env, group=config.env.group, others=OTHERS[0], engine="eager", verify=0.0)
-    alone = make_env(**{**settings(seen), "n_envs": 1, "seed": 0})
-    agent = build_agent(config, env_dims(alone), device)
-    load_weights(folder, agent)
-    return make_policy(agent, GreedyAction())
+    factory = EnvFactory(
+        in_process(config), seed=seed, n_envs=n_envs, device=device, reset_when_done=reset_when_done
+    )
+    return factory()
 
 
 def prepared_device(config: RunConfig, ranks: Ranks = ALONE) -> torch.device:
@@ -192,6 +160,17 @@ def build_training_env(config: RunConfig, device: torch.device, rank: int = 0) -
         n_envs=config.env.n_envs,
         seed=stream_seed(config.seed, "env", rank),
         reset_when_done=config.collection.rows == "slices",
+    )
+
+
+def in_process(config: RunConfig) -> RunConfig:
+    """Return a configuration whose collection and environments need no actors of Ray."""
+    if config.collection.collector != RAY:
+        return config
+    return replace(
+        config,
+        collection=replace(config.collection, collector="auto"),
+        env=replace(config.env, processes=1),
     )
 
 
@@ -262,9 +241,16 @@ def build_collector(
         steps=c.steps,
         n_batches=n_batches(config),
         collector=c.collector,
-        # Replay stores the memory at the beginning of rows, which burn-in puts inside a batch.
-        memory="every_step" if config.replay.burn_in else "first_step",
+        memory=memory_of_rows(config),
     )
+
+
+def memory_of_rows(config: RunConfig) -> str:
+    """Return the steps at which collected rows hold the agent's memory, as ``make_collector``.
+
+    Replay stores the memory at the beginning of rows, which burn-in puts inside a batch.
+    """
+    return "every_step" if config.replay.burn_in else "first_step"
 
 
 def build_replay(

@@ -7,7 +7,7 @@ of frames count all of them. Torch is not imported here, so that a mistake is to
 from collections.abc import Callable
 from dataclasses import replace
 
-from qmix_trl.config import InPython, RunConfig
+from qmix_trl.config import RAY, InPython, RunConfig
 from qmix_trl.errors import ConfigError
 
 KEEP, SPLIT = "keep", "split"
@@ -40,6 +40,11 @@ def share_of(config: RunConfig, n_ranks: int) -> RunConfig:
     """
     if n_ranks == 1:
         return config
+    if config.collection.collector == RAY:
+        raise ConfigError(
+            f"collection.collector: ray wants one process, got {n_ranks} ranks of torchrun; start "
+            "train.py without torchrun, or set collection.collector=auto"
+        )
     for key, number in _divided(config).items():
         if number % n_ranks:
             raise ConfigError(

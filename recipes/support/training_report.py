@@ -17,7 +17,7 @@ from support.terminal import filled
 from tensordict import TensorDictBase
 
 from qmix_trl.collect import finished_return
-from qmix_trl.config import RunConfig
+from qmix_trl.config import RAY, RunConfig
 from qmix_trl.envs.compiled.shadow import Shadow
 from qmix_trl.errors import WrongStepError
 from qmix_trl.logs import Column, RunLog, say, write_json
@@ -37,6 +37,7 @@ COLUMNS = (
     Column("epsilon", "epsilon", ".2f"),
     Column("seconds_left", "s left", ",.0f"),
 )
+STALENESS = Column("staleness", "stale", ".2f")  # with actors of Ray
 
 
 def training_report(ranks: Ranks, folder: Path, *arguments: Any) -> "TrainingReport | NoReport":
@@ -151,7 +152,9 @@ class TrainingReport:
             say(filled(f"verified: {self._shadow.how}"))
         say(filled(caption))
         self._loggers = Loggers(config, folder)
-        self._log = RunLog(folder, COLUMNS, caption=caption)
+        is_remote = config.collection.collector == RAY
+        self._columns = (*COLUMNS, STALENESS) if is_remote else COLUMNS
+        self._log = RunLog(folder, self._columns, caption=caption)
 
     def __enter__(self) -> "TrainingReport":
         self._loggers.open()
@@ -204,8 +207,10 @@ class TrainingReport:
             "epsilon": epsilon,
             "seconds_left": self._seconds * (last_frame(self._config) / frames - 1),
         }
+        if STALENESS in self._columns:
+            metrics[STALENESS.name] = self._parts["collector"].staleness
         self._log.write(metrics)
-        self._loggers.write({column.name: metrics[column.name] for column in COLUMNS})
+        self._loggers.write({column.name: metrics[column.name] for column in self._columns})
 
     def _tell_overestimation(self, value: float, target: float) -> None:
         """Say when a mean value or target lies where none can, once until all lie inside."""

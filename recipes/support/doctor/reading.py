@@ -22,6 +22,7 @@ from support.components import (
     build_training_env,
     build_update,
     frames_per_batch,
+    in_process,
     without_checks,
 )
 from support.memory import check_room
@@ -116,6 +117,7 @@ class Sizing:
     """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
+        config = in_process(config)
         self._config, self._device = config, device
         env = build_training_env(config, device)
         dims = env_dims(env)
