@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qmix_trl.export import PlainPolicy, export_policy
     from qmix_trl.learner import Learner
     from qmix_trl.loss import QMixLoss
-    from qmix_trl.mixers import MIXERS, QMixer, VDNMixer
+    from qmix_trl.mixers import MIXERS, QFixMixer, QMixer, QPlexMixer, VDNMixer
     from qmix_trl.policy import (
         EpsilonGreedyAction,
         GreedyAction,
@@ -52,8 +52,10 @@ __all__ = [
     "MachineError",
     "NoOpPolicy",
     "PlainPolicy",
+    "QFixMixer",
     "QMixLoss",
     "QMixer",
+    "QPlexMixer",
     "RandomPolicy",
     "RecurrentAgent",
     "RunConfig",
@@ -98,8 +100,10 @@ _MODULES = {
     "MachineError": "qmix_trl.errors",
     "NoOpPolicy": "qmix_trl.policy",
     "PlainPolicy": "qmix_trl.export",
+    "QFixMixer": "qmix_trl.mixers",
     "QMixLoss": "qmix_trl.loss",
     "QMixer": "qmix_trl.mixers",
+    "QPlexMixer": "qmix_trl.mixers",
     "RandomPolicy": "qmix_trl.policy",
     "RecurrentAgent": "qmix_trl.agents",
     "RunConfig": "qmix_trl.config",

@@ -175,6 +175,37 @@ class VDNConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QFixConfig:
+    """``QFixMixer``."""
+
+    name: Literal["qfix"]
+    base: VDNConfig | QMixerConfig
+    embed_dim: int = number(least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QPlexConfig:
+    """``QPlexMixer``."""
+
+    name: Literal["qplex"]
+    base: VDNConfig | QMixerConfig
+    n_heads: int = number(least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomMixerConfig:
+    """A mixer of the user's own, as ``trained.own_mixer`` makes it.
+
+    A file in ``make`` is relative to the folder of the configuration, in an override to the current
+    one.
+    """
+
+    name: Literal["custom"]
+    make: str
+    make_kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoMixerConfig:
     """No mixer: independent Q-learning."""
 
@@ -304,6 +335,7 @@ class RuntimeConfig:
 
 InPython = CustomConfig | PettingZooConfig | GymnasiumConfig  # may be spread over processes
 EnvConfig = VmasConfig | GamesConfig | ForagingConfig | InPython
+MixerConfig = QMixerConfig | VDNConfig | QFixConfig | QPlexConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +347,7 @@ class RunConfig:
     runtime: RuntimeConfig
     env: EnvConfig
     agent: RecurrentConfig | FeedforwardConfig
-    mixer: QMixerConfig | VDNConfig | NoMixerConfig
+    mixer: MixerConfig | CustomMixerConfig | NoMixerConfig
     exploration: ExplorationConfig
     collection: CollectionConfig
     replay: ReplayConfig
@@ -339,7 +371,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config = read_config(path, overrides)
     try:
         overridden_keys = {override.partition("=")[0] for override in overrides}
-        config = replace(config, env=_resolved(config.env, Path(path).parent, overridden_keys))
+        folder = Path(path).parent
+        config = replace(
+            config,
+            env=_resolved(config.env, folder, overridden_keys),
+            mixer=_resolved_mixer(config.mixer, folder, overridden_keys),
+        )
         _check_name(config.name)
         _check_scenario(config.env)
         _check_sizes(config)
@@ -424,22 +461,53 @@ def _resolved(env: EnvConfig, folder: Path, overridden_keys: Collection[str]) ->
     if isinstance(env, VmasConfig):
         env = replace(env, others=_run_or_name(env.others, base("others")))
     if not isinstance(env, CustomConfig):
-        scenario = with_whole_path("scenario", env.scenario, base("scenario"))
+        scenario = with_whole_path("env.scenario", env.scenario, base("scenario"))
         return replace(env, scenario=scenario)
-    where, _, function = env.make.rpartition(":")
-    if not where or not function.isidentifier():
+    return replace(env, make=_whole_name("env.make", env.make, "function", folder))
+
+
+def _resolved_mixer(mixer: Any, folder: Path, overridden_keys: Collection[str]) -> Any:
+    """Return a section ``mixer`` with the whole path of the user's file, if it names one.
+
+    Args:
+        mixer: the section.
+        folder: as in ``_resolved``.
+        overridden_keys: as in ``_resolved``.
+
+    Raises:
+        ConfigError: as ``_resolved``.
+    """
+    if not isinstance(mixer, CustomMixerConfig):
+        return mixer
+    base = None if {"mixer", "mixer.make"} & set(overridden_keys) else folder
+    return replace(mixer, make=_whole_name("mixer.make", mixer.make, "Class", base))
+
+
+def _whole_name(key: str, make: str, kind: str, folder: Path | None) -> str:
+    """Return the name of a function or class with the whole path of its file, if it is in one.
+
+    Args:
+        key: dotted, for the message.
+        make: "path/to/file.py:name" or "module:name".
+        kind: of the thing, as an error calls it.
+        folder: as in ``with_whole_path``.
+
+    Raises:
+        ConfigError: if ``make`` has another form, or there is no such file.
+    """
+    where, _, name = make.rpartition(":")
+    if not where or not name.isidentifier():
         raise ConfigError(
-            "env.make: expected path/to/file.py:function or module:function, got "
-            f"{shown(env.make)!r}"
+            f"{key}: expected path/to/file.py:{kind} or module:{kind}, got {shown(make)!r}"
         )
-    return replace(env, make=with_whole_path("make", env.make, folder))
+    return with_whole_path(key, make, folder)
 
 
 def with_whole_path(key: str, spec: str, folder: Path | None = None) -> str:
     """Return the name of a thing of the user's with the whole path of its file, if it is in one.
 
     Args:
-        key: of the section ``env``, for the message.
+        key: dotted, for the message.
         spec: "path/to/file.py", "path/to/file.py:name", or any other name.
         folder: to which a path is relative: of the configuration; None for the current one.
 
@@ -453,7 +521,7 @@ def with_whole_path(key: str, spec: str, folder: Path | None = None) -> str:
     if not (os.path.isfile(file) or _is_copied(folder)):
         of = "the configuration's" if folder else "the current"
         raise ConfigError(
-            f"env.{key}: expected a file, relative to {of} folder, got "
+            f"{key}: expected a file, relative to {of} folder, got "
             f"{shown(where)!r}; there is no {shown(str(file))}"
         )
     return f"{file}{colon}{name}"
@@ -471,7 +539,7 @@ def _run_or_name(others: str, folder: Path | None) -> str:
     """
     if others in OTHERS:
         return others
-    run = _whole_path("others", others, folder)
+    run = _whole_path("env.others", others, folder)
     if not (os.path.isfile(run / CONFIG_FILE) or _is_copied(folder)):
         raise ConfigError(
             f"env.others: expected one of {', '.join(OTHERS)}, or a run's folder, got "
@@ -490,7 +558,7 @@ def _whole_path(key: str, where: str, folder: Path | None) -> Path:
     try:
         return (folder or Path()).joinpath(where).resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"env.{key}: expected a path, got {shown(where)!r}: {error}") from error
+        raise ConfigError(f"{key}: expected a path, got {shown(where)!r}: {error}") from error
 
 
 def _is_copied(folder: Path | None) -> bool:

@@ -233,13 +233,17 @@ class QMixLoss(LossModule):
         """Each entry that the mixer reads, in the order of its call; see ``input_names``."""
         if self.mixer is None:
             return []
+        return input_names(self.mixer.in_keys, self._spelt)
+
+    @property
+    def _spelt(self) -> dict[NestedKey, str]:
+        """The attributes of ``MixerInputs`` by the keys that ``set_keys`` has named."""
         keys_now = self.tensor_keys
-        spelt = {
+        return {
             getattr(keys_now, field.name): SUPPLIED[field.default]
             for field in fields(keys_now)
             if field.default in SUPPLIED
         }
-        return input_names(self.mixer.in_keys, spelt)
 
     @property
     def _others(self) -> list[NestedKey]:
@@ -378,12 +382,7 @@ class QMixLoss(LossModule):
         """Return the learned values: Q_tot [B, T, 1], or every Q_a [B, T, N] without a mixer."""
         if self.mixer is None:
             return inputs.chosen_action_value[..., 0]
-        read = [
-            inputs.others[key] if name is None else getattr(inputs, name)
-            for key, name in self._mixer_reads
-        ]
-        if any(entry is None for entry in read):
-            raise KeyError("QMixLoss: the mixer reads hidden states, but this agent has none")
+        read = inputs.read(self.mixer.in_keys, self._spelt)
         with params.to_module(self.mixer, preserve_module_state=False):
             if type(self.mixer) is TensorDictModule:  # spares the TensorDicts
                 return self.mixer.module(*read)

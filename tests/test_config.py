@@ -82,6 +82,7 @@ checkpoint:
 logging: []
 """
 
+MIXERS = "qmix, vdn, qfix, qplex, custom, none"
 FAMILIES = "vmas, games, foraging, custom, pettingzoo, lbforaging, rware"
 RECURRENT = (
     "agent={name: recurrent, hidden_dim: 8, share_parameters: true, use_last_action: true, "
@@ -326,7 +327,7 @@ def test_a_wrong_entry_gets_its_line_and_path(old, new, dotted, parts, tmp_path)
     [
         ("env.n_envs=many", "env.n_envs: expected an integer, got 'many'"),
         ("loss.gamma=2", "loss.gamma: expected a number of at least 0 and at most 1, got 2"),
-        ("mixer.name=vdm", "mixer.name: expected one of qmix, vdn, none, got 'vdm'"),
+        ("mixer.name=vdm", f"mixer.name: expected one of {MIXERS}, got 'vdm'"),
         ("env.family=game", f"env.family: expected one of {FAMILIES}, got 'game'"),
         ("env={scenario: balance}", f"env: expected a mapping with a family of {FAMILIES}"),
     ],
@@ -609,7 +610,7 @@ def test_the_file_of_an_older_run_means_what_it_meant(tmp_path):
         ("mixer={name: vdn", "expected ',' or '}'"),
         ("mixer={name: vdn, name: qmix}", "name: stands twice"),
         ("mixer={name: qmix}", "mixer.mixing_embed_dim: missing"),
-        ("mixer=vdn", "qmix, vdn, none, got 'vdn'; write 'mixer={name: vdn}'"),
+        ("mixer=vdn", f"{MIXERS}, got 'vdn'; write 'mixer={{name: vdn}}'"),
         ("mixer=qmix", "got 'qmix'; write 'mixer={name: qmix, ...}'"),
         (
             "update.optimizer.name=rmsprop",
