@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qmix_trl.export import PlainPolicy, export_policy
     from qmix_trl.learner import Learner
     from qmix_trl.loss import QMixLoss
-    from qmix_trl.mixers import MIXERS, QFixMixer, QMixer, QPlexMixer, VDNMixer
+    from qmix_trl.mixers import MIXERS, CentralMixer, QFixMixer, QMixer, QPlexMixer, VDNMixer
     from qmix_trl.policy import (
         EpsilonGreedyAction,
         GreedyAction,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qmix_trl.replay import SequenceRows, make_replay
     from qmix_trl.trained import load_agent, load_mixer
     from qmix_trl.update import Update, make_hard_updater, make_soft_updater
+    from qmix_trl.weighting import Weighting
 
 __version__ = "0.1.0"
 __docformat__ = "google"  # for pdoc
@@ -40,6 +41,7 @@ __all__ = [
     "AGENTS",
     "ENVS",
     "MIXERS",
+    "CentralMixer",
     "CheckpointError",
     "ConfigError",
     "DivergedError",
@@ -64,6 +66,7 @@ __all__ = [
     "TeamEnv",
     "Update",
     "VDNMixer",
+    "Weighting",
     "env_dims",
     "episode_returns",
     "export_policy",
@@ -88,6 +91,7 @@ _MODULES = {
     "AGENTS": "qmix_trl.agents",
     "ENVS": "qmix_trl.envs",
     "MIXERS": "qmix_trl.mixers",
+    "CentralMixer": "qmix_trl.mixers",
     "CheckpointError": "qmix_trl.errors",
     "ConfigError": "qmix_trl.errors",
     "DivergedError": "qmix_trl.errors",
@@ -112,6 +116,7 @@ _MODULES = {
     "TeamEnv": "qmix_trl.envs.team",
     "Update": "qmix_trl.update",
     "VDNMixer": "qmix_trl.mixers",
+    "Weighting": "qmix_trl.weighting",
     "env_dims": "qmix_trl.envs",
     "episode_returns": "qmix_trl.evaluate",
     "export_policy": "qmix_trl.export",

@@ -243,6 +243,15 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightingConfig:
+    """``Weighting``: another agent like the run's, and a ``CentralMixer`` of ``embed_dim``."""
+
+    name: Literal["central", "optimistic"]
+    alpha: float = number(above=0, most=1)
+    embed_dim: int = number(least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """``QMixLoss``."""
 
@@ -251,6 +260,7 @@ class LossConfig:
     td_lambda: float = number(least=0, most=1)
     reward_scale: float = number(above=0)
     bounded_targets: bool
+    weighting: WeightingConfig | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -650,6 +660,12 @@ def _check_sizes(config: RunConfig) -> None:
         raise ConfigError(
             "loss.bounded_targets: true wants loss.gamma below 1, as sums of rewards have no bound "
             "without a discount; lower loss.gamma, or set loss.bounded_targets=false"
+        )
+    if config.loss.weighting and (config.mixer.name == "none" or not config.loss.double_q):
+        raise ConfigError(
+            f"loss.weighting: {config.loss.weighting.name} wants a mixer and loss.double_q: true, "
+            f"got mixer.name {config.mixer.name} and loss.double_q: "
+            f"{str(config.loss.double_q).lower()}; or set loss.weighting=null"
         )
     if c.rows == "episodes" and (c.steps != e.max_steps or r.burn_in):
         raise ConfigError(

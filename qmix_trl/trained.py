@@ -26,7 +26,9 @@ from qmix_trl.envs.user_code import load_function
 from qmix_trl.errors import ConfigError
 from qmix_trl.keys import ACTION
 from qmix_trl.mixers import MIXERS
+from qmix_trl.mixers.central import CentralMixer
 from qmix_trl.mixers.inputs import as_module
+from qmix_trl.weighting import Weighting
 
 OWN_SIZES = ("n_agents", "n_actions", "state_shape")
 
@@ -61,6 +63,19 @@ def _made_mixer(section: MixerConfig, dims: EnvDims, device: torch.device) -> nn
         arguments["n_actions"] = dims.n_actions
     sizes = {"n_agents": dims.n_agents, "state_shape": dims.state_shape}
     return make_mixer(**sizes, **arguments, device=device)
+
+
+def build_weighting(config: RunConfig, dims: EnvDims, device: torch.device) -> Weighting | None:
+    """Return the configured weighting of the loss, with central networks of these sizes."""
+    section = config.loss.weighting
+    if section is None:
+        return None
+    return Weighting(
+        kind=section.name,
+        alpha=section.alpha,
+        agent=build_agent(config, dims, device),
+        mixer=CentralMixer(dims.n_agents, dims.state_shape, section.embed_dim, device=device),
+    )
 
 
 def own_mixer(

@@ -72,7 +72,7 @@ def learn(config: RunConfig) -> tuple[Table, float]:
     explore = build_exploration(config, CPU)
     collector = build_collector(config, with_memory(env, agent), make_policy(agent, explore))
     replay = build_replay(config, CPU)
-    update = build_update(config, build_loss(config, agent, mixer))
+    update = build_update(config, build_loss(config, agent, mixer, dims))
     schedule = CosineAnnealingLR(update.optimizer, n_batches(config) * config.update.per_batch)
     for batch in collector:
         replay.extend(batch)

@@ -83,7 +83,7 @@ def train(
     explore = build_exploration(config, device, ranks.rank)
     env = with_memory(env, agent).append_transform(RewardSum([REWARD], [EPISODE_REWARD]))
     collector = build_collector(config, env, make_policy(agent, explore))  # of batches [E, T]
-    update = build_update(config, build_loss(config, agent, mixer), ranks)
+    update = build_update(config, build_loss(config, agent, mixer, evaluation.dims), ranks)
     baselines = evaluation.baselines()
 
     with run.opened(ranks) as folder, Stop(ranks) as stop:

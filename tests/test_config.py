@@ -66,6 +66,7 @@ loss:
   td_lambda: 0.8
   reward_scale: 1.0
   bounded_targets: false
+  weighting: null
 update:
   per_batch: 200
   max_grad_norm: 10.0
@@ -82,6 +83,7 @@ checkpoint:
 logging: []
 """
 
+WEIGHTED = "loss.weighting={name: central, alpha: 0.1, embed_dim: 8}"
 MIXERS = "qmix, vdn, qfix, qplex, custom, none"
 FAMILIES = "vmas, games, foraging, custom, pettingzoo, lbforaging, rware"
 RECURRENT = (
@@ -563,7 +565,13 @@ def test_an_override_mends_a_file_that_lacks_a_key(tmp_path):
     assert load_config(path, ["seed=3"]).seed == 3
 
 
-ADDED = ["logging", "evaluation.video", "loss.bounded_targets", "replay.storage"]
+ADDED = [
+    "logging",
+    "evaluation.video",
+    "loss.bounded_targets",
+    "loss.weighting",
+    "replay.storage",
+]
 ADDED_FOR_VMAS = ["env.others", "env.actions_per_dimension"]
 
 
@@ -651,6 +659,8 @@ def test_overrides_that_do_not_fit(override, part, whole):
         (["env.max_steps=99"], ["collection.steps (100)", "env.max_steps (99)", "slices"]),
         (["replay.burn_in=1"], ["replay.burn_in (1)", "episodes", "slices"]),
         (["loss.bounded_targets=true", "loss.gamma=1"], ["loss.bounded_targets", "loss.gamma"]),
+        ([WEIGHTED, "mixer={name: none}"], ["loss.weighting", "mixer.name none"]),
+        ([WEIGHTED, "loss.double_q=false"], ["loss.weighting", "loss.double_q: false"]),
     ],
 )
 def test_fields_that_do_not_go_together(overrides, parts, whole):
