@@ -347,7 +347,7 @@ class QMixLoss(LossModule):
     def _weighted(
         self, rows: Rows, value: Tensor, target: Tensor, error: Tensor, trained: Tensor
     ) -> Tensor:
-        """Return the squared errors of Q_tot, weighted, plus those of the central value.
+        """Return the weighted squared errors of Q_tot plus the squared errors of Q*.
 
         Args:
             rows: of the batch.

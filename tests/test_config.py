@@ -84,6 +84,10 @@ logging: []
 """
 
 WEIGHTED = "loss.weighting={name: central, alpha: 0.1, embed_dim: 8}"
+QFIX = (
+    "mixer={name: qfix, base: {name: qmix, mixing_embed_dim: 8, hypernet_layers: 1, "
+    "hypernet_embed_dim: 8}, embed_dim: 8}"
+)
 MIXERS = "qmix, vdn, qfix, qplex, custom, none"
 FAMILIES = "vmas, games, foraging, custom, pettingzoo, lbforaging, rware"
 RECURRENT = (
@@ -378,6 +382,10 @@ BOUNDS = {
     "agent.hidden_dims": ([], 1, None),
     "mixer.mixing_embed_dim": ([], 1, None),
     "mixer.hypernet_embed_dim": ([], 1, None),
+    "mixer.base.mixing_embed_dim": ([QFIX], 1, None),
+    "mixer.base.hypernet_embed_dim": ([QFIX], 1, None),
+    "mixer.embed_dim": ([QFIX], 1, None),
+    "mixer.n_heads": (["mixer={name: qplex, base: {name: vdn}, n_heads: 2}"], 1, None),
     "exploration.epsilon_start": ([], 0, 1),
     "exploration.epsilon_end": ([], 0, 1),
     "exploration.anneal_frames": ([], 0, None),
@@ -391,6 +399,8 @@ BOUNDS = {
     "loss.gamma": ([], 0, 1),
     "loss.td_lambda": ([], 0, 1),
     "loss.reward_scale": ([], "above 0", None),
+    "loss.weighting.alpha": ([WEIGHTED], "above 0", 1),
+    "loss.weighting.embed_dim": ([WEIGHTED], 1, None),
     "update.per_batch": ([], 1, None),
     "update.max_grad_norm": ([], "above 0", None),
     "update.optimizer.lr": ([], "above 0", 1),

@@ -294,7 +294,14 @@ def build_replay(
 def build_loss(
     config: RunConfig, agent: TensorDictModuleBase, mixer: nn.Module | None, dims: EnvDims
 ) -> QMixLoss:
-    """Return the configured loss; its central networks, if any, are made for these sizes."""
+    """Return the configured loss.
+
+    Args:
+        config: of the run.
+        agent: of the run.
+        mixer: of the run; None for independent learners.
+        dims: the sizes of the environment, for central networks of a weighting.
+    """
     device = next(agent.parameters()).device
     arguments = {**settings(config.loss), "weighting": build_weighting(config, dims, device)}
     return QMixLoss(agent, mixer, **arguments, burn_in=config.replay.burn_in)
