@@ -55,7 +55,7 @@ def test_qfix_solves_random_games_under_uniform_play():
 
 @pytest.mark.slow
 def test_qplex_solves_most_random_games_under_uniform_play():
-    """Other seeds and widths earned 7.91 to 8.03: the least of the asked 8.0 is on the border."""
+    """This seed earned 8.01 of 8.12 and 90 %; others, and 20 heads, 7.91 to 8.03 and 83 to 92 %."""
     settings = {"steps": 2500, "lr": 0.2, "seed": 1}
     earned, optimal, errors = measures(*fitted(RANDOM, lambda: QPlexMixer(2, 61, 3), **settings))
     assert earned >= 7.85
@@ -92,6 +92,7 @@ def test_climbing_stops_at_0_under_uniform_play(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [QFixMixer, QPlexMixer])
 def test_climbing_reaches_8_where_agents_explore_little(kind):
+    """On seed 1 neither mixer had passed the tie of actions after 3,000 steps."""
     table, earned = climbing(lambda: kind(2, 2, 3), steps=1500, lr=0.05, epsilon=0.1)
     assert earned == 8
     np.testing.assert_allclose(table, CLIMBING, atol=0.5)
