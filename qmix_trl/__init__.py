@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qmix_trl.export import PlainPolicy, export_policy
     from qmix_trl.learner import Learner
     from qmix_trl.loss import QMixLoss
-    from qmix_trl.mixers import MIXERS, QMixer, VDNMixer
+    from qmix_trl.mixers import MIXERS, CentralMixer, QFixMixer, QMixer, QPlexMixer, VDNMixer
     from qmix_trl.policy import (
         EpsilonGreedyAction,
         GreedyAction,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from qmix_trl.replay import SequenceRows, make_replay
     from qmix_trl.trained import load_agent, load_mixer
     from qmix_trl.update import Update, make_hard_updater, make_soft_updater
+    from qmix_trl.weighting import Weighting
 
 __version__ = "0.1.0"
 __docformat__ = "google"  # for pdoc
@@ -41,6 +42,7 @@ __all__ = [
     "AGENTS",
     "ENVS",
     "MIXERS",
+    "CentralMixer",
     "CheckpointError",
     "ConfigError",
     "DivergedError",
@@ -54,8 +56,10 @@ __all__ = [
     "MachineError",
     "NoOpPolicy",
     "PlainPolicy",
+    "QFixMixer",
     "QMixLoss",
     "QMixer",
+    "QPlexMixer",
     "RandomPolicy",
     "RecurrentAgent",
     "RunConfig",
@@ -64,6 +68,7 @@ __all__ = [
     "TeamEnv",
     "Update",
     "VDNMixer",
+    "Weighting",
     "env_dims",
     "episode_returns",
     "export_policy",
@@ -88,6 +93,7 @@ _MODULES = {
     "AGENTS": "qmix_trl.agents",
     "ENVS": "qmix_trl.envs",
     "MIXERS": "qmix_trl.mixers",
+    "CentralMixer": "qmix_trl.mixers",
     "CheckpointError": "qmix_trl.errors",
     "ConfigError": "qmix_trl.errors",
     "DivergedError": "qmix_trl.errors",
@@ -101,8 +107,10 @@ _MODULES = {
     "MachineError": "qmix_trl.errors",
     "NoOpPolicy": "qmix_trl.policy",
     "PlainPolicy": "qmix_trl.export",
+    "QFixMixer": "qmix_trl.mixers",
     "QMixLoss": "qmix_trl.loss",
     "QMixer": "qmix_trl.mixers",
+    "QPlexMixer": "qmix_trl.mixers",
     "RandomPolicy": "qmix_trl.policy",
     "RecurrentAgent": "qmix_trl.agents",
     "RunConfig": "qmix_trl.config",
@@ -111,6 +119,7 @@ _MODULES = {
     "TeamEnv": "qmix_trl.envs.team",
     "Update": "qmix_trl.update",
     "VDNMixer": "qmix_trl.mixers",
+    "Weighting": "qmix_trl.weighting",
     "env_dims": "qmix_trl.envs",
     "episode_returns": "qmix_trl.evaluate",
     "export_policy": "qmix_trl.export",

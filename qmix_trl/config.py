@@ -176,6 +176,37 @@ class VDNConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QFixConfig:
+    """``QFixMixer``."""
+
+    name: Literal["qfix"]
+    base: VDNConfig | QMixerConfig
+    embed_dim: int = number(least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QPlexConfig:
+    """``QPlexMixer``."""
+
+    name: Literal["qplex"]
+    base: VDNConfig | QMixerConfig
+    n_heads: int = number(least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomMixerConfig:
+    """A mixer of the user's own, as ``trained.own_mixer`` makes it.
+
+    A file in ``make`` is relative to the folder of the configuration, in an override to the current
+    one.
+    """
+
+    name: Literal["custom"]
+    make: str
+    make_kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoMixerConfig:
     """No mixer: independent Q-learning."""
 
@@ -213,6 +244,15 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightingConfig:
+    """``Weighting``: another agent like the run's, and a ``CentralMixer`` of ``embed_dim``."""
+
+    name: Literal["central", "optimistic"]
+    alpha: float = number(above=0, most=1)
+    embed_dim: int = number(least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """``QMixLoss``."""
 
@@ -221,6 +261,7 @@ class LossConfig:
     td_lambda: float = number(least=0, most=1)
     reward_scale: float = number(above=0)
     bounded_targets: bool
+    weighting: WeightingConfig | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +346,7 @@ class RuntimeConfig:
 
 InPython = CustomConfig | PettingZooConfig | GymnasiumConfig  # may be spread over processes
 EnvConfig = VmasConfig | GamesConfig | ForagingConfig | InPython
+MixerConfig = QMixerConfig | VDNConfig | QFixConfig | QPlexConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +358,7 @@ class RunConfig:
     runtime: RuntimeConfig
     env: EnvConfig
     agent: RecurrentConfig | FeedforwardConfig
-    mixer: QMixerConfig | VDNConfig | NoMixerConfig
+    mixer: MixerConfig | CustomMixerConfig | NoMixerConfig
     exploration: ExplorationConfig
     collection: CollectionConfig
     replay: ReplayConfig
@@ -340,7 +382,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config = read_config(path, overrides)
     try:
         overridden_keys = {override.partition("=")[0] for override in overrides}
-        config = replace(config, env=_resolved(config.env, Path(path).parent, overridden_keys))
+        folder = Path(path).parent
+        config = replace(
+            config,
+            env=_resolved(config.env, folder, overridden_keys),
+            mixer=_resolved_mixer(config.mixer, folder, overridden_keys),
+        )
         _check_name(config.name)
         _check_scenario(config.env)
         _check_sizes(config)
@@ -426,22 +473,53 @@ def _resolved(env: EnvConfig, folder: Path, overridden_keys: Collection[str]) ->
     if isinstance(env, VmasConfig):
         env = replace(env, others=_run_or_name(env.others, base("others")))
     if not isinstance(env, CustomConfig):
-        scenario = with_whole_path("scenario", env.scenario, base("scenario"))
+        scenario = with_whole_path("env.scenario", env.scenario, base("scenario"))
         return replace(env, scenario=scenario)
-    where, _, function = env.make.rpartition(":")
-    if not where or not function.isidentifier():
+    return replace(env, make=_whole_name("env.make", env.make, "function", folder))
+
+
+def _resolved_mixer(mixer: Any, folder: Path, overridden_keys: Collection[str]) -> Any:
+    """Return a section ``mixer`` with the whole path of the user's file, if it names one.
+
+    Args:
+        mixer: the section.
+        folder: as in ``_resolved``.
+        overridden_keys: as in ``_resolved``.
+
+    Raises:
+        ConfigError: as ``_resolved``.
+    """
+    if not isinstance(mixer, CustomMixerConfig):
+        return mixer
+    base = None if {"mixer", "mixer.make"} & set(overridden_keys) else folder
+    return replace(mixer, make=_whole_name("mixer.make", mixer.make, "Class", base))
+
+
+def _whole_name(key: str, make: str, kind: str, folder: Path | None) -> str:
+    """Return the name of a function or class with the whole path of its file, if it is in one.
+
+    Args:
+        key: dotted, for the message.
+        make: "path/to/file.py:name" or "module:name".
+        kind: of the thing, as an error calls it.
+        folder: as in ``with_whole_path``.
+
+    Raises:
+        ConfigError: if ``make`` has another form, or there is no such file.
+    """
+    where, _, name = make.rpartition(":")
+    if not where or not name.isidentifier():
         raise ConfigError(
-            "env.make: expected path/to/file.py:function or module:function, got "
-            f"{shown(env.make)!r}"
+            f"{key}: expected path/to/file.py:{kind} or module:{kind}, got {shown(make)!r}"
         )
-    return replace(env, make=with_whole_path("make", env.make, folder))
+    return with_whole_path(key, make, folder)
 
 
 def with_whole_path(key: str, spec: str, folder: Path | None = None) -> str:
     """Return the name of a thing of the user's with the whole path of its file, if it is in one.
 
     Args:
-        key: of the section ``env``, for the message.
+        key: dotted, for the message.
         spec: "path/to/file.py", "path/to/file.py:name", or any other name.
         folder: to which a path is relative: of the configuration; None for the current one.
 
@@ -455,7 +533,7 @@ def with_whole_path(key: str, spec: str, folder: Path | None = None) -> str:
     if not (os.path.isfile(file) or _is_copied(folder)):
         of = "the configuration's" if folder else "the current"
         raise ConfigError(
-            f"env.{key}: expected a file, relative to {of} folder, got "
+            f"{key}: expected a file, relative to {of} folder, got "
             f"{shown(where)!r}; there is no {shown(str(file))}"
         )
     return f"{file}{colon}{name}"
@@ -473,7 +551,7 @@ def _run_or_name(others: str, folder: Path | None) -> str:
     """
     if others in OTHERS:
         return others
-    run = _whole_path("others", others, folder)
+    run = _whole_path("env.others", others, folder)
     if not (os.path.isfile(run / CONFIG_FILE) or _is_copied(folder)):
         raise ConfigError(
             f"env.others: expected one of {', '.join(OTHERS)}, or a run's folder, got "
@@ -492,7 +570,7 @@ def _whole_path(key: str, where: str, folder: Path | None) -> Path:
     try:
         return (folder or Path()).joinpath(where).resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"env.{key}: expected a path, got {shown(where)!r}: {error}") from error
+        raise ConfigError(f"{key}: expected a path, got {shown(where)!r}: {error}") from error
 
 
 def _is_copied(folder: Path | None) -> bool:
@@ -601,6 +679,12 @@ def _check_sizes(config: RunConfig) -> None:
         raise ConfigError(
             "loss.bounded_targets: true wants loss.gamma below 1, as sums of rewards have no bound "
             "without a discount; lower loss.gamma, or set loss.bounded_targets=false"
+        )
+    if config.loss.weighting and (config.mixer.name == "none" or not config.loss.double_q):
+        raise ConfigError(
+            f"loss.weighting: {config.loss.weighting.name} wants a mixer and loss.double_q: true, "
+            f"got mixer.name {config.mixer.name} and loss.double_q: "
+            f"{str(config.loss.double_q).lower()}; or set loss.weighting=null"
         )
     if c.rows == "episodes" and (c.steps != e.max_steps or r.burn_in):
         raise ConfigError(

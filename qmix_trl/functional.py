@@ -145,7 +145,7 @@ def one_hot(action: Tensor, like: Tensor) -> Tensor:
         [.., A] of the dtype of ``like``.
     """
     zeros = like.new_zeros(*action.shape, like.shape[-1])
-    return zeros.scatter_(-1, action.unsqueeze(-1), 1)
+    return zeros.scatter(-1, action.unsqueeze(-1), 1)  # not in place, for ``vmap`` over actions
 
 
 def last_actions(action_t: Tensor, first: Tensor, is_init: Tensor) -> Tensor:

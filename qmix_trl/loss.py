@@ -19,12 +19,14 @@ from qmix_trl.mixers.inputs import SUPPLIED, MixerInputs, as_module, input_names
 from qmix_trl.rows import RowKeys, Rows, read_rows, required
 from qmix_trl.unroll import at_true_next, unrolled
 from qmix_trl.value_bound import TargetBound
+from qmix_trl.weighting import Weighting, central_weights, optimistic_weights
 
 CHOICES = {  # attribute: its values
     "reduction": ("mean", "sum", "none"),
     "write_priority": ("steps", "rows", None),
     "use_prioritized_weights": ("auto", True, False),
 }
+NETWORKS = ("agent", "mixer", "central_agent", "central_mixer")  # the last two of Weighted QMIX
 OF_AGENTS = ("in_keys", "n_actions", "step", "unroll")  # the attributes that the loss uses
 
 
@@ -45,6 +47,13 @@ class QMixLoss(LossModule):
     - ``loss = sum(w m (Q_tot(tau_t, u_t, s_t) - y_t)^2) / sum(m)`` over rows and steps, with m the
       ``mask`` less the ``burn_in`` and w the ``priority_weight``. Without a mixer every Q_a takes
       the place of Q_tot, and the mean is also over agents.
+
+    With a ``weighting`` it is the loss of Weighted QMIX (Rashid et al. 2020, arXiv 2006.10800). A
+    central value Q*, of another agent and an unrestricted mixer, is learned beside Q_tot:
+    ``V_{t+1} = Q*(tau_{t+1}, u*_{t+1}, s_{t+1})`` of its target networks, and
+    ``loss = sum(w m (a (Q_tot - y_t)^2 + (Q* - y_t)^2)) / sum(m)``, with a 1 for joint actions that
+    may be the best ones and ``alpha`` for the others (``weighting.central_weights``,
+    ``optimistic_weights``). The central agent starts each row from a hidden state of zeros.
 
     A truncated step bootstraps from ``("next", observation)`` and ``("next", state)``, also where
     a reset follows inside the row. Padding, NaN included, changes neither loss nor gradient. The
@@ -84,13 +93,15 @@ class QMixLoss(LossModule):
             left out of the loss (R2D2, Kapturowski et al. 2019, section 3).
         bounded_targets: keep V_{t+1} within the values that rewards allow, so that overestimated
             values cannot feed on themselves. The extremes of rewards are part of the state.
+        weighting: of Weighted QMIX, with its central agent and mixer; None for none.
         write_priority: the priorities that are written to the batch as ``td_error`` [B, T, 1], for
             ``update_tensordict_priority`` of TorchRL's replay. "steps": the absolute error of each
             step, the mean over agents without a mixer; "rows": the row's ``priority`` at each of
             its steps; None: none.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or a ``weighting`` comes without a mixer or
+            double-Q.
         TypeError: if ``agent`` is no agent, or the mixer has no ``in_keys``.
     """
 
@@ -112,6 +123,12 @@ class QMixLoss(LossModule):
     mixer: TensorDictModuleBase | None
     mixer_params: TensorDictParams | None
     target_mixer_params: TensorDictParams | None
+    central_agent: TensorDictModuleBase | None
+    central_agent_params: TensorDictParams | None
+    target_central_agent_params: TensorDictParams | None
+    central_mixer: TensorDictModuleBase | None
+    central_mixer_params: TensorDictParams | None
+    target_central_mixer_params: TensorDictParams | None
 
     def __init__(
         self,
@@ -125,6 +142,7 @@ class QMixLoss(LossModule):
         reduction: str = "mean",
         burn_in: int = 0,
         bounded_targets: bool = False,
+        weighting: Weighting | None = None,
         write_priority: str | None = None,
     ) -> None:
         super().__init__()
@@ -148,13 +166,32 @@ class QMixLoss(LossModule):
         self.reduction = reduction
         self.burn_in = burn_in
         self.write_priority = write_priority
-        self.convert_to_functional(agent, "agent", create_target_params=True)
-        if mixer is None:
-            self.mixer = self.mixer_params = self.target_mixer_params = None
-        else:
-            self.convert_to_functional(as_module(mixer), "mixer", create_target_params=True)
+        self.weighting = None if weighting is None else weighting.kind
+        self._set_networks(agent, mixer, weighting)
         first = next(self.parameters())
         self.bound = TargetBound(first.device, first.dtype) if bounded_targets else None
+
+    def _set_networks(
+        self,
+        agent: TensorDictModuleBase,
+        mixer: nn.Module | None,
+        weighting: Weighting | None,
+    ) -> None:
+        """Set agents and mixers, with their targets; those that are absent are None."""
+        networks: list[nn.Module | None] = [agent, mixer, None, None]
+        if weighting is not None:
+            if mixer is None or not self.double_q:
+                raise ValueError("QMixLoss: expected a mixer and double_q with a weighting")
+            check_agent(weighting.agent, "QMixLoss", *OF_AGENTS)
+            networks[2:] = weighting.agent, weighting.mixer
+            self.alpha = weighting.alpha
+        for name, network in zip(NETWORKS, networks, strict=True):
+            if network is None:
+                for attribute in (name, f"{name}_params", f"target_{name}_params"):
+                    setattr(self, attribute, None)
+            else:
+                module = as_module(network) if "mixer" in name else network
+                self.convert_to_functional(module, name, create_target_params=True)
 
     def __repr__(self) -> str:
         mixer = self.mixer.module if type(self.mixer) is TensorDictModule else self.mixer
@@ -167,6 +204,8 @@ class QMixLoss(LossModule):
             "burn_in": self.burn_in,
             "bounded_targets": self.bound is not None,
         }
+        if self.weighting is not None:
+            arguments |= {"weighting": self.weighting, "alpha": self.alpha}
         return f"{type(self).__name__}({', '.join(parts)}, {named(arguments)})"
 
     @property
@@ -215,8 +254,8 @@ class QMixLoss(LossModule):
         self.copy_to_targets()  # some layers, as a GRU's, do not reset weights that are buffers
 
     def copy_to_targets(self) -> None:
-        """Copy agent and mixer to their targets."""
-        for name in ("agent", "mixer"):
+        """Copy agents and mixers to their targets."""
+        for name in NETWORKS:
             source = getattr(self, f"{name}_params")
             if source is not None:
                 self._modules[f"target_{name}_params"].data.update_(source.data)
@@ -230,16 +269,20 @@ class QMixLoss(LossModule):
 
     @property
     def _mixer_reads(self) -> list[tuple[NestedKey, str | None]]:
-        """Each entry that the mixer reads, in the order of its call; see ``input_names``."""
-        if self.mixer is None:
-            return []
+        """Each entry that a mixer reads, in the order of its call; see ``input_names``."""
+        mixers = [mixer for mixer in (self.mixer, self.central_mixer) if mixer is not None]
+        in_keys = dict.fromkeys(key for mixer in mixers for key in mixer.in_keys)
+        return input_names(list(in_keys), self._spelt)
+
+    @property
+    def _spelt(self) -> dict[NestedKey, str]:
+        """The attributes of ``MixerInputs`` by the keys that ``set_keys`` has named."""
         keys_now = self.tensor_keys
-        spelt = {
+        return {
             getattr(keys_now, field.name): SUPPLIED[field.default]
             for field in fields(keys_now)
             if field.default in SUPPLIED
         }
-        return input_names(self.mixer.in_keys, spelt)
 
     @property
     def _others(self) -> list[NestedKey]:
@@ -278,17 +321,8 @@ class QMixLoss(LossModule):
                 are of another number than the values learned, or ``burn_in`` leaves no step.
         """
         rows = self._read(tensordict)
-        value, hidden = self._unroll(self.agent_params, rows)  # [B, T+1, N, A]
-        inputs = MixerInputs(
-            action_value=value[:, :-1],
-            action=rows.action,
-            action_mask=rows.action_mask,
-            state=rows.state,
-            hidden=None if hidden is None else hidden[:, :-1],
-            observation=rows.observation[:, :-1],
-            others=rows.others,
-        )
-        total = self._mix(self.mixer_params, inputs)  # [B, T, M]
+        value, hidden = self._unroll("agent", rows)  # [B, T+1, N, A]
+        total = self._mix("mixer", _inputs_at_t(rows, value, hidden, rows.action))  # [B, T, M]
         self._check(rows, total)
         with torch.no_grad():
             target = self._target(rows, value, hidden)  # [B, T, M]
@@ -296,6 +330,8 @@ class QMixLoss(LossModule):
         trained[:, : self.burn_in] = False
         error = keep_where(trained, total - target)  # [B, T, M]
         loss = error.square()
+        if self.weighting is not None:
+            loss = self._weighted(rows, value.detach(), target, error, trained)
         weight = self._weights(tensordict)
         if weight is not None:
             loss = loss * keep_where(trained, weight.expand(*trained.shape, 1))
@@ -307,6 +343,33 @@ class QMixLoss(LossModule):
                 priority = report.get("priority")[:, None, None].expand_as(priority)
             tensordict.set(self.tensor_keys.priority, priority)
         return report
+
+    def _weighted(
+        self, rows: Rows, value: Tensor, target: Tensor, error: Tensor, trained: Tensor
+    ) -> Tensor:
+        """Return the weighted squared errors of Q_tot plus the squared errors of Q*.
+
+        Args:
+            rows: of the batch.
+            value: float [B, T+1, N, A], the action values of the agent.
+            target: float [B, T, 1].
+            error: float [B, T, 1], Q_tot less its target; 0 where nothing is trained.
+            trained: bool [B, T].
+
+        Returns:
+            float [B, T, 1].
+        """
+        central = self._unroll("central_agent", rows)
+        total = self._mix("central_mixer", _inputs_at_t(rows, *central, rows.action))
+        if self.weighting == "optimistic":
+            weight = optimistic_weights(error.detach(), self.alpha)
+        else:
+            greedy = greedy_action(value[:, :-1], rows.action_mask)  # [B, T, N]
+            with torch.no_grad():
+                best = self._mix("central_mixer", _inputs_at_t(rows, *central, greedy))
+            is_greedy = (greedy == rows.action).all(-1, keepdim=True)
+            weight = central_weights(is_greedy, target, best, self.alpha)
+        return weight * error.square() + keep_where(trained, total - target).square()
 
     def _read(self, batch: TensorDictBase) -> Rows:
         """Return the rows of a batch.
@@ -361,45 +424,47 @@ class QMixLoss(LossModule):
                 f"QMixLoss: expected rows longer than burn_in {self.burn_in}, got {total.shape[1]}"
             )
 
-    def _unroll(self, params: TensorDictParams, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        """Return action values [B, T+1, N, A] and hidden states [B, T+1, N, H]."""
-        with params.to_module(self.agent, preserve_module_state=False):
-            return unrolled(self.agent, rows, self.burn_in)
+    def _network(self, name: str) -> tuple[TensorDictModuleBase, TensorDictParams]:
+        """Return a module and its parameters, or with "target_" before its name, its targets."""
+        return getattr(self, name.removeprefix("target_")), getattr(self, f"{name}_params")
+
+    def _unroll(self, name: str, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """Return action values [B, T+1, N, A] and hidden states [B, T+1, N, H] of an agent."""
+        agent, params = self._network(name)
+        if agent is self.central_agent:
+            rows = rows._replace(hidden=None)  # rows store the hidden states of the acting agent
+        with params.to_module(agent, preserve_module_state=False):
+            return unrolled(agent, rows, self.burn_in)
 
     def _at_next(
-        self, params: TensorDictParams, rows: Rows, value: Tensor, hidden: Tensor | None
+        self, name: str, rows: Rows, value: Tensor, hidden: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return action values [B, T, N, A] and hidden states at the true next observations."""
+        agent, params = self._network(name)
         needed = self._supplies("hidden")
-        with params.to_module(self.agent, preserve_module_state=False):
-            return at_true_next(self.agent, rows, value, hidden, with_hidden=needed)
+        with params.to_module(agent, preserve_module_state=False):
+            return at_true_next(agent, rows, value, hidden, with_hidden=needed)
 
-    def _mix(self, params: TensorDictParams | None, inputs: MixerInputs) -> Tensor:
-        """Return the learned values: Q_tot [B, T, 1], or every Q_a [B, T, N] without a mixer."""
-        if self.mixer is None:
+    def _mix(self, name: str, inputs: MixerInputs) -> Tensor:
+        """Return the values of a mixer [B, T, 1], or every Q_a [B, T, N] without a mixer."""
+        mixer, params = self._network(name)
+        if mixer is None:
             return inputs.chosen_action_value[..., 0]
-        read = [
-            inputs.others[key] if name is None else getattr(inputs, name)
-            for key, name in self._mixer_reads
-        ]
-        if any(entry is None for entry in read):
-            raise KeyError("QMixLoss: the mixer reads hidden states, but this agent has none")
-        with params.to_module(self.mixer, preserve_module_state=False):
-            if type(self.mixer) is TensorDictModule:  # spares the TensorDicts
-                return self.mixer.module(*read)
-            entries = dict(zip(self.mixer.in_keys, read, strict=True))
-            return self.mixer(TensorDict(entries, inputs.action.shape[:2])).get(
-                self.mixer.out_keys[0]
-            )
+        read = inputs.read(mixer.in_keys, self._spelt)
+        with params.to_module(mixer, preserve_module_state=False):
+            if type(mixer) is TensorDictModule:  # spares the TensorDicts
+                return mixer.module(*read)
+            entries = dict(zip(mixer.in_keys, read, strict=True))
+            return mixer(TensorDict(entries, inputs.action.shape[:2])).get(mixer.out_keys[0])
 
     def _target(self, rows: Rows, online_value: Tensor, online_hidden: Tensor | None) -> Tensor:
         """Return the targets [B, T, M]."""
-        target = self._unroll(self.target_agent_params, rows)
-        value_tp1, hidden_tp1 = self._at_next(self.target_agent_params, rows, *target)
+        kind = "" if self.weighting is None else "central_"
+        target = self._unroll(f"target_{kind}agent", rows)
+        value_tp1, hidden_tp1 = self._at_next(f"target_{kind}agent", rows, *target)
         chooser_tp1 = value_tp1  # [B, T, N, A]
         if self.double_q:
-            online = (online_value, online_hidden)
-            chooser_tp1, _ = self._at_next(self.agent_params, rows, *online)
+            chooser_tp1, _ = self._at_next("agent", rows, online_value, online_hidden)
         inputs = MixerInputs(
             action_value=value_tp1,
             action=greedy_action(chooser_tp1, rows.next_action_mask),  # [B, T, N]
@@ -409,7 +474,7 @@ class QMixLoss(LossModule):
             observation=rows.next_observation,
             others=rows.next_others,
         )
-        next_value = self._mix(self.target_mixer_params, inputs)  # [B, T, M]
+        next_value = self._mix(f"target_{kind}mixer", inputs)  # [B, T, M]
         reward = self.reward_scale * rows.reward
         if self.bound is not None:
             next_value = self.bound(next_value, reward, rows.terminated, rows.mask, self.gamma)
@@ -421,3 +486,23 @@ class QMixLoss(LossModule):
             gamma=self.gamma,
             td_lambda=self.td_lambda,
         )
+
+
+def _inputs_at_t(rows: Rows, value: Tensor, hidden: Tensor | None, action: Tensor) -> MixerInputs:
+    """Return a mixer's inputs for the joint action [B, T, N] of each step.
+
+    Args:
+        rows: of T steps.
+        value: float [B, T+1, N, A], of an agent's unroll.
+        hidden: float [B, T+1, N, H], of the same; None for agents without.
+        action: int64 [B, T, N].
+    """
+    return MixerInputs(
+        action_value=value[:, :-1],
+        action=action,
+        action_mask=rows.action_mask,
+        state=rows.state,
+        hidden=None if hidden is None else hidden[:, :-1],
+        observation=rows.observation[:, :-1],
+        others=rows.others,
+    )

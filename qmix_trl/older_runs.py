@@ -7,6 +7,7 @@ ADDED = {
     "evaluation.video": "false",
     "logging": "[]",
     "loss.bounded_targets": "false",
+    "loss.weighting": "null",
     "replay.storage": "memory",
     "checkpoint": "{every_seconds: null, keep: 2}",
 }

@@ -16,7 +16,7 @@ from qmix_trl.agents import gru_triton
 from qmix_trl.chosen import Chosen
 from qmix_trl.cuda_graph import captured, warmed_up
 from qmix_trl.errors import Refused
-from qmix_trl.loss import QMixLoss
+from qmix_trl.loss import NETWORKS, QMixLoss
 from qmix_trl.native.networks import library as networks
 from qmix_trl.ranks import ALONE, Ranks
 
@@ -309,7 +309,7 @@ class Update:
         if self._is_compiled:
             reason = "torch.compile traces torch's operations, but for a GRU over sequences"
         else:
-            modules = (self.loss.agent, self.loss.mixer)
+            modules = (getattr(self.loss, name) for name in NETWORKS)
             reason = networks.why_not(self._parameters, *modules)
         if reason is None:
             return Chosen("layers in C++")

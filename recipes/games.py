@@ -46,6 +46,7 @@ from qmix_trl.config import RunConfig
 from qmix_trl.envs.game_tables import Game, make_game
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.logs import AUTO, make_run_folder, write_json
+from qmix_trl.mixers.inputs import MixerInputs
 from qmix_trl.trained import build_agent, build_mixer
 
 CONFIG = Path(__file__).parent / "configs" / "two_step_qmix.yaml"
@@ -71,7 +72,7 @@ def learn(config: RunConfig) -> tuple[Table, float]:
     explore = build_exploration(config, CPU)
     collector = build_collector(config, with_memory(env, agent), make_policy(agent, explore))
     replay = build_replay(config, CPU)
-    update = build_update(config, build_loss(config, agent, mixer))
+    update = build_update(config, build_loss(config, agent, mixer, dims))
     schedule = CosineAnnealingLR(update.optimizer, n_batches(config) * config.update.per_batch)
     for batch in collector:
         replay.extend(batch)
@@ -91,7 +92,7 @@ def learned_table(game: Game, agent: TensorDictModuleBase, mixer: nn.Module | No
     Args:
         game: of N agents with A actions each, in S states.
         agent: without memory.
-        mixer: over the agents' values and the one-hot state; None for independent learners.
+        mixer: over entries that the loss supplies; None for independent learners.
 
     Returns:
         [S, A, .., A] with an axis for each agent, or [S, N, A].
@@ -101,9 +102,16 @@ def learned_table(game: Game, agent: TensorDictModuleBase, mixer: nn.Module | No
         return utilities.double().numpy()
     n_states, n_agents, n_actions = utilities.shape
     joint = torch.cartesian_prod(*[torch.arange(n_actions)] * n_agents)  # [A^N, N]
-    chosen = torch.stack([utilities[:, n, joint[:, n]] for n in range(n_agents)], -1)
-    state = torch.eye(n_states).unsqueeze(1).expand(-1, len(joint), -1)  # [S, A^N, S]
-    total = mixer(chosen.unsqueeze(-1), state)  # [S, A^N, 1]
+    inputs = MixerInputs(
+        action_value=utilities.unsqueeze(1).expand(-1, len(joint), -1, -1),  # [S, A^N, N, A]
+        action=joint.expand(n_states, -1, -1),  # [S, A^N, N]
+        action_mask=None,
+        state=torch.eye(n_states).unsqueeze(1).expand(-1, len(joint), -1),  # [S, A^N, S]
+        hidden=None,
+        observation=game.observation.unsqueeze(1).expand(-1, len(joint), -1, -1),
+        others={},
+    )
+    total = mixer(*inputs.read(mixer.in_keys, {}))  # [S, A^N, 1]
     return total.reshape(n_states, *[n_actions] * n_agents).double().numpy()
 
 

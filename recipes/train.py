@@ -82,7 +82,7 @@ def train(
     agent, mixer = build_networks(config, evaluation.dims, device, ranks.rank)
     explore = build_exploration(config, device, ranks.rank)
     collector = begin_collector(config, env, make_policy(agent, explore), device)  # of [E, T]
-    update = build_update(config, build_loss(config, agent, mixer), ranks)
+    update = build_update(config, build_loss(config, agent, mixer, evaluation.dims), ranks)
     baselines = evaluation.baselines()
 
     with run.opened(ranks) as folder, Stop(ranks) as stop:

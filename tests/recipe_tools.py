@@ -64,6 +64,7 @@ loss:
   td_lambda: 0.8
   reward_scale: 1.0
   bounded_targets: false
+  weighting: null
 update:
   per_batch: 1
   max_grad_norm: 10.0

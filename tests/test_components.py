@@ -14,7 +14,7 @@ def test_the_loss_is_built_as_configured(tmp_path):
     config = load_config(tiny(tmp_path), overrides)
     dims = EnvDims(n_agents=2, observation_dim=3, n_actions=4, state_shape=torch.Size([5]))
     agent = build_agent(config, dims, torch.device("cpu"))
-    loss = components.build_loss(config, agent, None)
+    loss = components.build_loss(config, agent, None, dims)
     assert (loss.burn_in, loss.gamma) == (2, 0.5)
 
 

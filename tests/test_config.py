@@ -66,6 +66,7 @@ loss:
   td_lambda: 0.8
   reward_scale: 1.0
   bounded_targets: false
+  weighting: null
 update:
   per_batch: 200
   max_grad_norm: 10.0
@@ -82,6 +83,12 @@ checkpoint:
 logging: []
 """
 
+WEIGHTED = "loss.weighting={name: central, alpha: 0.1, embed_dim: 8}"
+QFIX = (
+    "mixer={name: qfix, base: {name: qmix, mixing_embed_dim: 8, hypernet_layers: 1, "
+    "hypernet_embed_dim: 8}, embed_dim: 8}"
+)
+MIXERS = "qmix, vdn, qfix, qplex, custom, none"
 FAMILIES = "vmas, games, foraging, custom, pettingzoo, lbforaging, rware"
 RECURRENT = (
     "agent={name: recurrent, hidden_dim: 8, share_parameters: true, use_last_action: true, "
@@ -326,7 +333,7 @@ def test_a_wrong_entry_gets_its_line_and_path(old, new, dotted, parts, tmp_path)
     [
         ("env.n_envs=many", "env.n_envs: expected an integer, got 'many'"),
         ("loss.gamma=2", "loss.gamma: expected a number of at least 0 and at most 1, got 2"),
-        ("mixer.name=vdm", "mixer.name: expected one of qmix, vdn, none, got 'vdm'"),
+        ("mixer.name=vdm", f"mixer.name: expected one of {MIXERS}, got 'vdm'"),
         ("env.family=game", f"env.family: expected one of {FAMILIES}, got 'game'"),
         ("env={scenario: balance}", f"env: expected a mapping with a family of {FAMILIES}"),
     ],
@@ -375,6 +382,10 @@ BOUNDS = {
     "agent.hidden_dims": ([], 1, None),
     "mixer.mixing_embed_dim": ([], 1, None),
     "mixer.hypernet_embed_dim": ([], 1, None),
+    "mixer.base.mixing_embed_dim": ([QFIX], 1, None),
+    "mixer.base.hypernet_embed_dim": ([QFIX], 1, None),
+    "mixer.embed_dim": ([QFIX], 1, None),
+    "mixer.n_heads": (["mixer={name: qplex, base: {name: vdn}, n_heads: 2}"], 1, None),
     "exploration.epsilon_start": ([], 0, 1),
     "exploration.epsilon_end": ([], 0, 1),
     "exploration.anneal_frames": ([], 0, None),
@@ -388,6 +399,8 @@ BOUNDS = {
     "loss.gamma": ([], 0, 1),
     "loss.td_lambda": ([], 0, 1),
     "loss.reward_scale": ([], "above 0", None),
+    "loss.weighting.alpha": ([WEIGHTED], "above 0", 1),
+    "loss.weighting.embed_dim": ([WEIGHTED], 1, None),
     "update.per_batch": ([], 1, None),
     "update.max_grad_norm": ([], "above 0", None),
     "update.optimizer.lr": ([], "above 0", 1),
@@ -562,7 +575,13 @@ def test_an_override_mends_a_file_that_lacks_a_key(tmp_path):
     assert load_config(path, ["seed=3"]).seed == 3
 
 
-ADDED = ["logging", "evaluation.video", "loss.bounded_targets", "replay.storage"]
+ADDED = [
+    "logging",
+    "evaluation.video",
+    "loss.bounded_targets",
+    "loss.weighting",
+    "replay.storage",
+]
 ADDED_FOR_VMAS = ["env.others", "env.actions_per_dimension"]
 
 
@@ -609,7 +628,7 @@ def test_the_file_of_an_older_run_means_what_it_meant(tmp_path):
         ("mixer={name: vdn", "expected ',' or '}'"),
         ("mixer={name: vdn, name: qmix}", "name: stands twice"),
         ("mixer={name: qmix}", "mixer.mixing_embed_dim: missing"),
-        ("mixer=vdn", "qmix, vdn, none, got 'vdn'; write 'mixer={name: vdn}'"),
+        ("mixer=vdn", f"{MIXERS}, got 'vdn'; write 'mixer={{name: vdn}}'"),
         ("mixer=qmix", "got 'qmix'; write 'mixer={name: qmix, ...}'"),
         (
             "update.optimizer.name=rmsprop",
@@ -650,6 +669,8 @@ def test_overrides_that_do_not_fit(override, part, whole):
         (["env.max_steps=99"], ["collection.steps (100)", "env.max_steps (99)", "slices"]),
         (["replay.burn_in=1"], ["replay.burn_in (1)", "episodes", "slices"]),
         (["loss.bounded_targets=true", "loss.gamma=1"], ["loss.bounded_targets", "loss.gamma"]),
+        ([WEIGHTED, "mixer={name: none}"], ["loss.weighting", "mixer.name none"]),
+        ([WEIGHTED, "loss.double_q=false"], ["loss.weighting", "loss.double_q: false"]),
     ],
 )
 def test_fields_that_do_not_go_together(overrides, parts, whole):

@@ -25,6 +25,7 @@ from qmix_trl.keys import (
     ACTION_MASK,
     CHOSEN_ACTION_VALUE,
     DONE,
+    GREEDY_ACTION_VALUE,
     IS_INIT,
     MASK,
     OBSERVATION,
@@ -58,7 +59,10 @@ every_mixer = pytest.mark.parametrize("name", MIXERS)
 
 def make_mixer(name, n_agents=N):
     """Return a mixer of the table in float64; None for None."""
-    return None if name is None else MIXERS[name](n_agents=n_agents, state_shape=S).double()
+    if name is None:
+        return None
+    actions = {"n_actions": A} if ACTION in MIXERS[name].in_keys else {}
+    return MIXERS[name](n_agents=n_agents, state_shape=S, **actions).double()
 
 
 def make_loss(case, *, n_agents=N, seed=0, **arguments):
@@ -574,11 +578,13 @@ def test_vmap_over_the_samples_of_a_mixer(name):
 def mixer_arguments(mixer, *batch):
     """Return random entries for a mixer [*B, ..], in the order of its call."""
     generator = torch.Generator().manual_seed(0)
-    shapes = {CHOSEN_ACTION_VALUE: (N, 1), STATE: (S,)}
-    return [
-        torch.randn(*batch, *shapes[key], generator=generator, dtype=torch.float64)
-        for key in mixer.in_keys
-    ]
+    shapes = {CHOSEN_ACTION_VALUE: (N, 1), GREEDY_ACTION_VALUE: (N, 1), STATE: (S,)}
+    entries = {
+        key: torch.randn(*batch, *shape, generator=generator, dtype=torch.float64)
+        for key, shape in shapes.items()
+    }
+    entries[ACTION] = torch.randint(A, (*batch, N), generator=generator)
+    return [entries[key] for key in mixer.in_keys]
 
 
 @every_mixer
@@ -590,8 +596,8 @@ def test_a_mixer_is_called_with_a_tensordict_or_with_keywords(name):
     assert expected.shape == (5, 3, 1)
     data = TensorDict(dict(zip(mixer.in_keys, arguments, strict=True)), [5, 3])
     assert torch.equal(module(data)[TOTAL_VALUE], expected)
-    named = {"_".join([key] if isinstance(key, str) else key) for key in mixer.in_keys}
-    assert torch.equal(module(**dict(zip(sorted(named), arguments, strict=True))), expected)
+    named = ["_".join([key] if isinstance(key, str) else key) for key in mixer.in_keys]
+    assert torch.equal(module(**dict(zip(named, arguments, strict=True))), expected)
 
 
 @every_mixer

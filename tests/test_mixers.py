@@ -66,7 +66,11 @@ def least_derivative(mixer):
 
 
 # The arguments that each mixer is tested with: none if it is not listed, and no test for None.
-MONOTONE = {"qmix": [{"hypernet_layers": 1}, {"hypernet_layers": 2}]}
+MONOTONE = {
+    "qmix": [{"hypernet_layers": 1}, {"hypernet_layers": 2}],
+    "qfix": None,
+    "qplex": None,
+}
 
 
 @pytest.mark.parametrize("name", [name for name in MIXERS if MONOTONE.get(name, ()) is not None])

@@ -27,7 +27,11 @@ def test_every_scenario_of_vmas_is_listed():
     ("kind", "expected", "table"),
     [
         ("agents", ["feedforward", "recurrent"], AGENTS),
-        ("mixers", ["none", "qmix", "vdn"], {**MIXERS, "none": None}),
+        (
+            "mixers",
+            ["custom", "none", "qfix", "qmix", "qplex", "vdn"],
+            {**MIXERS, "none": None, "custom": None},
+        ),
     ],
 )
 def test_the_names_of_a_section_are_listed(kind, expected, table):

@@ -9,11 +9,13 @@ import torch
 from scipy.optimize import minimize
 from support.projections import (
     additive_projection,
+    central_fixed_points,
     independent_fixed_point,
     isotonic,
     joint_fixed_point,
     monotone_projection,
     monotone_projections,
+    optimistic_fixed_points,
     squared_error,
     supermodular_projection,
     upper_sets,
@@ -376,3 +378,69 @@ def test_a_game_that_returns_to_a_state_is_refused(solve):
     )
     with pytest.raises(ValueError, match="never comes back to a state"):
         solve(back)
+
+
+# ---------------------------------------------------------------------- weighted tables
+
+
+def test_the_weighted_fixed_points_of_a_published_payoff():
+    # The joint action (0, 0) is the greedy one and pays most: 8 stays. Of CW all others weigh
+    # alike: four -12 and four 0 have the mean -6. Of OW the zeros, above the fit x, weigh ten times
+    # as much as the -12s: 4 (-12 - x) + 40 (0 - x) = 0, so x = -12/11.
+    for tables, others in (
+        (central_fixed_points(CLIMBING, 0.1), -6),
+        (optimistic_fixed_points(CLIMBING, 0.1), -12 / 11),
+    ):
+        expected = np.full((3, 3), others, dtype=float)
+        expected[0, 0] = 8
+        assert any(np.allclose(table, expected, atol=1e-12) for table in tables)
+        assert len(tables) == 36
+
+
+@pytest.mark.parametrize("points", [central_fixed_points, optimistic_fixed_points])
+def test_fixed_points_of_alpha_1_are_those_of_qmix(points):
+    for table in random_tables(3, 3, n=4):
+        pairs = zip(points(table, 1.0), monotone_projections(table), strict=True)
+        assert all(np.allclose(*pair, atol=1e-12) for pair in pairs)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 3), (3, 3)])
+def test_a_general_solver_finds_no_nearer_weighted_table(shape):
+    generator = np.random.default_rng(1)
+    for table in random_tables(*shape, n=6):
+        weights = generator.choice([0.1, 1.0], size=shape)
+        fitted = isotonic(table, weights)
+        assert lowest_step(fitted) >= -1e-12
+        assert weighted_solution(table, lambda error, w=weights: w * error**2) == pytest.approx(
+            (weights * (fitted - table) ** 2).sum(), abs=1e-5
+        )
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 3)])
+def test_optimistic_fixed_points_have_the_least_asymmetric_loss(shape):
+    def loss(error):
+        return np.where(error < 0, 1, 0.1) * error**2
+
+    for table in random_tables(*shape, n=4):
+        slow = []
+        for order in product(*(permutations(range(n)) for n in shape)):
+            slow.append(weighted_solution(table[np.ix_(*order)], loss))
+        found = [loss(fitted - table).sum() for fitted in optimistic_fixed_points(table, 0.1)]
+        np.testing.assert_allclose(sorted(found), sorted(slow), atol=1e-4)
+
+
+def weighted_solution(table, loss):
+    """Return the least loss of errors of a monotone table, by a general solver."""
+
+    def steps(flat):
+        fitted = flat.reshape(table.shape)
+        return np.concatenate([np.diff(fitted, axis=axis).ravel() for axis in (0, 1)])
+
+    found = minimize(
+        lambda flat: loss(flat.reshape(table.shape) - table).sum(),
+        np.full(table.size, table.mean()),
+        constraints={"type": "ineq", "fun": steps},
+        method="SLSQP",
+        options={"maxiter": 500},
+    )
+    return found.fun

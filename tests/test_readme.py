@@ -8,10 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipe_tools import run, tiny
 from support.commands import COMMANDS
 from tensordict import TensorDict
 
-from qmix_trl import EnvDims, keys, load_config, save_config, save_weights
+from qmix_trl import (
+    EnvDims,
+    QMixLoss,
+    keys,
+    load_agent,
+    load_config,
+    load_mixer,
+    save_config,
+    save_weights,
+)
 from qmix_trl.trained import build_agent, build_mixer
 
 ROOT = Path(__file__).parents[1]
@@ -232,9 +242,19 @@ def test_the_librarys_snippets_run(tmp_path, monkeypatch):
     assert names["mixer"].state_shape == (36,)
     exec(resume, names := {})
     assert names["run"].values == {"frames": 6000}
-    names = {}
-    exec(mixer, names)
-    assert names["loss"](batch(n_agents=2, observation_dim=3, n_actions=4))["loss"].isfinite()
+    assert len(mixer.splitlines()) <= 15
+    (tmp_path / "joint.py").write_text(mixer)
+    (line,) = (x for x in blocks(TEXTS["qmix_trl/README.md"], "yaml") if "custom" in x)
+    text = tiny(tmp_path).read_text()
+    section = text[text.index("mixer:") : text.index("exploration:")]
+    (tmp_path / "tiny.yaml").write_text(text.replace(section, line))
+    folder = run(tmp_path, config=tmp_path / "tiny.yaml")
+    trained = load_mixer(folder)
+    assert type(trained).__name__ == "JointMixer"
+    assert trained.factor.in_features == 4 * 9  # balance: 4 agents of 9 actions
+    exec(mixer, names := {})
+    loss = QMixLoss(load_agent(folder), names["JointMixer"](4, 9), gamma=0.99)
+    assert loss(batch(n_agents=4, observation_dim=16, n_actions=9))["loss"].isfinite()
 
 
 def batch(*, n_agents: int, observation_dim: int, n_actions: int) -> TensorDict:

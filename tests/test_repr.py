@@ -5,7 +5,7 @@ import torch
 from torchrl.envs.libs.vmas import VmasEnv
 
 import qmix_trl as q
-from qmix_trl import FeedforwardAgent, QMixer, RecurrentAgent, VDNMixer
+from qmix_trl import FeedforwardAgent, QFixMixer, QMixer, QPlexMixer, RecurrentAgent, VDNMixer
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,8 @@ from qmix_trl import FeedforwardAgent, QMixer, RecurrentAgent, VDNMixer
         QMixer(2, 3, hypernet_layers=2, hypernet_embed_dim=6),
         VDNMixer(3),
         VDNMixer(),
+        QFixMixer(2, (3, 4), 5, QMixer(2, (3, 4), 6), embed_dim=7),
+        QPlexMixer(2, 3, 4, n_heads=2),
     ],
     ids=repr,
 )

@@ -5,9 +5,12 @@ these: chosen action values, greedy action values, all action values, joint acti
 state, hidden states, observation. It reads any other entry from the batch.
 """
 
+from qmix_trl.mixers.central import CentralMixer
+from qmix_trl.mixers.qfix import QFixMixer
 from qmix_trl.mixers.qmix import QMixer
+from qmix_trl.mixers.qplex import QPlexMixer
 from qmix_trl.mixers.vdn import VDNMixer
 
-MIXERS = {"vdn": VDNMixer, "qmix": QMixer}
+MIXERS = {"vdn": VDNMixer, "qmix": QMixer, "qfix": QFixMixer, "qplex": QPlexMixer}
 
-__all__ = ["MIXERS", "QMixer", "VDNMixer"]
+__all__ = ["MIXERS", "CentralMixer", "QFixMixer", "QMixer", "QPlexMixer", "VDNMixer"]

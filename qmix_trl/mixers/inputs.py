@@ -66,6 +66,24 @@ class MixerInputs:
             return torch.ones_like(self.action_value, dtype=torch.bool)
         return self.action_mask
 
+    def read(self, in_keys: Sequence[NestedKey], spelt: Mapping[NestedKey, str]) -> list[Tensor]:
+        """Return the entries that a mixer reads, in the order of its call.
+
+        Args:
+            in_keys: of the mixer.
+            spelt: as in ``input_names``.
+
+        Raises:
+            KeyError: if hidden states are read, and there are none.
+        """
+        entries = [
+            self.others[key] if name is None else getattr(self, name)
+            for key, name in input_names(in_keys, spelt)
+        ]
+        if any(entry is None for entry in entries):
+            raise KeyError("QMixLoss: the mixer reads hidden states, but this agent has none")
+        return entries
+
 
 def input_names(
     in_keys: Sequence[NestedKey], spelt: Mapping[NestedKey, str]

@@ -285,7 +285,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def _scenario(text: str) -> str:
     try:
-        name = with_whole_path("scenario", text)
+        name = with_whole_path("env.scenario", text)
         check_vmas_scenario(name)
         return name
     except ConfigError as mistake:

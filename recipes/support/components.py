@@ -34,7 +34,7 @@ from qmix_trl.errors import ConfigError
 from qmix_trl.fused import FusedCollector, why_not
 from qmix_trl.native.networks.ahead import build_ahead
 from qmix_trl.ranks import ALONE, Ranks
-from qmix_trl.trained import build_agent, build_mixer
+from qmix_trl.trained import build_agent, build_mixer, build_weighting
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every storage
 
@@ -277,14 +277,20 @@ def build_replay(
     )
 
 
-def build_loss(config: RunConfig, agent: TensorDictModuleBase, mixer: nn.Module | None) -> QMixLoss:
-    """Return the configured loss."""
-    return QMixLoss(
-        agent,
-        mixer,
-        **settings(config.loss),
-        burn_in=config.replay.burn_in,
-    )
+def build_loss(
+    config: RunConfig, agent: TensorDictModuleBase, mixer: nn.Module | None, dims: EnvDims
+) -> QMixLoss:
+    """Return the configured loss.
+
+    Args:
+        config: of the run.
+        agent: of the run.
+        mixer: of the run; None for independent learners.
+        dims: the sizes of the environment, for central networks of a weighting.
+    """
+    device = next(agent.parameters()).device
+    arguments = {**settings(config.loss), "weighting": build_weighting(config, dims, device)}
+    return QMixLoss(agent, mixer, **arguments, burn_in=config.replay.burn_in)
 
 
 def build_update(config: RunConfig, loss: QMixLoss, ranks: Ranks = ALONE) -> Update:

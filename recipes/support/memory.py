@@ -23,7 +23,7 @@ from qmix_trl.envs.compiled.engines.pool import LEAST_STATES, STATES_PER_ENV
 from qmix_trl.envs.compiled.trace.walk import walk
 from qmix_trl.errors import MachineError
 from qmix_trl.keys import ACTION_MASK
-from qmix_trl.trained import build_agent, build_mixer
+from qmix_trl.trained import build_agent, build_mixer, build_weighting
 
 CPU = torch.device("cpu")
 NUMBER, INDEX = 4, 8  # bytes of float32 and int64; a flag has one
@@ -177,9 +177,11 @@ def sizes_from(config: RunConfig, dims: EnvDims, *, masked: bool, simulated: int
 
 
 def _n_parameters(config: RunConfig, dims: EnvDims) -> int:
-    """Return the number of parameters of agent and mixer, which take no memory here."""
+    """Return the number of parameters of all networks, which take no memory here."""
     nowhere = torch.device("meta")
-    networks = build_agent(config, dims, nowhere), build_mixer(config, dims, nowhere)
+    networks = [build_agent(config, dims, nowhere), build_mixer(config, dims, nowhere)]
+    weighting = build_weighting(config, dims, nowhere)
+    networks += [] if weighting is None else [weighting.agent, weighting.mixer]
     return sum(p.numel() for network in networks if network for p in network.parameters())
 
 

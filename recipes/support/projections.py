@@ -15,6 +15,8 @@ from scipy.optimize import lsq_linear
 from qmix_trl.envs.game_tables import Game
 
 Table = NDArray[np.float64]
+TIE = 1e-12  # an entry that its fit is below by less is fitted exactly
+MOST_WEIGHTINGS = 100
 
 
 def squared_error(fitted: Table, table: Table) -> float:
@@ -50,17 +52,21 @@ def monotone_projection(table: Table) -> Table:
     return monotone_projections(table)[0]
 
 
-def isotonic(table: Table) -> Table:
+def isotonic(table: Table, weights: Table | None = None) -> Table:
     """Return the table closest to a table [I, J] that decreases along neither axis.
+
+    The squared errors are weighted by ``weights`` [I, J], above 0; None weights all alike.
 
     By the max-min formula of isotonic regression (Robertson, Wright and Dykstra 1988, theorem
     1.4.4): ``fit[i, j] = max over U containing (i, j) of min over L containing (i, j) of
     mean(table[U & L])``, with U the upper sets of places and L their complements.
     """
+    weights = np.ones(table.shape) if weights is None else weights
     upper = upper_sets(*table.shape)  # [K, I, J]
     lower = ~upper
     both = upper[:, None] & lower  # [K, K, I, J]
-    means = (both * table).sum((-1, -2)) / np.maximum(both.sum((-1, -2)), 1)  # [K, K]
+    totals = (both * weights).sum((-1, -2))  # [K, K], 0 where U and L share no place
+    means = (both * (weights * table)).sum((-1, -2)) / np.where(totals > 0, totals, 1)  # [K, K]
     fitted = np.empty(table.shape)
     for i, j in np.ndindex(*table.shape):
         fitted[i, j] = means[upper[:, i, j]][:, lower[:, i, j]].min(1).max()
@@ -77,6 +83,43 @@ def upper_sets(n_lines: int, n_columns: int) -> NDArray[np.bool_]:
     # A line has at least as many places of the set as the line above it.
     counts = combinations_with_replacement(range(n_columns + 1), n_lines)
     return np.array([[columns >= n_columns - n for n in of_lines] for of_lines in counts])
+
+
+def central_fixed_points(table: Table, alpha: float) -> list[Table]:
+    """Return the monotone tables of CW-QMIX [A, A], one for every order of both agents' actions.
+
+    The greedy joint action, the last one of an order, and those that pay more weigh 1, all others
+    alpha (Rashid et al. 2020, arXiv 2006.10800).
+    """
+
+    def project(ordered: Table) -> Table:
+        weights = np.where(ordered > ordered[-1, -1], 1, alpha)
+        weights[-1, -1] = 1
+        return isotonic(ordered, weights)
+
+    return _in_orders(table, project)
+
+
+def optimistic_fixed_points(table: Table, alpha: float) -> list[Table]:
+    """Return the monotone tables of OW-QMIX [A, A], one for every order of both agents' actions.
+
+    Entries that their fit is below weigh 1, all others alpha (the same paper). This loss is convex
+    in the fit; weights are computed and the table is fitted again until no weight changes.
+
+    Raises:
+        ArithmeticError: if weights do not settle.
+    """
+
+    def project(ordered: Table) -> Table:
+        fitted, before = isotonic(ordered), np.zeros(0)
+        for _ in range(MOST_WEIGHTINGS):
+            weights = np.where(fitted < ordered - TIE, 1, alpha)
+            if np.array_equal(weights, before):
+                return fitted
+            fitted, before = isotonic(ordered, weights), weights
+        raise ArithmeticError(f"expected weights that settle, got others for {ordered.tolist()}")
+
+    return _in_orders(table, project)
 
 
 def supermodular_projection(table: Table) -> Table:

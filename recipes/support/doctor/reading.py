@@ -127,7 +127,7 @@ class Sizing:
         collector = build_collector(config, with_memory(env, agent), policy)
         self._batches = iter(collector)
         self._replay = build_replay(config, device)
-        update = build_update(config, build_loss(config, agent, mixer))
+        update = build_update(config, build_loss(config, agent, mixer, dims))
         self._learner = Learner(update, self._replay, n_steps=N_UPDATES)
         while len(self._replay) < config.replay.batch_rows:
             self._replay.extend(next(self._batches))
