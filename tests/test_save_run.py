@@ -741,7 +741,7 @@ def check_kills(folder, n_kills):
 
 
 def test_kills_while_saving_lose_nothing_that_was_saved(tmp_path):
-    check_kills(tmp_path, int(os.environ.get("QMIX_TRL_SAVING_KILLS", "100")))
+    check_kills(tmp_path, int(os.environ.get("QMIX_TRL_SAVING_KILLS", "50")))
 
 
 def test_a_folder_that_is_being_written_is_not_swept(tmp_path):
