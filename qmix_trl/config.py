@@ -142,6 +142,7 @@ class RecurrentConfig:
 
     name: Literal["recurrent"]
     hidden_dim: int = number(least=1)
+    layer_norm: bool
     share_parameters: bool
     use_last_action: bool
     use_agent_id: bool
@@ -153,6 +154,7 @@ class FeedforwardConfig:
 
     name: Literal["feedforward"]
     hidden_dims: tuple[int, ...] = number(least=1)
+    layer_norm: bool
     share_parameters: bool
     use_last_action: bool
     use_agent_id: bool

@@ -4,6 +4,7 @@ from qmix_trl.strict_yaml import Entry, overridden
 
 # What a run did before there was a key, in YAML.
 ADDED = {
+    "agent.layer_norm": "false",
     "evaluation.video": "false",
     "logging": "[]",
     "loss.bounded_targets": "false",

@@ -37,6 +37,7 @@ env:
 agent:
   name: feedforward
   hidden_dims: [64, 64]
+  layer_norm: false
   share_parameters: true
   use_last_action: false
   use_agent_id: true
@@ -91,8 +92,8 @@ QFIX = (
 MIXERS = "qmix, vdn, qfix, qplex, custom, none"
 FAMILIES = "vmas, games, foraging, custom, pettingzoo, lbforaging, rware"
 RECURRENT = (
-    "agent={name: recurrent, hidden_dim: 8, share_parameters: true, use_last_action: true, "
-    "use_agent_id: true}"
+    "agent={name: recurrent, hidden_dim: 8, layer_norm: false, share_parameters: true, "
+    "use_last_action: true, use_agent_id: true}"
 )
 RMSPROP = "update.optimizer={name: rmsprop, lr: 5e-4, alpha: 0.99, eps: 1e-5}"
 SOFT = "update.target={name: soft, tau: 0.01}"
@@ -576,6 +577,7 @@ def test_an_override_mends_a_file_that_lacks_a_key(tmp_path):
 
 
 ADDED = [
+    "agent.layer_norm",
     "logging",
     "evaluation.video",
     "loss.bounded_targets",
