@@ -10,6 +10,7 @@ ADDED = {
     "loss.bounded_targets": "false",
     "loss.weighting": "null",
     "replay.storage": "memory",
+    "replay.sampling": "uniform",
     "checkpoint": "{every_seconds: null, keep: 2}",
 }
 ADDED_FOR_VMAS = {"env.others": "no_op", "env.actions_per_dimension": "null"}

@@ -58,6 +58,7 @@ replay:
   storage: memory
   capacity_rows: 16
   batch_rows: 2
+  sampling: uniform
   burn_in: 0
 loss:
   gamma: 0.99
