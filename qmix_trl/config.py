@@ -142,6 +142,7 @@ class RecurrentConfig:
 
     name: Literal["recurrent"]
     hidden_dim: int = number(least=1)
+    layer_norm: bool
     share_parameters: bool
     use_last_action: bool
     use_agent_id: bool
@@ -153,6 +154,7 @@ class FeedforwardConfig:
 
     name: Literal["feedforward"]
     hidden_dims: tuple[int, ...] = number(least=1)
+    layer_norm: bool
     share_parameters: bool
     use_last_action: bool
     use_agent_id: bool
@@ -240,6 +242,7 @@ class ReplayConfig:
     storage: Literal["memory", "memmap"]
     capacity_rows: int = number(least=1)
     batch_rows: int = number(least=1)
+    sampling: Literal["uniform", "each_once"]
     burn_in: int = number(least=0)
 
 
@@ -300,13 +303,20 @@ class SoftTargetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchTargetConfig:
+    """Target networks are copied before the ``per_batch`` gradient steps of each batch."""
+
+    name: Literal["batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class UpdateConfig:
     """The gradient steps after each collected batch."""
 
     per_batch: int = number(least=1)
     max_grad_norm: float = number(above=0)
     optimizer: AdamConfig | RMSpropConfig
-    target: HardTargetConfig | SoftTargetConfig
+    target: HardTargetConfig | SoftTargetConfig | BatchTargetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,6 +401,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         _check_name(config.name)
         _check_scenario(config.env)
         _check_sizes(config)
+        _check_epochs(config)
+        _check_target(config)
         _check_collector(config)
         _check_logging(config.logging)
     except ConfigError as error:
@@ -690,4 +702,48 @@ def _check_sizes(config: RunConfig) -> None:
         raise ConfigError(
             f"collection.rows: episodes wants collection.steps ({c.steps}) equal to env.max_steps "
             f"({e.max_steps}) and replay.burn_in ({r.burn_in}) 0; or choose rows: slices"
+        )
+
+
+def _check_epochs(config: RunConfig) -> None:
+    """Refuse sizes with which the rows of a batch are not used equally often.
+
+    Raises:
+        ConfigError: if rows are drawn each once, and the buffer is not that of one batch, or
+            updates do not make whole epochs.
+    """
+    r, n_envs, n_updates = config.replay, config.env.n_envs, config.update.per_batch
+    if r.sampling != "each_once":
+        return
+    if r.capacity_rows != n_envs:
+        raise ConfigError(
+            f"replay.sampling: each_once wants replay.capacity_rows of one batch, env.n_envs "
+            f"({n_envs}), got {r.capacity_rows}; set replay.capacity_rows={n_envs}, or "
+            "replay.sampling=uniform"
+        )
+    if n_envs % r.batch_rows:
+        raise ConfigError(
+            f"replay.sampling: each_once wants replay.batch_rows that divides env.n_envs "
+            f"({n_envs}), got {r.batch_rows}; or set replay.sampling=uniform"
+        )
+    of_epoch = n_envs // r.batch_rows
+    if n_updates % of_epoch:
+        raise ConfigError(
+            f"update.per_batch: expected a multiple of {of_epoch}, the updates in which each row "
+            f"is used once (replay.sampling: each_once), got {n_updates}; set "
+            f"update.per_batch={-(-n_updates // of_epoch) * of_epoch}"
+        )
+
+
+def _check_target(config: RunConfig) -> None:
+    """Refuse double-Q with targets of the networks at a batch's start.
+
+    Raises:
+        ConfigError: for both together.
+    """
+    if config.update.target.name == "batch" and config.loss.double_q:
+        raise ConfigError(
+            "update.target: batch wants loss.double_q: false, got true, with which the online "
+            "agent chooses next actions, and it changes within a batch; set loss.double_q=false, "
+            f"or update.target={{name: hard, period_updates: {config.update.per_batch}}}"
         )

@@ -9,8 +9,13 @@ from torch.nn import functional as F
 from qmix_trl.native.networks import dense as kernel
 from qmix_trl.native.networks import library as networks
 
+Norm = tuple[Tensor, Tensor]  # scale and shift of a layer norm, float [H] or [N, H] each
+NORM_EPS = 1e-5  # added to the variance, as by ``torch.nn.LayerNorm``
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, norm: Norm | None = None
+) -> Tensor:
     """Return the outputs of a linear layer that agents share, or of each agent's own.
 
     Args:
@@ -18,10 +23,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Te
         weight: float [H, D], shared, or [N, H, D], each agent's own.
         bias: float [H] or [N, H].
         relu: apply a ReLU to the outputs.
+        norm: normalise the outputs of each sample, before the ReLU.
 
     Returns:
         float [*B, N, H].
     """
+    if norm is not None:
+        y = layer_norm(linear(x, weight, bias), *norm)
+        return F.relu(y) if relu else y
     if weight.dim() == 3:
         y = torch.einsum("...nd,nhd->...nh", x, weight) + bias
         return F.relu(y) if relu else y
@@ -30,7 +39,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Te
     return (F.relu(y, inplace=True) if relu else y).unflatten(0, x.shape[:-1])
 
 
-def dense(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return the layer norm [*B, N, H] of each sample, with a scale and a shift.
+
+    Source: Ba et al. 2016, arXiv 1607.06450.
+
+    Args:
+        x: float [*B, N, H].
+        scale: float [H], shared, or [N, H], each agent's own.
+        shift: as ``scale``.
+    """
+    if scale.dim() == 1:
+        return F.layer_norm(x, x.shape[-1:], scale, shift, NORM_EPS)
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * scale + shift
+
+
+def dense(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], norms: Sequence[Norm] = ()) -> Tensor:
     """Return the outputs of linear layers with ReLUs between them.
 
     Where the C++ kernel serves, it equals ``dense_by_layers`` to float rounding.
@@ -38,10 +62,17 @@ def dense(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     Args:
         x: float [*B, N, D].
         layers: weight and bias of each layer, as in ``linear``.
+        norms: of each layer but the last, before its ReLU; empty for none. torch's operations
+            compute them.
 
     Returns:
         float [*B, N, H] of the last layer.
     """
+    if norms:
+        *below, head = layers
+        for layer, norm in zip(below, norms, strict=True):
+            x = linear(x, *layer, relu=True, norm=norm)
+        return linear(x, *head)
     parameters = [x for layer in layers for x in layer]
     if not (_fits(x, parameters[0]) and networks.serves(kernel.library, x, *parameters)):
         return dense_by_layers(x, parameters)

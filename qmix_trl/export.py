@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from qmix_trl.agents import gru
-from qmix_trl.agents.layers import check_agent
+from qmix_trl.agents.layers import check_agent, norm_of
 from qmix_trl.config import EXPORTS
 from qmix_trl.dense import linear
 from qmix_trl.errors import check_extra
@@ -41,6 +41,7 @@ class PlainPolicy(nn.Module):
         check_agent(agent, "PlainPolicy", "network_layers", "inputs", "n_actions")
         layers = copy.deepcopy(agent.network_layers())
         self.below = nn.ModuleList(layers.below)
+        self.norms = nn.ModuleList(layers.norms)
         self.rnn = layers.rnn
         self.head = layers.head
         self.n_agents: int = agent.inputs.n_agents
@@ -112,8 +113,9 @@ class PlainPolicy(nn.Module):
             parts.append(_one_hot(agent_id, self.n_agents, observation.dtype))
         own = None if self.shares_parameters else agent_id
         x = torch.cat(parts, -1)
-        for layer in self.below:
-            x = linear(x, *_of_agents(own, layer.weight, layer.bias), relu=True)
+        for i, layer in enumerate(self.below):
+            norm = _of_agents(own, *norm_of(self.norms[i])) if self.norms else None
+            x = linear(x, *_of_agents(own, layer.weight, layer.bias), relu=True, norm=norm)
         if self.rnn is not None:
             rnn = self.rnn
             gates = linear(x, *_of_agents(own, rnn.weight_ih, rnn.bias_ih))

@@ -4,11 +4,13 @@ from qmix_trl.strict_yaml import Entry, overridden
 
 # What a run did before there was a key, in YAML.
 ADDED = {
+    "agent.layer_norm": "false",
     "evaluation.video": "false",
     "logging": "[]",
     "loss.bounded_targets": "false",
     "loss.weighting": "null",
     "replay.storage": "memory",
+    "replay.sampling": "uniform",
     "checkpoint": "{every_seconds: null, keep: 2}",
 }
 ADDED_FOR_VMAS = {"env.others": "no_op", "env.actions_per_dimension": "null"}

@@ -16,6 +16,7 @@ from torchrl.data import (
     LazyMemmapStorage,
     LazyTensorStorage,
     RandomSampler,
+    SamplerWithoutReplacement,
     TensorDictReplayBuffer,
 )
 from torchrl.envs.transforms import DeviceCastTransform, Transform
@@ -28,6 +29,7 @@ from qmix_trl.keys import next_key
 from qmix_trl.rows import RowKeys, as_flags, required
 
 STORAGES = ("memory", "memmap")
+SAMPLERS = {"uniform": RandomSampler, "each_once": SamplerWithoutReplacement}
 OWN_KEYS = "name yours: SequenceRows(keys=loss.tensor_keys)"
 
 
@@ -379,8 +381,9 @@ def make_replay(
     device: torch.device | str = "cpu",
     storage: str = "memory",
     folder: str | Path | None = None,
+    sampling: str = "uniform",
 ) -> SequenceReplay:
-    """Return a buffer that takes batches [E, T] and samples batches [B, T] of rows uniformly.
+    """Return a buffer that takes batches [E, T] and samples batches [B, T] of rows.
 
     Args:
         rows: the transform between batches and rows.
@@ -393,10 +396,13 @@ def make_replay(
             Samples are the same numbers; on a GPU they are moved there, one by one and not in a
             CUDA graph.
         folder: in which a folder for these files is made; None for the system's temporary one.
+        sampling: "uniform": rows are drawn independently, with replacement; or "each_once": in
+            epochs, each a new random order in which every row is drawn once.
 
     Raises:
         MachineError: if the folder cannot be made.
-        ValueError: if a size is below 1, B is larger than the capacity, or the storage is unknown.
+        ValueError: if a size is below 1, B is larger than the capacity or, with "each_once", does
+            not divide it, or the storage or the sampling is unknown.
     """
     if not 1 <= batch_rows <= capacity_rows:
         raise ValueError(
@@ -405,12 +411,20 @@ def make_replay(
         )
     if storage not in STORAGES:
         raise ValueError(f"make_replay: expected storage of {', '.join(STORAGES)}, got {storage!r}")
+    if sampling not in SAMPLERS:
+        known = ", ".join(SAMPLERS)
+        raise ValueError(f"make_replay: expected sampling of {known}, got {sampling!r}")
+    if sampling == "each_once" and capacity_rows % batch_rows:
+        raise ValueError(
+            "make_replay: expected batch_rows that divides capacity_rows with sampling='each_once',"
+            f" got {batch_rows} and {capacity_rows}"
+        )
     stored_on = torch.device(device if storage == "memory" else "cpu")
     replay = SequenceReplay(
         storage=LazyTensorStorage(capacity_rows, device=stored_on)
         if storage == "memory"
         else FileStorage(capacity_rows, Path(folder or tempfile.gettempdir())),
-        sampler=RandomSampler(),
+        sampler=SAMPLERS[sampling](),
         transform=rows,
         batch_size=batch_rows,
     )

@@ -35,6 +35,7 @@ env:
 agent:
   name: feedforward
   hidden_dims: [8]
+  layer_norm: false
   share_parameters: true
   use_last_action: false
   use_agent_id: true
@@ -57,6 +58,7 @@ replay:
   storage: memory
   capacity_rows: 16
   batch_rows: 2
+  sampling: uniform
   burn_in: 0
 loss:
   gamma: 0.99
@@ -87,11 +89,11 @@ MIXERS = {
 }
 AGENTS = {
     "recurrent": (
-        "agent={name: recurrent, hidden_dim: 8, share_parameters: true, use_last_action: true, "
-        "use_agent_id: true}"
+        "agent={name: recurrent, hidden_dim: 8, layer_norm: false, share_parameters: true, "
+        "use_last_action: true, use_agent_id: true}"
     ),
     "feedforward": (
-        "agent={name: feedforward, hidden_dims: [8], share_parameters: true, "
+        "agent={name: feedforward, hidden_dims: [8], layer_norm: false, share_parameters: true, "
         "use_last_action: false, use_agent_id: true}"
     ),
 }

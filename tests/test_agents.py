@@ -36,9 +36,10 @@ def make_sequence(seed=0):
     return observation, last_action, is_init, hidden
 
 
+@pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("share_parameters", [True, False])
-def test_a_sequence_equals_single_steps_through_the_tensordict(share_parameters):
-    agent = make_agent(share_parameters=share_parameters)
+def test_a_sequence_equals_single_steps_through_the_tensordict(share_parameters, layer_norm):
+    agent = drawn_norms(make_agent(share_parameters=share_parameters, layer_norm=layer_norm))
     observation, last_action, is_init, hidden = make_sequence()
     values, hiddens = agent.unroll(observation, last_action, is_init, hidden)
     for t in range(T):
@@ -99,14 +100,16 @@ def test_parameters_have_the_authors_names():
     assert make_agent().state_dict()["fc1.weight"].shape == (H, O + A + N)
 
 
+@pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
-def test_networks_that_are_not_shared_equal_separate_agents(kind):
+def test_networks_that_are_not_shared_equal_separate_agents(kind, layer_norm):
     def make(**arguments):
+        arguments["layer_norm"] = layer_norm
         if kind == "recurrent":
             return make_agent(**arguments)
         return FeedforwardAgent(N, O, A, use_last_action=True, dtype=torch.float64, **arguments)
 
-    own, shared = make(share_parameters=False), make(share_parameters=True)
+    own, shared = drawn_norms(make(share_parameters=False)), make(share_parameters=True)
     *sequence, hidden = make_sequence()
     hidden = hidden if kind == "recurrent" else None
     values, _ = own.unroll(*sequence, hidden)
@@ -131,6 +134,57 @@ def test_feedforward_equals_a_perceptron():
     step = TensorDict({IS_INIT: is_init[:, 3]}, [B])
     step[OBSERVATION] = observation[:, 3]
     torch.testing.assert_close(agent(step)[ACTION_VALUE], expected[:, 3], rtol=0, atol=1e-14)
+
+
+def normalised(layer, norm, x):
+    """Return a hidden layer of PQN's authors: linear, layer norm, ReLU; the norm by its formula."""
+    z = layer(x)
+    centred = z - z.mean(-1, keepdim=True)
+    variance = (centred**2).mean(-1, keepdim=True)
+    return torch.relu(centred / (variance + 1e-5).sqrt() * norm.weight + norm.bias)
+
+
+def drawn_norms(agent):
+    """Return an agent whose layer norms scale and shift, unlike at first."""
+    for name, parameter in agent.named_parameters():
+        if "norm" in name:
+            parameter.data.uniform_(-1, 2)
+    return agent
+
+
+def test_layer_norm_stands_between_each_hidden_layer_and_its_relu():
+    observation, last_action, is_init, _ = make_sequence()
+    identity = torch.eye(N, dtype=torch.float64).expand(B, T, N, N)
+    agent = FeedforwardAgent(N, O, A, hidden_dims=(8, 9), layer_norm=True, dtype=torch.float64)
+    one, two, three = drawn_norms(agent).layers
+    x = torch.cat([observation, identity], -1)
+    x = normalised(two, agent.norms[1], normalised(one, agent.norms[0], x))
+    values, _ = agent.unroll(observation, last_action, is_init, None)
+    torch.testing.assert_close(values, three(x), rtol=0, atol=1e-13)
+
+    agent = drawn_norms(make_agent(layer_norm=True))
+    values, hiddens = agent.unroll(observation, last_action, is_init, None)
+    gates = agent.rnn  # step by step, by torch's cell
+    hidden = torch.zeros(B, N, H, dtype=torch.float64)
+    for t in range(T):
+        x = torch.cat([observation[:, t], last_action[:, t], identity[:, t]], -1)
+        x = normalised(agent.fc1, agent.norm, x)
+        hidden = torch.where(is_init[:, t, :, None], 0.0, hidden)
+        hidden = gates(x.flatten(0, 1), hidden.flatten(0, 1)).view(B, N, H)
+        torch.testing.assert_close(hiddens[:, t], hidden, rtol=0, atol=1e-13)
+    torch.testing.assert_close(values[:, -1], agent.fc2(hidden), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("make", [RecurrentAgent, FeedforwardAgent])
+def test_without_layer_norm_the_weights_are_those_of_before(make):
+    """Also with it, as norms draw no random numbers: runs with and without begin alike."""
+    torch.manual_seed(0)
+    plain = make(N, O, A).state_dict()
+    assert not any("norm" in name for name in plain)
+    torch.manual_seed(0)
+    normed = make(N, O, A, layer_norm=True).state_dict()
+    assert all(torch.equal(normed[name], plain[name]) for name in plain)
+    assert len(normed) == len(plain) + 2 * (1 if make is RecurrentAgent else 2)
 
 
 @pytest.mark.parametrize("use_last_action", [True, False])
@@ -182,12 +236,16 @@ def test_agents_refuse_bad_widths():
         FeedforwardAgent(1, 1, 1, hidden_dims=(3, 0))
 
 
+@pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("share_parameters", [True, False])
 @pytest.mark.parametrize("make", [RecurrentAgent, FeedforwardAgent])
-def test_network_layers_are_all_layers_in_their_order(make, share_parameters):
-    agent = make(N, O, A, share_parameters=share_parameters)
-    below, rnn, head = agent.network_layers()
+def test_network_layers_are_all_layers_in_their_order(make, share_parameters, layer_norm):
+    agent = make(N, O, A, share_parameters=share_parameters, layer_norm=layer_norm)
+    below, rnn, head, norms = agent.network_layers()
     layers = [*below, *([] if rnn is None else [rnn]), head]
-    found = [id(p) for layer in layers for p in layer.parameters()]
-    assert found == [id(p) for p in agent.parameters()]
+    assert len(norms) == (len(below) if layer_norm else 0)
+    names = {id(p): name for name, p in agent.named_parameters()}
+    found = [names.pop(id(p)) for layer in layers for p in layer.parameters()]
+    assert found == [n for n, _ in agent.named_parameters() if "norm" not in n]
+    assert set(names) == {id(p) for norm in norms for p in norm.parameters()}
     assert (rnn is None) == (make is FeedforwardAgent)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from recipe_tools import tiny
 from support import components
+from torchrl.data import RandomSampler, SamplerWithoutReplacement
 
 from qmix_trl import EnvDims, MachineError, SequenceRows, load_config
 from qmix_trl.trained import build_agent
@@ -37,6 +38,13 @@ def test_the_replay_buffer_is_built_as_configured(overrides, expected, tmp_path,
     replay = components.build_replay(load_config(tiny(tmp_path), overrides), torch.device("cpu"))
     assert seen == expected
     assert replay.batch_size == 2
+    assert type(replay.sampler) is RandomSampler
+
+
+def test_rows_are_drawn_each_once_as_configured(tmp_path):
+    overrides = ["replay.sampling=each_once", "replay.capacity_rows=2"]
+    replay = components.build_replay(load_config(tiny(tmp_path), overrides), torch.device("cpu"))
+    assert type(replay.sampler) is SamplerWithoutReplacement
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ env:
 agent:
   name: feedforward
   hidden_dims: [64, 64]
+  layer_norm: false
   share_parameters: true
   use_last_action: false
   use_agent_id: true
@@ -59,6 +60,7 @@ replay:
   storage: memory
   capacity_rows: 5000
   batch_rows: 16
+  sampling: uniform
   burn_in: 0
 loss:
   gamma: 0.99
@@ -83,6 +85,14 @@ checkpoint:
 logging: []
 """
 
+ONE_BATCH = [
+    "replay.sampling=each_once",
+    "replay.capacity_rows=300",
+    "replay.batch_rows=75",
+    "update.per_batch=8",
+    "update.target={name: batch}",
+    "loss.double_q=false",
+]
 WEIGHTED = "loss.weighting={name: central, alpha: 0.1, embed_dim: 8}"
 QFIX = (
     "mixer={name: qfix, base: {name: qmix, mixing_embed_dim: 8, hypernet_layers: 1, "
@@ -91,8 +101,8 @@ QFIX = (
 MIXERS = "qmix, vdn, qfix, qplex, custom, none"
 FAMILIES = "vmas, games, foraging, custom, pettingzoo, lbforaging, rware"
 RECURRENT = (
-    "agent={name: recurrent, hidden_dim: 8, share_parameters: true, use_last_action: true, "
-    "use_agent_id: true}"
+    "agent={name: recurrent, hidden_dim: 8, layer_norm: false, share_parameters: true, "
+    "use_last_action: true, use_agent_id: true}"
 )
 RMSPROP = "update.optimizer={name: rmsprop, lr: 5e-4, alpha: 0.99, eps: 1e-5}"
 SOFT = "update.target={name: soft, tau: 0.01}"
@@ -576,11 +586,13 @@ def test_an_override_mends_a_file_that_lacks_a_key(tmp_path):
 
 
 ADDED = [
+    "agent.layer_norm",
     "logging",
     "evaluation.video",
     "loss.bounded_targets",
     "loss.weighting",
     "replay.storage",
+    "replay.sampling",
 ]
 ADDED_FOR_VMAS = ["env.others", "env.actions_per_dimension"]
 
@@ -671,6 +683,16 @@ def test_overrides_that_do_not_fit(override, part, whole):
         (["loss.bounded_targets=true", "loss.gamma=1"], ["loss.bounded_targets", "loss.gamma"]),
         ([WEIGHTED, "mixer={name: none}"], ["loss.weighting", "mixer.name none"]),
         ([WEIGHTED, "loss.double_q=false"], ["loss.weighting", "loss.double_q: false"]),
+        (
+            ["replay.sampling=each_once"],
+            ["env.n_envs (300), got 5000; set replay.capacity_rows=300"],
+        ),
+        ([*ONE_BATCH, "replay.batch_rows=80"], ["divides env.n_envs (300), got 80"]),
+        (  # 300 rows, 75 an update
+            [*ONE_BATCH, "update.per_batch=9"],
+            ["expected a multiple of 4", "got 9; set update.per_batch=12"],
+        ),
+        ([*ONE_BATCH, "loss.double_q=true"], ["update.target: batch", "set loss.double_q=false"]),
     ],
 )
 def test_fields_that_do_not_go_together(overrides, parts, whole):
@@ -680,6 +702,7 @@ def test_fields_that_do_not_go_together(overrides, parts, whole):
 
 
 def test_fields_that_go_together_at_the_limit(whole):
+    assert load_config(whole, ONE_BATCH).update.target.name == "batch"
     load_config(whole, ["replay.capacity_rows=16", "env.n_envs=16"])
     load_config(whole, [SLICES, "collection.steps=7", "replay.burn_in=9"])
 

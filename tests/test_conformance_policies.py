@@ -44,6 +44,8 @@ E, N, O, A = 6, 2, 5, 4  # noqa: E741
 VARIANTS = {
     "as made": {},
     "own weights": {"share_parameters": False},
+    "layer norm": {"layer_norm": True},
+    "layer norm, own weights": {"layer_norm": True, "share_parameters": False},
     "with the last action": {"use_last_action": True},
     "without the last action": {"use_last_action": False},
 }
@@ -346,11 +348,12 @@ def test_weights_of_several_agents_are_mapped_over(name, variant):
 
 
 def bounds(agent):
-    """Return the bound of each weight by name, as torch's layers draw them uniformly.
+    """Return the bound of each drawn weight by name, as torch's layers draw them uniformly.
 
     ``nn.Linear`` and ``nn.GRUCell`` draw up to 1 / sqrt(inputs) and 1 / sqrt(hidden size).
     """
-    sizes = {name: p.shape[-1] for name, p in agent.named_parameters() if "weight" in name}
+    drawn = [(n, p) for n, p in agent.named_parameters() if "weight" in n and "norm" not in n]
+    sizes = {name: p.shape[-1] for name, p in drawn}
     gru = {name: agent.rnn.weight_hh.shape[-1] for name in sizes if name.startswith("rnn.")}
     return {name: size**-0.5 for name, size in {**sizes, **gru}.items()}
 

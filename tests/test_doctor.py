@@ -254,6 +254,8 @@ def test_sizes_train_on_each_frame_as_often():
     assert reading.sizes(load_config(file)) == {75: 50, 150: 100, 300: 200, 600: 400}
     small = load_config(file, ["replay.capacity_rows=300", "update.per_batch=3"])
     assert reading.sizes(small) == {150: 3, 300: 6}
+    one_batch = ["replay.capacity_rows=150", "replay.batch_rows=75", "replay.sampling=each_once"]
+    assert reading.sizes(load_config(file, one_batch)) == {150: 100}
 
 
 def test_a_reading_of_a_game(tmp_path, monkeypatch):

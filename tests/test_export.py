@@ -26,17 +26,18 @@ from qmix_trl.export import load_policy
 
 FORMATS = ("pt2", "onnx", "safetensors")
 PACKAGES = {"onnx": "onnxscript", "safetensors": "safetensors"}
+NORMED = AGENTS["recurrent"].replace("layer_norm: false", "layer_norm: true")
 OWN = AGENTS["recurrent"].replace("share_parameters: true", "share_parameters: false")
 MEMORY = game("memory", "delay: 3, n_agents: 3, n_cues: 4")  # with action masks
 # overrides and N of each run
 RUNS = {
-    "recurrent, two_step": ([AGENTS["recurrent"], game("two_step")], 2),
+    "recurrent with layer norm, two_step": ([NORMED, game("two_step")], 2),
     "feedforward, balance": ([AGENTS["feedforward"]], 4),
     "recurrent with own parameters, memory": ([OWN, MEMORY], 3),
     "feedforward with own parameters and last action, memory": (
         [
-            "agent={name: feedforward, hidden_dims: [8, 8], share_parameters: false, "
-            "use_last_action: true, use_agent_id: false}",
+            "agent={name: feedforward, hidden_dims: [8, 8], layer_norm: true, "
+            "share_parameters: false, use_last_action: true, use_agent_id: false}",
             MEMORY,
         ],
         3,

@@ -173,6 +173,12 @@ def test_environments_that_fill_no_buffers_have_no_fused_collection():
 # ------------------------------------------------------------------- the policy's kernel
 
 
+def test_an_agent_with_layer_norm_acts_in_the_step_loop():
+    collector = collector_of(agent_of=recurrent(layer_norm=True), env=shared_env(33))
+    reason = "the agent has layer_norm, which the C++ loop does not compute"
+    assert collector.how == Chosen("step loop", {"C++ loop": reason})
+
+
 def recurrent(**settings):
     """Return a function from sizes to a recurrent agent of these settings."""
     return lambda *sizes: RecurrentAgent(*sizes, **settings)

@@ -16,7 +16,7 @@ from qmix_trl.envs.game_tables import make_game
 
 MEMORY = Path(CONFIG).with_name("memory_qmix.yaml")
 FEEDFORWARD = (
-    "agent={name: feedforward, hidden_dims: [64, 64], share_parameters: true, "
+    "agent={name: feedforward, hidden_dims: [64, 64], layer_norm: false, share_parameters: true, "
     "use_last_action: true, use_agent_id: true}"
 )
 # QMIX, figure 2 and appendix B: gamma 0.99 times 7 and 8, then the payoffs.

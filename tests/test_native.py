@@ -522,6 +522,13 @@ def test_why_not_asks_for_all_libraries_of_a_loss(monkeypatch):
     assert set(asked) == {(kernel.library, torch.float64) for kernel in KERNELS}
 
 
+@pytest.mark.parametrize("make", [RecurrentAgent, FeedforwardAgent])
+def test_an_agent_with_layer_norm_has_no_layers_in_cpp(make):
+    agent, mixer = make(2, 3, 4, layer_norm=True), QMixer(2, 5)
+    reason = "the agent has layer_norm, which torch's operations compute"
+    assert networks.why_not(float_parameters(agent, mixer), agent, mixer) == reason
+
+
 def test_modules_without_kernels_have_no_layers_in_cpp():
     reason = "no agent or mixer has layers in C++"
     assert networks.why_not([torch.zeros(1)], nn.Linear(2, 3), VDNMixer()) == reason

@@ -14,6 +14,8 @@ from qmix_trl import FeedforwardAgent, QFixMixer, QMixer, QPlexMixer, RecurrentA
         RecurrentAgent(2, 3, 4, hidden_dim=5, share_parameters=False),
         RecurrentAgent(2, 3, 4, use_last_action=False, use_agent_id=False),
         FeedforwardAgent(2, 3, 4, hidden_dims=[7, 6], use_last_action=True),
+        RecurrentAgent(2, 3, 4, layer_norm=True),
+        FeedforwardAgent(2, 3, 4, hidden_dims=[7, 6], layer_norm=True, share_parameters=False),
         QMixer(2, (3, 4), mixing_embed_dim=5),
         QMixer(2, 3, hypernet_layers=2, hypernet_embed_dim=6),
         VDNMixer(3),
@@ -34,7 +36,7 @@ def test_the_text_of_a_network_makes_one_like_it(part):
 def test_the_texts_of_networks_name_their_arguments():
     assert repr(RecurrentAgent(2, 3, 4)) == (
         "RecurrentAgent(n_agents=2, observation_dim=3, n_actions=4, hidden_dim=64, "
-        "share_parameters=True, use_last_action=True, use_agent_id=True)"
+        "layer_norm=False, share_parameters=True, use_last_action=True, use_agent_id=True)"
     )
     assert repr(QMixer(2, (3, 4), hypernet_layers=2)) == (
         "QMixer(n_agents=2, state_shape=(3, 4), mixing_embed_dim=32, hypernet_layers=2, "

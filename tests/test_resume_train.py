@@ -38,6 +38,14 @@ BURN_IN = "replay.burn_in=2"
 REPEATS = "exploration.repeat_exponent=1.5"
 BOUNDED = "loss.bounded_targets=true"
 EXPLORES = "exploration.epsilon_end=0.5"
+ONE_BATCH = (
+    "replay.sampling=each_once",
+    "replay.capacity_rows=2",
+    "replay.batch_rows=1",
+    "update.per_batch=4",
+    "update.target={name: batch}",
+    "loss.double_q=false",
+)
 CASES = {
     "kernel, slices": [KERNEL, *SLICES, SOFT, BOUNDED],
     "kernel, checked by VMAS": [KERNEL, "env.verify=0.5", RMSPROP],
@@ -46,6 +54,7 @@ CASES = {
     "eager, stock": [STOCK, REPEATS],
     "eager, stock, slices, recurrent, vdn": [STOCK, *SLICES, RECURRENT, MIXERS["vdn"], BURN_IN],
     "eager, fused, none": [RECURRENT, MIXERS["none"], RMSPROP, BOUNDED],
+    "one batch": [KERNEL, *SLICES, *ONE_BATCH, RECURRENT, "agent.layer_norm=true"],
     "game": [game("memory", "delay: 2"), RECURRENT, SOFT],
     "game, slices": [game("two_step"), *SLICES[:2], MIXERS["vdn"], REPEATS],
 }
@@ -60,7 +69,7 @@ def frames(overrides, n_batches):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_resumed_run_equals_an_unbroken_one(name, tmp_path):
-    overrides = [*CASES[name], EXPLORES, "evaluation.every_frames=1", "update.per_batch=3"]
+    overrides = [EXPLORES, "evaluation.every_frames=1", "update.per_batch=3", *CASES[name]]
     whole = run(tmp_path, *overrides, SAVED, frames(overrides, 2 * N_BATCHES))
     half = run(tmp_path, *overrides, SAVED, frames(overrides, N_BATCHES))
     torch.rand(3)

@@ -53,6 +53,9 @@ class Louder(GreedyAction):
 
 POLICIES = {
     "agents have weights of their own": RecurrentAgent(2, 3, 4, share_parameters=False),
+    "the agent has layer_norm, which the kernel does not compute": RecurrentAgent(
+        2, 3, 4, layer_norm=True
+    ),
     "the agent's weights are not float32": RecurrentAgent(2, 3, 4, dtype=torch.float64),
     "the agent has no hidden layer": FeedforwardAgent(2, 3, 4, hidden_dims=()),
     "expected layers of at most 64 units, got 65": RecurrentAgent(2, 3, 4, hidden_dim=65),

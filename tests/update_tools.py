@@ -16,9 +16,10 @@ class OnGpu(torch.nn.Parameter):
     is_cuda = True
 
 
-def updates_of(kind, make_updater, settings, *, device="cpu", **arguments):
+def updates_of(kind, make_updater, settings, *, device="cpu", double_q=True, **arguments):
     """Return a gradient step on a loss that is new, and always the same."""
-    loss = make_loss(kind, td_lambda=0.8, bounded_targets=kind == "feedforward").to(device)
+    bounded = kind == "feedforward"
+    loss = make_loss(kind, td_lambda=0.8, bounded_targets=bounded, double_q=double_q).to(device)
     # Fused: other forms of Adam read their count of steps on the CPU.
     capturable = device == "cuda"
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2, fused=True, capturable=capturable)

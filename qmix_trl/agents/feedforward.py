@@ -18,6 +18,7 @@ from qmix_trl.agents.layers import (
     carried,
     dispatched,
     memory_primer,
+    norm_of,
     per_agent,
 )
 from qmix_trl.dense import dense, linear
@@ -34,6 +35,8 @@ class FeedforwardAgent(TensorDictModuleBase):
         observation_dim: O.
         n_actions: A.
         hidden_dims: the width of each hidden layer.
+        layer_norm: normalise the outputs of each hidden linear layer, before its ReLU (PQN,
+            section 4). torch's operations compute such an agent, also where C++ would serve.
         share_parameters: agents share one network; if not, each has its own, stacked in
             dimension 0.
         use_last_action: the one-hot last action is part of the input.
@@ -55,6 +58,7 @@ class FeedforwardAgent(TensorDictModuleBase):
         n_actions: int,
         *,
         hidden_dims: Sequence[int] = (64, 64),
+        layer_norm: bool = False,
         share_parameters: bool = True,
         use_last_action: bool = False,
         use_agent_id: bool = True,
@@ -76,13 +80,17 @@ class FeedforwardAgent(TensorDictModuleBase):
         self.n_actions = n_actions
         self.hidden_dims = tuple(hidden_dims)
         widths = [self.inputs.dim, *hidden_dims, n_actions]
+        to = {"device": device, "dtype": dtype}
+        copies = None if share_parameters else n_agents
         self.layers = nn.ModuleList(
-            per_agent(
-                partial(nn.Linear, n_in, n_out, device=device, dtype=dtype),
-                None if share_parameters else n_agents,
-            )
+            per_agent(partial(nn.Linear, n_in, n_out, **to), copies)
             for n_in, n_out in pairwise(widths)
         )
+        self.norms = nn.ModuleList(
+            per_agent(partial(nn.LayerNorm, width, **to), copies)
+            for width in (hidden_dims if layer_norm else ())
+        )
+        self.layer_norm = layer_norm
         self.memory_spec = Composite()
         self.in_keys = [OBSERVATION]
         if use_last_action:
@@ -93,7 +101,8 @@ class FeedforwardAgent(TensorDictModuleBase):
             self.in_keys = [OBSERVATION, LAST_ACTION, IS_INIT]
 
     def __repr__(self) -> str:
-        return agent_repr(self, self.layers[-1], hidden_dims=self.hidden_dims)
+        hidden = {"hidden_dims": self.hidden_dims, "layer_norm": self.layer_norm}
+        return agent_repr(self, self.layers[-1], **hidden)
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """Return the transform that carries the memory, under the name that TorchRL looks for."""
@@ -124,8 +133,9 @@ class FeedforwardAgent(TensorDictModuleBase):
         """
         x = self.inputs(observation, last_action)
         *below, head = self.layers
-        for layer in below:
-            x = linear(x, layer.weight, layer.bias, relu=True)
+        norms = map(norm_of, self.norms) if self.layer_norm else [None] * len(below)
+        for layer, norm in zip(below, norms, strict=True):
+            x = linear(x, layer.weight, layer.bias, relu=True, norm=norm)
         return linear(x, head.weight, head.bias), None
 
     def unroll(
@@ -146,9 +156,10 @@ class FeedforwardAgent(TensorDictModuleBase):
             float [B, T, N, A] and None.
         """
         x = self.inputs(observation, last_action)
-        return dense(x, [(layer.weight, layer.bias) for layer in self.layers]), None
+        layers = [(layer.weight, layer.bias) for layer in self.layers]
+        return dense(x, layers, [norm_of(norm) for norm in self.norms]), None
 
     def network_layers(self) -> AgentLayers:
         """Return the layers in their order."""
         *below, head = self.layers
-        return AgentLayers(below, None, head)
+        return AgentLayers(below, None, head, self.norms)

@@ -32,7 +32,12 @@ def cell(gates: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def unroll(
-    x: Tensor, is_init: Tensor, hidden: Tensor | None, below: nn.Linear, rnn: nn.GRUCell
+    x: Tensor,
+    is_init: Tensor,
+    hidden: Tensor | None,
+    below: nn.Linear,
+    rnn: nn.GRUCell,
+    norm: nn.LayerNorm | None = None,
 ) -> Tensor:
     """Return the hidden states, float [B, T, N, H], of a GRU after a linear layer with ReLUs.
 
@@ -46,8 +51,11 @@ def unroll(
         hidden: float [B, N, H], before the first step; None for zeros.
         below: the linear layer, shared or stacked for each agent.
         rnn: the GRU's weights and biases, shared or stacked for each agent.
+        norm: a layer norm of the linear layer's outputs, before the ReLUs; None for none.
     """
-    gates = dense(x, [(below.weight, below.bias), (rnn.weight_ih, rnn.bias_ih)])  # [B, T, N, 3H]
+    layers = [(below.weight, below.bias), (rnn.weight_ih, rnn.bias_ih)]
+    norms = [] if norm is None else [(norm.weight, norm.bias)]
+    gates = dense(x, layers, norms)  # [B, T, N, 3H]
     if gates.is_cuda:  # autocast computes narrower ones, which would be unrolled step by step
         gates = gates.to(x.dtype)
     return _unroll(gates, is_init, hidden, rnn.weight_hh, rnn.bias_hh)

@@ -34,11 +34,13 @@ class AgentLayers(NamedTuple):
         below: linear layers, each followed by a ReLU, from the input on.
         rnn: a GRU cell after these; None for none.
         head: the linear layer to the action values.
+        norms: a layer norm for each layer of ``below``, before its ReLU; empty for none.
     """
 
     below: Sequence[nn.Module]
     rnn: nn.Module | None
     head: nn.Module
+    norms: Sequence[nn.Module] = ()
 
 
 class AgentInput(nn.Module):
@@ -138,20 +140,20 @@ class LayerPerAgent(nn.Module):
             getattr(self, name).copy_(drawn)  # a loss sets plain tensors
 
 
-def agent_repr(agent: nn.Module, head: nn.Module, **width: int | tuple[int, ...]) -> str:
+def agent_repr(agent: nn.Module, head: nn.Module, **hidden: int | tuple[int, ...]) -> str:
     """Return an agent in one line, by the arguments that make it.
 
     Args:
         agent: with ``inputs`` and ``n_actions``.
         head: its last layer.
-        **width: of its hidden layers, by the argument's name.
+        **hidden: the arguments of its hidden layers.
     """
     inputs = agent.inputs
     arguments = {
         "n_agents": inputs.n_agents,
         "observation_dim": inputs.observation_dim,
         "n_actions": agent.n_actions,
-        **width,
+        **hidden,
         "share_parameters": not isinstance(head, LayerPerAgent),
         "use_last_action": inputs.use_last_action,
         "use_agent_id": inputs.use_agent_id,
@@ -168,6 +170,11 @@ def per_agent(make_layer: Callable[[], nn.Module], n_copies: int | None) -> nn.M
             ``[..]`` then has shape ``[N, ..]`` under the same name, drawn for each agent.
     """
     return make_layer() if n_copies is None else LayerPerAgent(make_layer, n_copies)
+
+
+def norm_of(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of a layer norm, as ``dense.linear`` takes them."""
+    return layer.weight, layer.bias
 
 
 def memory_primer(memory_spec: Composite) -> TensorDictPrimer:

@@ -17,6 +17,7 @@ from qmix_trl.agents.layers import (
     carried,
     dispatched,
     memory_primer,
+    norm_of,
     per_agent,
 )
 from qmix_trl.dense import dense, linear
@@ -41,6 +42,8 @@ class RecurrentAgent(TensorDictModuleBase):
         observation_dim: O.
         n_actions: A.
         hidden_dim: H.
+        layer_norm: normalise the outputs of the first layer, before its ReLU (PQN, section 4).
+            torch's operations compute it, also where C++ would serve.
         share_parameters: agents share one network; if not, each has its own, stacked in
             dimension 0.
         use_last_action: the one-hot last action is part of the input.
@@ -62,6 +65,7 @@ class RecurrentAgent(TensorDictModuleBase):
         n_actions: int,
         *,
         hidden_dim: int = 64,
+        layer_norm: bool = False,
         share_parameters: bool = True,
         use_last_action: bool = True,
         use_agent_id: bool = True,
@@ -83,6 +87,10 @@ class RecurrentAgent(TensorDictModuleBase):
         to = {"device": device, "dtype": dtype}
         copies = None if share_parameters else n_agents
         self.fc1 = per_agent(partial(nn.Linear, self.inputs.dim, hidden_dim, **to), copies)
+        self.layer_norm = layer_norm
+        self.norm = None
+        if layer_norm:
+            self.norm = per_agent(partial(nn.LayerNorm, hidden_dim, **to), copies)
         self.rnn = per_agent(partial(nn.GRUCell, hidden_dim, hidden_dim, **to), copies)
         self.fc2 = per_agent(partial(nn.Linear, hidden_dim, n_actions, **to), copies)
         memory = {"hidden": Unbounded((n_agents, hidden_dim), dtype=dtype)}
@@ -93,7 +101,8 @@ class RecurrentAgent(TensorDictModuleBase):
         self.memory_spec = Composite(agents=Composite(memory, shape=(n_agents,)))
 
     def __repr__(self) -> str:
-        return agent_repr(self, self.fc2, hidden_dim=self.hidden_dim)
+        hidden = {"hidden_dim": self.hidden_dim, "layer_norm": self.layer_norm}
+        return agent_repr(self, self.fc2, **hidden)
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """Return the transform that carries the memory, under the name that TorchRL looks for."""
@@ -128,7 +137,8 @@ class RecurrentAgent(TensorDictModuleBase):
             float [*B, N, A] and float [*B, N, H].
         """
         x, rnn = self.inputs(observation, last_action), self.rnn
-        x = linear(x, self.fc1.weight, self.fc1.bias, relu=True)
+        norm = None if self.norm is None else norm_of(self.norm)
+        x = linear(x, self.fc1.weight, self.fc1.bias, relu=True, norm=norm)
         gates = linear(x, rnn.weight_ih, rnn.bias_ih)
         hidden = gru.cell(gates, hidden, rnn.weight_hh, rnn.bias_hh)
         return linear(hidden, self.fc2.weight, self.fc2.bias), hidden
@@ -156,9 +166,10 @@ class RecurrentAgent(TensorDictModuleBase):
         """
         # Only the recurrent part depends on the step before; the rest needs no loop over T.
         x = self.inputs(observation, last_action)
-        hiddens = gru.unroll(x, is_init, hidden, self.fc1, self.rnn)
+        hiddens = gru.unroll(x, is_init, hidden, self.fc1, self.rnn, self.norm)
         return dense(hiddens, [(self.fc2.weight, self.fc2.bias)]), hiddens
 
     def network_layers(self) -> AgentLayers:
         """Return the layers in their order."""
-        return AgentLayers([self.fc1], self.rnn, self.fc2)
+        norms = [] if self.norm is None else [self.norm]
+        return AgentLayers([self.fc1], self.rnn, self.fc2, norms)

@@ -107,6 +107,8 @@ def why_not(policy: TensorDictModuleBase, env: Any) -> str | None:
         return "the environment's step is not compiled for the CPU"
     if not is_known(policy):
         return "the policy has no form in C++"
+    if policy.agent.network_layers().norms:
+        return "the agent has layer_norm, which the C++ loop does not compute"
     if any(p.dtype != torch.float32 for p in policy.parameters()):
         return "the agent's weights are not float32"
     try:

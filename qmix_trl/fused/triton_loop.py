@@ -30,6 +30,8 @@ def why_not(policy: Any, env: Any) -> str | None:
         return "the agent's weights are not float32"
     if not all(p.is_contiguous() for p in policy.parameters()):
         return "the agent's weights are not contiguous"
+    if layers.norms:
+        return "the agent has layer_norm, which the kernel does not compute"
     if layers.head.weight.dim() != 2:
         return "agents have weights of their own"
     if not layers.below:

@@ -15,6 +15,7 @@ from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase
+from torchrl.objectives.utils import TargetNetUpdater
 
 from qmix_trl import (
     EnvDims,
@@ -29,7 +30,7 @@ from qmix_trl import (
     make_replay,
     make_soft_updater,
 )
-from qmix_trl.config import RAY, RunConfig, settings
+from qmix_trl.config import RAY, HardTargetConfig, RunConfig, SoftTargetConfig, settings
 from qmix_trl.errors import ConfigError
 from qmix_trl.fused import FusedCollector, why_not
 from qmix_trl.native.networks.ahead import build_ahead
@@ -48,7 +49,6 @@ LEARNING = (
     "target_value",
     "grad_norm",
 )
-UPDATERS = {"hard": make_hard_updater, "soft": make_soft_updater}
 
 
 def choose_device(wanted: str, option: str = "runtime.device") -> torch.device:
@@ -274,6 +274,7 @@ def build_replay(
         device=device,
         storage=section.storage,
         folder=folder,
+        sampling=section.sampling,
     )
 
 
@@ -293,6 +294,18 @@ def build_loss(
     return QMixLoss(agent, mixer, **arguments, burn_in=config.replay.burn_in)
 
 
+def build_target_updater(config: RunConfig, loss: QMixLoss) -> TargetNetUpdater:
+    """Return the configured updater of a loss's targets."""
+    target = config.update.target
+    if isinstance(target, SoftTargetConfig):
+        return make_soft_updater(loss, **settings(target))
+    # Targets are copied behind the last update of a batch, and so before the next batch's first.
+    period = config.update.per_batch
+    if isinstance(target, HardTargetConfig):
+        period = target.period_updates
+    return make_hard_updater(loss, period_updates=period)
+
+
 def build_update(config: RunConfig, loss: QMixLoss, ranks: Ranks = ALONE) -> Update:
     """Return the configured gradient step of agent and mixer, with the update of their targets.
 
@@ -305,7 +318,7 @@ def build_update(config: RunConfig, loss: QMixLoss, ranks: Ranks = ALONE) -> Upd
         ConfigError: if several ranks are asked for a CUDA graph.
         MachineError: if a CUDA graph is asked for on a CPU.
     """
-    optimizer, target = config.update.optimizer, config.update.target
+    optimizer = config.update.optimizer
     make_optimizer, runtime = OPTIMIZERS[optimizer.name], config.runtime
     on_gpu = next(loss.parameters()).is_cuda
     if runtime.cuda_graph is True and not on_gpu:
@@ -321,7 +334,7 @@ def build_update(config: RunConfig, loss: QMixLoss, ranks: Ranks = ALONE) -> Upd
     return Update(
         loss,
         make_optimizer(loss.parameters(), **settings(optimizer), capturable=on_gpu),
-        UPDATERS[target.name](loss, **settings(target)),
+        build_target_updater(config, loss),
         max_grad_norm=config.update.max_grad_norm,
         compile=runtime.compile,
         cuda_graph=runtime.cuda_graph,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from qmix_trl.dense import NORM_EPS
 from qmix_trl.export import PlainPolicy
 
 NEEDED = {
@@ -103,13 +104,17 @@ def _by_parameters(policy: PlainPolicy, path: Path) -> list[str]:
     if policy.masked:
         values = f"np.where({create['action_mask']}, {values}, -np.inf)"
     n_below = len(policy.below)
-    relu = [f'    for i in range({n_below}): x = np.maximum(layer(x, f"below.{{i}}"), 0)']
+    hidden = (
+        'norm(layer(x, f"below.{i}"), f"norms.{i}")' if policy.norms else 'layer(x, f"below.{i}")'
+    )
+    relu = [f"    for i in range({n_below}): x = np.maximum({hidden}, 0)"]
     return [
         "import numpy as np",
         "from safetensors.numpy import load_file",
         f"w = load_file({str(path)!r})",
         'def layer(x, name, of=""):',
         f"    return {product.format(weight)} + {bias}",
+        *(_norm() if policy.norms else []),
         *([f"{', '.join(first)} = {', '.join(first.values())}"] if first else []),
         "for step in range(3):",
         f"    observation = {create['observation']}  # of all {n} agents, seen now",
@@ -118,6 +123,15 @@ def _by_parameters(policy: PlainPolicy, path: Path) -> list[str]:
         *(_gru(policy.hidden_dim) if policy.rnn is not None else []),
         f"    action = {values}.argmax(1)",
         "    print(action.tolist())",
+    ]
+
+
+def _norm() -> list[str]:
+    """Return the lines of a layer norm."""
+    return [
+        "def norm(x, name):",
+        f"    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + {NORM_EPS})",
+        '    return x * w[f"{name}.weight"] + w[f"{name}.bias"]',
     ]
 
 

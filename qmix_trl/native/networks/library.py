@@ -85,6 +85,8 @@ def why_not(parameters: Sequence[Tensor], *modules: nn.Module | None) -> str | N
         if x.dtype not in REALS:
             return f"the parameters are {x.dtype}, not float32 or float64"
     parts = [part for module in modules if module is not None for part in module.modules()]
+    if any(getattr(part, "layer_norm", False) for part in parts):
+        return "the agent has layer_norm, which torch's operations compute"
     needed = [x for part in parts if isinstance(part, RunsInCpp) for x in part.libraries]
     if not needed:
         return "no agent or mixer has layers in C++"

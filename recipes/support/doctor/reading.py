@@ -86,7 +86,8 @@ def sizes(config: RunConfig) -> dict[int, int]:
     """Return the numbers of environments to try, each with its updates after a batch.
 
     Each frame is trained on as often as configured. A number that would be no whole one, or more
-    than the rows of the replay buffer, is left out.
+    than the rows of the replay buffer, is left out; so are all others where the buffer holds the
+    rows of exactly one batch.
     """
     n, processes = config.env.n_envs, 1
     if isinstance(config.env, InPython):
@@ -95,7 +96,8 @@ def sizes(config: RunConfig) -> dict[int, int]:
     for factor in FACTORS:
         n_envs, per_batch = n * factor, config.update.per_batch * factor
         is_whole = n_envs >= 1 and n_envs % processes == 0 and per_batch == int(per_batch) >= 1
-        if is_whole and n_envs <= config.replay.capacity_rows:
+        least = config.replay.capacity_rows if config.replay.sampling == "each_once" else 1
+        if is_whole and least <= n_envs <= config.replay.capacity_rows:
             tried[int(n_envs)] = int(per_batch)
     return tried
 
