@@ -110,7 +110,11 @@ class Dense(torch.autograd.Function):
     def forward(ctx, n_parameters, x, *tensors):
         """Return the outputs; keep each layer's and each norm's input for backward.
 
-        The tensors are ``n_parameters`` of layers, then those of norms.
+        Args:
+            ctx: of the function.
+            n_parameters: the number of parameters of layers.
+            x: float [*B, N, D].
+            *tensors: the parameters of layers, then those of norms.
         """
         parameters, norms = tensors[:n_parameters], tensors[n_parameters:]
         (*hidden, y), sums = kernel.forward(_samples(x), parameters, norms, keep=True)
