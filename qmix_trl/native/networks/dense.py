@@ -87,7 +87,7 @@ def backward(
     *,
     of_input: bool,
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Return the gradients of the input, or None, and of the parameters and those of norms.
+    """Return the gradients of the input, or None, and of all parameters, of layers, then of norms.
 
     Args:
         inputs: of each layer, float [samples, D], contiguous.
