@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from qmix_trl.native.networks import dense as kernel
 from qmix_trl.native.networks import library as networks
+from qmix_trl.native.networks.layers import NORM_EPS
 
 Norm = tuple[Tensor, Tensor]  # scale and shift of a layer norm, float [H] or [N, H] each
-NORM_EPS = 1e-5  # added to the variance, as by ``torch.nn.LayerNorm``
 
 
 def linear(
@@ -62,23 +62,19 @@ def dense(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]], norms: Sequence[No
     Args:
         x: float [*B, N, D].
         layers: weight and bias of each layer, as in ``linear``.
-        norms: of each layer but the last, before its ReLU; empty for none. torch's operations
-            compute them.
+        norms: of each layer but the last, before its ReLU; empty for none.
 
     Returns:
         float [*B, N, H] of the last layer.
     """
-    if norms:
-        *below, head = layers
-        for layer, norm in zip(below, norms, strict=True):
-            x = linear(x, *layer, relu=True, norm=norm)
-        return linear(x, *head)
     parameters = [x for layer in layers for x in layer]
-    if not (_fits(x, parameters[0]) and networks.serves(kernel.library, x, *parameters)):
-        return dense_by_layers(x, parameters)
-    if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *parameters)):
-        return Dense.apply(x, *parameters)
-    (y,) = kernel.forward(_samples(x), parameters, keep=False)
+    of_norms = [x for norm in norms for x in norm]
+    tensors = x, *parameters, *of_norms
+    if not (_fits(x, parameters[0]) and networks.serves(kernel.library, *tensors)):
+        return dense_by_layers(x, parameters, of_norms)
+    if torch.is_grad_enabled() and any(y.requires_grad for y in tensors):
+        return Dense.apply(len(parameters), *tensors)
+    (y,), _ = kernel.forward(_samples(x), parameters, of_norms, keep=False)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -90,16 +86,20 @@ def _fits(x: Tensor, weight: Tensor) -> bool:
     return is_shared or (x.dim() > 1 and x.shape[-2] == len(weight))
 
 
-def dense_by_layers(x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def dense_by_layers(
+    x: Tensor, parameters: Sequence[Tensor], norms: Sequence[Tensor] = ()
+) -> Tensor:
     """Return the outputs [*B, N, H] of linear layers with ReLUs between them, by torch.
 
     Args:
         x: float [*B, N, D].
         parameters: weight and bias of the first layer, then of the next, as in ``linear``.
+        norms: scale and shift of the first layer norm, then of the next; empty for none.
     """
     *below, head = zip(parameters[::2], parameters[1::2], strict=True)
-    for weight, bias in below:
-        x = linear(x, weight, bias, relu=True)
+    pairs = zip(norms[::2], norms[1::2], strict=True) if norms else [None] * len(below)
+    for (weight, bias), norm in zip(below, pairs, strict=True):
+        x = linear(x, weight, bias, relu=True, norm=norm)
     return linear(x, *head)
 
 
@@ -107,27 +107,40 @@ class Dense(torch.autograd.Function):
     """``dense_by_layers`` computed by the C++ kernel."""
 
     @staticmethod
-    def forward(ctx, x, *parameters):
-        """Return the outputs; keep each layer's input for backward."""
-        *hidden, y = kernel.forward(_samples(x), parameters, keep=True)
-        ctx.save_for_backward(x, *parameters, *hidden)
+    def forward(ctx, n_parameters, x, *tensors):
+        """Return the outputs; keep each layer's and each norm's input for backward.
+
+        Args:
+            ctx: of the function.
+            n_parameters: the number of parameters of layers.
+            x: float [*B, N, D].
+            *tensors: the parameters of layers, then those of norms.
+        """
+        parameters, norms = tensors[:n_parameters], tensors[n_parameters:]
+        (*hidden, y), sums = kernel.forward(_samples(x), parameters, norms, keep=True)
+        ctx.save_for_backward(x, *tensors, *hidden, *sums)
+        ctx.n_parameters, ctx.n_hidden = n_parameters, len(hidden)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def backward(ctx, grad_output):
         """Return the gradients; by torch's operations where second derivatives are wanted."""
-        n = len(ctx.needs_input_grad)
-        (x, *parameters), hidden = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        n = len(ctx.needs_input_grad) - 1
+        (x, *tensors), kept = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        parameters, norms = tensors[: ctx.n_parameters], tensors[ctx.n_parameters :]
         if torch.is_grad_enabled():
-            output = dense_by_layers(x, parameters)
-            return gradients_again(output, [x, *parameters], grad_output)
-        grad_x, grad_parameters = kernel.backward(
+            output = dense_by_layers(x, parameters, norms)
+            return None, *gradients_again(output, [x, *tensors], grad_output)
+        hidden, sums = kept[: ctx.n_hidden], kept[ctx.n_hidden :]
+        grad_x, gradients = kernel.backward(
             [_samples(x), *hidden],
             parameters,
+            norms,
+            sums,
             _samples(grad_output),
-            of_input=ctx.needs_input_grad[0],
+            of_input=ctx.needs_input_grad[1],
         )
-        return None if grad_x is None else grad_x.view(x.shape), *grad_parameters
+        return None, None if grad_x is None else grad_x.view(x.shape), *gradients
 
 
 def gradients_again(

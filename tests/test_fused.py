@@ -173,12 +173,6 @@ def test_environments_that_fill_no_buffers_have_no_fused_collection():
 # ------------------------------------------------------------------- the policy's kernel
 
 
-def test_an_agent_with_layer_norm_acts_in_the_step_loop():
-    collector = collector_of(agent_of=recurrent(layer_norm=True), env=shared_env(33))
-    reason = "the agent has layer_norm, which the C++ loop does not compute"
-    assert collector.how == Chosen("step loop", {"C++ loop": reason})
-
-
 def recurrent(**settings):
     """Return a function from sizes to a recurrent agent of these settings."""
     return lambda *sizes: RecurrentAgent(*sizes, **settings)
@@ -193,6 +187,9 @@ NETWORKS = {
     "recurrent": recurrent(),
     "narrower than a vector": recurrent(hidden_dim=5),
     "several vectors and a part of one": recurrent(hidden_dim=37),
+    "recurrent, with layer norm": recurrent(hidden_dim=37, layer_norm=True),
+    "feed-forward, with layer norms": feedforward(hidden_dims=(40, 3, 17), layer_norm=True),
+    "not shared, with layer norms": feedforward(layer_norm=True, share_parameters=False),
     "recurrent, not shared": recurrent(hidden_dim=20, share_parameters=False),
     "recurrent, only the observation": recurrent(use_last_action=False, use_agent_id=False),
     "one hidden layer": feedforward(hidden_dims=(9,)),

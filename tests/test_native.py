@@ -240,6 +240,100 @@ def test_layers_in_one_call_equal_torchs(shape, sizes, own, dtype, of_input, mon
     assert_near(by_kernel, found(), dtype)
 
 
+def norms_of(sizes, dtype, *, own=None):
+    """Return scale and shift of a layer norm for each layer but the last, all drawn."""
+    lead = () if own is None else (own,)
+    return [tuple(drawn(*lead, b, dtype=dtype) for _ in range(2)) for _, b in sizes[:-1]]
+
+
+def drawn(*shape, dtype):
+    """Return normally distributed numbers that have gradients."""
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+@needs_library
+@pytest.mark.parametrize("own", [None, 3])
+@pytest.mark.parametrize(
+    ("shape", "sizes"),
+    [
+        ((50, 3), [(21, 64), (64, 64), (64, 5)]),
+        ((1, 3), [(1, 1), (1, 1)]),  # a norm of one number: its shift
+        ((33, 9, 3), [(18, 17), (17, 40), (40, 2)]),  # several blocks of samples
+        ((97, 3), [(16, 48), (48, 192)]),
+    ],
+)
+@pytest.mark.parametrize("of_input", [True, False])
+def test_layer_norms_equal_torchs(shape, sizes, own, of_input, monkeypatch):
+    """Gradients in float64 alone: in float32 rounding may switch a ReLU."""
+    layers, norms = (
+        layers_of(sizes, torch.float64, own=own),
+        norms_of(sizes, torch.float64, own=own),
+    )
+    x = torch.randn(*shape, sizes[0][0], dtype=torch.float64, requires_grad=of_input)
+    asked = [*([x] if of_input else []), *(y for pair in (*layers, *norms) for y in pair)]
+
+    def found():
+        y = dense(x, layers, norms)
+        wanted = torch.linspace(0, 1, y.numel(), dtype=y.dtype).view(y.shape)
+        return [y, *torch.autograd.grad((wanted * y).sum(), asked)]
+
+    def in_float32():
+        pairs = [[tuple(y.float() for y in pair) for pair in of] for of in (layers, norms)]
+        with torch.no_grad():
+            return dense(x.float(), *pairs)
+
+    by_kernel, rounded = found(), in_float32()
+    with torch.no_grad():
+        assert torch.equal(dense(x, layers, norms), by_kernel[0])
+    use_torch(monkeypatch)
+    for ours, theirs in zip(by_kernel, found(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(rounded, in_float32(), rtol=1e-5, atol=1e-5)
+
+
+@needs_library
+def test_layer_norms_keep_numbers_that_are_not_finite():
+    layers, ((scale, shift),) = (
+        layers_of([(2, 3), (3, 1)], torch.float32),
+        norms_of([(2, 3)] * 2, torch.float32),
+    )
+    with torch.no_grad():
+        assert dense(torch.tensor([[[1.0, float("nan")]]]), layers, [(scale, shift)]).isnan().all()
+
+
+@needs_library
+def test_gradients_of_layer_norms_equal_finite_differences():
+    sizes = [(3, 4), (4, 2)]
+    layers, norms = layers_of(sizes, torch.float64), norms_of(sizes, torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def apply(x, *tensors):
+        return dense(x, [tensors[:2], tensors[2:4]], [tensors[4:]])
+
+    arguments = (x, *(y for pair in (*layers, *norms) for y in pair))
+    assert torch.autograd.gradcheck(apply, arguments)
+    assert torch.autograd.gradgradcheck(apply, arguments)
+
+
+@needs_library
+@pytest.mark.parametrize("make", [RecurrentAgent, FeedforwardAgent])
+def test_an_agent_with_layer_norms_has_layers_in_cpp(make, monkeypatch):
+    torch.manual_seed(0)
+    agent = make(2, 3, 4, layer_norm=True, dtype=torch.float64)
+    assert networks.why_not(list(agent.parameters()), agent) is None
+    inputs = torch.randn(5, 7, 2, 3).double(), torch.zeros(5, 7, 2, 4).double()
+    is_init = torch.rand(5, 7, 1) < 0.3
+
+    def found():
+        value = agent.unroll(*inputs, is_init, None)[0]
+        return [value, *torch.autograd.grad(value.square().sum(), list(agent.parameters()))]
+
+    by_kernel = found()
+    use_torch(monkeypatch)
+    for ours, theirs in zip(by_kernel, found(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
 @needs_library
 def test_gradients_of_layers_equal_finite_differences():
     layers = layers_of([(3, 4), (4, 2)], torch.float64)
@@ -522,13 +616,6 @@ def test_why_not_asks_for_all_libraries_of_a_loss(monkeypatch):
     assert set(asked) == {(kernel.library, torch.float64) for kernel in KERNELS}
 
 
-@pytest.mark.parametrize("make", [RecurrentAgent, FeedforwardAgent])
-def test_an_agent_with_layer_norm_has_no_layers_in_cpp(make):
-    agent, mixer = make(2, 3, 4, layer_norm=True), QMixer(2, 5)
-    reason = "the agent has layer_norm, which torch's operations compute"
-    assert networks.why_not(float_parameters(agent, mixer), agent, mixer) == reason
-
-
 def test_modules_without_kernels_have_no_layers_in_cpp():
     reason = "no agent or mixer has layers in C++"
     assert networks.why_not([torch.zeros(1)], nn.Linear(2, 3), VDNMixer()) == reason
@@ -548,7 +635,7 @@ STRUCTURES = {
 def test_c_defines_no_structure_of_arguments_but_the_printed_one(name):
     """So that two swapped fields are swapped on both sides."""
     package, arguments = STRUCTURES[name]
-    for structure in (arguments, native_layers.Layer, native_layers.Linear):
+    for structure in (arguments, native_layers.Layer, native_layers.Linear, native_layers.Norm):
         definition = f"struct {structure.__name__} {{"
         headers = store.header(package, f"{name}.h") + store.header(
             networks.__package__, "networks.h"

@@ -36,7 +36,7 @@ class FeedforwardAgent(TensorDictModuleBase):
         n_actions: A.
         hidden_dims: the width of each hidden layer.
         layer_norm: normalise the outputs of each hidden linear layer, before its ReLU (PQN,
-            section 4). torch's operations compute such an agent, also where C++ would serve.
+            section 4).
         share_parameters: agents share one network; if not, each has its own, stacked in
             dimension 0.
         use_last_action: the one-hot last action is part of the input.

@@ -43,7 +43,6 @@ class RecurrentAgent(TensorDictModuleBase):
         n_actions: A.
         hidden_dim: H.
         layer_norm: normalise the outputs of the first layer, before its ReLU (PQN, section 4).
-            torch's operations compute it, also where C++ would serve.
         share_parameters: agents share one network; if not, each has its own, stacked in
             dimension 0.
         use_last_action: the one-hot last action is part of the input.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qmix_trl.agents.layers import AgentLayers
-from qmix_trl.native.networks.layers import Linear
+from qmix_trl.native.networks.layers import Linear, Norms
 
 
 class PackedWeights:
@@ -23,6 +23,7 @@ class PackedWeights:
 
     Attributes:
         layers: those with ReLUs, from the input on.
+        norms: the layer norms of these.
         gates: a GRU's reset and update gates, from both its inputs side by side; None without one.
         new_input: the part of a GRU's candidate from the layer below; None without one.
         new_recurrent: the part of a GRU's candidate from the hidden state; None without one.
@@ -41,6 +42,8 @@ class PackedWeights:
             packed = self._linear(self._weight(layer.weight, n_inputs), self._bias(layer.bias))
             self.layers.append(packed)
             n_inputs = packed.outputs
+        of_norms = [p for norm in network.norms for p in (norm.weight, norm.bias)]
+        self.norms = Norms(of_norms, with_gradients=False)
         self.hidden_dim = 0
         self.gates = self.new_input = self.new_recurrent = None
         if network.rnn is not None:

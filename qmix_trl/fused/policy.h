@@ -3,7 +3,7 @@
 // in one environment. networks.h and the structure Acting, printed from policy_kernel.py, stand in
 // front of this file.
 //
-// Layers have outputs padded to whole vectors by zero weights. ReLU and the equations of the GRU
+// Layers have outputs padded to whole vectors by zero weights. ReLU, layer norms and the equations of the GRU
 // keep padding finite, and the zero weights of the next layer ignore it.
 
 #include <stdlib.h>
@@ -81,9 +81,11 @@ struct Block {
 
   void compute_values(int64_t group) const {
     const int64_t begin = group * per_group * a->stride;
-    for (int64_t i = 0; i < a->n_layers; i++)
-      linear(a->layers + i, group, layer + i * size() + begin, layer + (i + 1) * size() + begin,
-             a->stride, per_group, true);
+    for (int64_t i = 0; i < a->n_layers; i++) {
+      float *y = layer + (i + 1) * size() + begin;
+      linear(a->layers + i, group, layer + i * size() + begin, y, a->stride, per_group, !a->norms);
+      if (a->norms) norm_and_relu(a->norms[i], group, y, a->stride, per_group);
+    }
     if (a->gates) gru(group);
     const float *x = a->gates ? hidden() : last_layer();
     linear(a->head, group, x + begin, values + begin, a->stride, per_group, false);

@@ -20,7 +20,7 @@ from qmix_trl.fused.step_loop import Collected, Key
 from qmix_trl.keys import ACTION_VALUE, HIDDEN, IS_INIT, LAST_ACTION, next_key
 from qmix_trl.native.build import BuildFailed, NoCompiler
 from qmix_trl.native.large_pages import empty
-from qmix_trl.native.networks.layers import INT, READ, WRITTEN, Linear
+from qmix_trl.native.networks.layers import INT, READ, WRITTEN, Linear, Norm
 from qmix_trl.native.networks.library import network_library
 from qmix_trl.native.structures import pointer_to
 from qmix_trl.policy import AgentPolicy, RememberAction
@@ -45,6 +45,7 @@ class Acting(ctypes.Structure):
         ("use_agent_id", INT),
         ("n_layers", INT),
         ("layers", _LAYERS),  # [n_layers], each followed by a ReLU
+        ("norms", ctypes.POINTER(Norm)),  # [n_layers], before the ReLUs; null: none
         ("gates", _LAYERS),  # a GRU's, from both inputs to [reset, update]; null without one
         ("new_input", _LAYERS),  # of a GRU's candidate
         ("new_recurrent", _LAYERS),
@@ -107,8 +108,6 @@ def why_not(policy: TensorDictModuleBase, env: Any) -> str | None:
         return "the environment's step is not compiled for the CPU"
     if not is_known(policy):
         return "the policy has no form in C++"
-    if policy.agent.network_layers().norms:
-        return "the agent has layer_norm, which the C++ loop does not compute"
     if any(p.dtype != torch.float32 for p in policy.parameters()):
         return "the agent's weights are not float32"
     try:
@@ -196,6 +195,8 @@ class PolicyKernel:
             reset_when_done=self.env.reset_when_done,
             threads=torch.get_num_threads(),
         )
+        if weights.norms.array is not None:
+            acting.norms = weights.norms.array
         if weights.gates is not None:
             acting.gates = array([weights.gates])
             acting.new_input = array([weights.new_input])

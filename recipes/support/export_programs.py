@@ -4,8 +4,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from qmix_trl.dense import NORM_EPS
 from qmix_trl.export import PlainPolicy
+from qmix_trl.native.networks.layers import NORM_EPS
 
 NEEDED = {
     "pt2": "torch",

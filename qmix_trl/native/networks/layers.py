@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qmix_trl.native.structures import pointer_to
 
+NORM_EPS = 1e-5  # added to the variance of a layer norm, as by ``torch.nn.LayerNorm``
 INT = ctypes.c_int64
 READ = pointer_to("const Real")  # an input of a kernel; Real is float or double
 WRITTEN = pointer_to("Real")  # an output of a kernel
@@ -35,6 +36,47 @@ class Layer(ctypes.Structure):
         ("grad_weight", WRITTEN),  # [groups, outputs, inputs], null in forward
         ("grad_bias", WRITTEN),  # [groups, outputs], null in forward
     ]
+
+
+class Norm(ctypes.Structure):
+    """A layer norm of a layer's outputs, with the place of its gradients."""
+
+    _fields_ = [
+        ("scale", READ),  # [groups, size]
+        ("shift", READ),  # [groups, size]
+        ("size", INT),
+        ("eps", ctypes.c_double),  # added to the variance
+        ("grad_scale", WRITTEN),  # [groups, size], null in forward
+        ("grad_shift", WRITTEN),  # [groups, size], null in forward
+    ]
+
+
+class Norms:
+    """An array of ``Norm``, and the tensors that it points to.
+
+    Args:
+        parameters: scale and shift of the first norm, then of the next: [H], or [N, H] where each
+            agent has its own.
+        with_gradients: a kernel writes gradients of the parameters.
+
+    Attributes:
+        array: the norms, for as long as this object exists; None without any.
+        gradients: tensors for the gradients of the parameters, in their order; empty without
+            ``with_gradients``.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], *, with_gradients: bool) -> None:
+        self._parameters = [x.detach().contiguous() for x in parameters]
+        self.gradients = [torch.empty_like(x) for x in self._parameters] if with_gradients else []
+        norms = []
+        for i in range(0, len(self._parameters), 2):
+            scale, shift = self._parameters[i : i + 2]
+            norm = Norm(scale.data_ptr(), shift.data_ptr(), scale.shape[-1], NORM_EPS)
+            if with_gradients:
+                norm.grad_scale = self.gradients[i].data_ptr()
+                norm.grad_shift = self.gradients[i + 1].data_ptr()
+            norms.append(norm)
+        self.array = (Norm * len(norms))(*norms) if norms else None
 
 
 class Layers:

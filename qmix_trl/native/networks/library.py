@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qmix_trl.native import store
 from qmix_trl.native.build import BuildFailed, NoCompiler
-from qmix_trl.native.networks.layers import Layer, Linear
+from qmix_trl.native.networks.layers import Layer, Linear, Norm
 from qmix_trl.native.structures import c_struct
 
 REALS = {
@@ -85,8 +85,6 @@ def why_not(parameters: Sequence[Tensor], *modules: nn.Module | None) -> str | N
         if x.dtype not in REALS:
             return f"the parameters are {x.dtype}, not float32 or float64"
     parts = [part for module in modules if module is not None for part in module.modules()]
-    if any(getattr(part, "layer_norm", False) for part in parts):
-        return "the agent has layer_norm, which torch's operations compute"
     needed = [x for part in parts if isinstance(part, RunsInCpp) for x in part.libraries]
     if not needed:
         return "no agent or mixer has layers in C++"
@@ -161,6 +159,7 @@ def network_source(
             REALS[dtype],
             c_struct(Linear),
             c_struct(Layer),
+            c_struct(Norm),
             store.header(__package__, "networks.h"),
             c_struct(arguments),
             store.header(package, f"{name}.h"),

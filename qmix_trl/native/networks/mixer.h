@@ -30,11 +30,6 @@ enum { W1, B1, W2, V, NETS };
 
 INLINE vr magnitude(vr x) { return x < 0 ? -x : x; }
 INLINE vr sign(vr x) { return x > 0 ? vr{} + 1 : (x < 0 ? vr{} - 1 : vr{}); }
-INLINE Real sum(vr x) {
-  Real s = 0;
-  for (int i = 0; i < W; i++) s += x[i];
-  return s;
-}
 
 struct Block {
   const Mixer *m;

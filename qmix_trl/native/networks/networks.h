@@ -1,9 +1,10 @@
 // Layers of networks, computed for many samples at a time. A sample is what one agent reads in one
 // environment, or one state. Samples stand `stride` numbers apart, each padded to whole vectors.
-// In front of this file stand simd.h, the type Real (float or double) and the structures Linear
-// and Layer, printed from layers.py.
+// In front of this file stand simd.h, the type Real (float or double) and the structures Linear,
+// Layer and Norm, printed from layers.py.
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 // vr: a vector of Real.
@@ -101,6 +102,39 @@ static void linear(const Linear *l, int64_t group, const Real *x, Real *y, int64
         if (relu) sum[m] = sum[m] > 0 ? sum[m] : vr{};
         store(y + (i + m) * stride + p, sum[m]);
       }
+    }
+  }
+}
+
+INLINE Real sum(vr x) {
+  Real s = 0;
+  for (int i = 0; i < W; i++) s += x[i];
+  return s;
+}
+
+// Turn a sample's numbers into those of mean 0 and variance 1; return the factor. x is padded to
+// whole vectors, by zeros, and stays so.
+INLINE Real normalise(const Norm &norm, Real *x) {
+  const int64_t n = norm.size, padded = round_up(n, W);
+  vr total = {}, squares = {};
+  for (int64_t j = 0; j < padded; j += W) total += load(x + j);
+  const Real mean = sum(total) / n;
+  for (int64_t j = 0; j < padded; j += W) store(x + j, load(x + j) - mean);
+  std::fill(x + n, x + padded, (Real)0);
+  for (int64_t j = 0; j < padded; j += W) squares += load(x + j) * load(x + j);
+  const Real factor = 1 / std::sqrt(sum(squares) / n + (Real)norm.eps);
+  for (int64_t j = 0; j < padded; j += W) store(x + j, load(x + j) * factor);
+  return factor;
+}
+// The layer norm of n samples with its ReLU, in place. NaN stays, as in torch.
+static void norm_and_relu(const Norm &norm, int64_t group, Real *x, int64_t stride, int64_t n) {
+  const Real *scale = norm.scale + group * norm.size, *shift = norm.shift + group * norm.size;
+  for (Real *end = x + n * stride; x < end; x += stride) {
+    normalise(norm, x);
+    for (int64_t j = 0; j < norm.size; j += W) {
+      const int64_t left = norm.size - j;
+      const vr y = load(x + j) * load_part(scale + j, left) + load_part(shift + j, left);
+      store(x + j, y < 0 ? vr{} : y);
     }
   }
 }
@@ -209,4 +243,41 @@ struct Sums {
       }
   }
   void write(const Layer &l) const { write(l, 0, l.outputs, 0); }
+};
+
+// The gradients of a layer norm's scale and shift, one sum for each thread.
+struct NormSums {
+  int64_t n_groups, n_threads, padded;
+  std::vector<Real> values;  // [threads, groups, 2, padded]
+
+  NormSums(int64_t n_groups, int64_t n_threads, int64_t size)
+      : n_groups(n_groups), n_threads(n_threads), padded(round_up(size, W)),
+        values(n_threads * n_groups * 2 * padded) {}
+
+  // x: normalised numbers of n samples; grad: the gradients of what they are scaled and shifted to.
+  void add(int64_t thread, int64_t group, const Real *x, const Real *grad, int64_t stride,
+           int64_t n) {
+    Real *sums = values.data() + (thread * n_groups + group) * 2 * padded;
+    for (int64_t j = 0; j < padded; j += W) {
+      vr scale = {}, shift = {};  // sums over these few samples round little
+      for (int64_t at = j; at < n * stride; at += stride) {
+        scale += load(x + at) * load(grad + at);
+        shift += load(grad + at);
+      }
+      store(sums + j, load(sums + j) + scale);
+      store(sums + padded + j, load(sums + padded + j) + shift);
+    }
+  }
+  Real total(int64_t group, int64_t i) const {
+    Real sum = 0;
+    for (int64_t t = 0; t < n_threads; t++) sum += values[(t * n_groups + group) * 2 * padded + i];
+    return sum;
+  }
+  void write(const Norm &norm) const {
+    for (int64_t g = 0; g < n_groups; g++)
+      for (int64_t j = 0; j < norm.size; j++) {
+        norm.grad_scale[g * norm.size + j] = total(g, j);
+        norm.grad_shift[g * norm.size + j] = total(g, padded + j);
+      }
+  }
 };
