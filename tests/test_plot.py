@@ -241,7 +241,7 @@ def report_of(folder, *returns_of_wheel):
             cell = Cell(f"{task}_{group}", Path(), 0, (), task, group)
             write_run(folder / cell.name, f"{task}_{group}.yaml", returns=[0.0, value])
             cells.append(cell)
-    report(cells, [], folder)
+    report(cells, folder)
     return {path.name for path in folder.iterdir() if path.is_file()}
 
 
