@@ -3,8 +3,8 @@
 // in one environment. networks.h and the structure Acting, printed from policy_kernel.py, stand in
 // front of this file.
 //
-// Layers have outputs padded to whole vectors by zero weights. ReLU, layer norms and the equations of the GRU
-// keep padding finite, and the zero weights of the next layer ignore it.
+// Layers have outputs padded to whole vectors by zero weights. ReLU, layer norms and the equations
+// of the GRU keep padding finite, and the zero weights of the next layer ignore it.
 
 #include <stdlib.h>
 

@@ -1,7 +1,6 @@
 // Linear layers with ReLUs between them, and layer norms before these if there are any, forward and
-// backward: a block of samples goes through all
-// layers while it is in the cache. networks.h and the structure Dense, printed from dense.py, stand
-// in front of this file.
+// backward: a block of samples goes through all layers while it is in the cache. networks.h and the
+// structure Dense, printed from dense.py, stand in front of this file.
 
 struct Block {
   const Dense *d;
