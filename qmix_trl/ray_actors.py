@@ -316,7 +316,7 @@ class RayActors:
             raise MachineError(
                 f"collection.collector: ray: expected rows from actor {i}, which died "
                 f"{MOST_DEATHS} times before it sent any: {one_line(error)}; see its logs in "
-                "/tmp/ray/session_latest/logs on its host"
+                "the folder of Ray's session on its host"
             ) from error
         with suppress(ray.exceptions.RayError):
             ray.kill(self.actors[i])
