@@ -186,7 +186,8 @@ def joined_ranks() -> Iterator[Ranks]:
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        distributed.init_process_group(backend, timeout=PATIENCE)
+        with _threads_that_do_not_preempt():
+            distributed.init_process_group(backend, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise MachineError(
             f"expected {world_size()} processes that torchrun has started, got {one_line(error)}; "
@@ -194,6 +195,26 @@ def joined_ranks() -> Iterator[Ranks]:
         ) from error
     yield ProcessRanks()
     distributed.destroy_process_group()  # not after an error: others may be gone
+
+
+@contextmanager
+def _threads_that_do_not_preempt() -> Iterator[None]:
+    """Let threads that begin in a ``with`` block preempt no other when they wake, on Linux.
+
+    The thread of gloo that waits for data wakes while another one still sends, cannot take its
+    lock, and tries again and again. Where it has preempted the sender, both ranks wait until the
+    scheduler's next turn: 3 to 4 ms in every second transfer of one that takes 0.4 ms.
+    """
+    try:
+        before = os.sched_getscheduler(0)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except (AttributeError, OSError):  # another system, or a sandbox that forbids it
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, before, os.sched_param(0))
 
 
 def _whole_number(name: str, default: int) -> int:

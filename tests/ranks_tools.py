@@ -129,3 +129,10 @@ def shards(folder):
         }
     hashes = {n: x["sha256"] for n, x in files.items() if n.endswith(".bin") and "random" not in n}
     return states, hashes
+
+
+def scheduling_of_threads(pid, prefix):
+    """Return how Linux schedules a process's threads whose names begin so."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    named = [int(x.name) for x in threads if (x / "comm").read_text().startswith(prefix)]
+    return [os.sched_getscheduler(number) for number in named]

@@ -12,6 +12,7 @@ import torch
 from ranks_tools import (
     kill,
     rank_processes,
+    scheduling_of_threads,
     seconds_to_end,
     shards,
     torchrun,
@@ -122,6 +123,9 @@ def test_a_run_one_rank_of_which_is_killed_ends_and_goes_on(tmp_path):
         with torchrun(tmp_path, 2, *arguments) as process:
             wait_for_lines(process, draw.randrange(2, 20))
             pids = rank_processes(process)
+            for pid in pids:
+                assert set(scheduling_of_threads(pid, "gloo_tcp")) == {os.SCHED_BATCH}
+                assert os.sched_getscheduler(pid) == os.SCHED_OTHER
             kill(pids[i % 2])
             assert seconds_to_end([*pids, process.pid], MOST_SECONDS) < MOST_SECONDS
             said = process.communicate(timeout=60)[0]
