@@ -9,7 +9,7 @@ from torchrl.data import PrioritizedSampler, TensorDictReplayBuffer
 
 from qmix_trl.chosen import Chosen
 from qmix_trl.errors import Refused
-from qmix_trl.replay import GraphSampler
+from qmix_trl.sampling import GraphSampler, samples
 from qmix_trl.update import WARM_UP_STEPS, StepGraph, Update
 
 
@@ -98,14 +98,15 @@ class Learner:
                 if self.update.must_be_graph:
                     raise RuntimeError(f"Learner: {refused}") from refused
                 self._no_graph = str(refused)
-        return torch.stack([self._step() for _ in range(self.n_steps)])
+        if self.update.loss.write_priority is not None:
+            return torch.stack([self._step_by_priority() for _ in range(self.n_steps)])
+        return torch.stack([self.update(batch) for batch in samples(self.replay, self.n_steps)])
 
-    def _step(self) -> TensorDictBase:
+    def _step_by_priority(self) -> TensorDictBase:
         """Take one step on a sample, and give the buffer the priorities that the loss writes."""
         batch = self.replay.sample()
         outputs = self.update(batch)
-        if self.update.loss.write_priority is not None:
-            self.replay.update_tensordict_priority(batch)
+        self.replay.update_tensordict_priority(batch)
         return outputs
 
     def _steps_by_graph(self) -> TensorDictBase:

@@ -23,7 +23,7 @@ from torchrl.envs.transforms import DeviceCastTransform, Transform
 
 from qmix_trl.checkpoint.files import locked_folder, sweep
 from qmix_trl.chosen import named
-from qmix_trl.errors import MachineError, Refused
+from qmix_trl.errors import MachineError
 from qmix_trl.functional import batch_index, cut_mask, keep_where
 from qmix_trl.keys import next_key
 from qmix_trl.rows import RowKeys, as_flags, required
@@ -432,57 +432,3 @@ def make_replay(
         replay.append_transform(DeviceCastTransform(device, stored_on))
     replay.set_rng(torch.Generator(stored_on).manual_seed(seed))
     return replay
-
-
-class GraphSampler:
-    """Draws samples of a buffer inside a CUDA graph, also while the buffer fills.
-
-    The buffer's own ``sample`` draws below the number of rows at the capture. Here this number is
-    a tensor, which ``count_rows`` fills before each replay. Samples lack ``index``.
-
-    Args:
-        replay: of ``make_replay``.
-
-    Raises:
-        Refused: if the buffer samples in another way than that of ``make_replay``.
-    """
-
-    def __init__(self, replay: TensorDictReplayBuffer) -> None:
-        if type(replay.sampler) is not RandomSampler:
-            name = type(replay.sampler).__name__
-            raise Refused(f"the replay buffer samples by {name}, not by RandomSampler")
-        if type(replay.storage) is not LazyTensorStorage:
-            name = type(replay.storage).__name__
-            raise Refused(f"the replay buffer holds a {name}, not a LazyTensorStorage")
-        if [type(transform) for transform in replay.transform] != [SequenceRows]:
-            raise Refused("the replay buffer has another transform than one SequenceRows")
-        self.replay = replay
-        self.device = torch.device(replay.storage.device)
-        self._n_rows = torch.zeros((), dtype=torch.int64, device=self.device)
-
-    def count_rows(self) -> None:
-        """Write the number of stored rows, for the samples that follow.
-
-        Raises:
-            RuntimeError: if there is none.
-        """
-        if len(self.replay) == 0:
-            raise RuntimeError("expected rows in the replay buffer, got none; extend it first")
-        self._n_rows.fill_(len(self.replay))
-
-    @property
-    def generator(self) -> torch.Generator | None:
-        """The generator of the draws; None for torch's default one."""
-        return self.replay._rng
-
-    @property
-    def rows(self) -> TensorDictBase:
-        """The storage's tensors [capacity, ..]; a graph reads them at their places."""
-        return self.replay.storage._storage  # get() ends at the number of rows at the capture
-
-    def sample(self) -> TensorDictBase:
-        """Return a batch [B, T] of rows, drawn uniformly and with replacement."""
-        shape = (self.replay.batch_size,)
-        number = torch.randint(2**62, shape, generator=self.generator, device=self.device)
-        # 2**62 is so large that no row is favoured by more than 1e-9 of its probability.
-        return self.replay.transform(self.rows[number % self._n_rows])

@@ -64,8 +64,18 @@ class HardTargets(HardUpdate):
         p_target.data.mul_(kept).add_(p_source.data.mul(copied))
 
 
+class SoftTargets(SoftUpdate):
+    """TorchRL's ``SoftUpdate``, all parameters by one operation."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move the targets towards the networks."""
+        targets, sources = (list(x.values(True, True)) for x in (self._targets, self._sources))
+        torch._foreach_lerp_(targets, sources, 1 - self.eps)
+
+
 # Updaters whose step a graph can hold. Others, as TorchRL's HardUpdate, may count in Python.
-CAPTURABLE_UPDATERS = (HardTargets, SoftUpdate)
+CAPTURABLE_UPDATERS = (HardTargets, SoftTargets, SoftUpdate)
 
 
 def make_hard_updater(loss: QMixLoss, *, period_updates: int) -> HardTargets:
@@ -84,7 +94,7 @@ def make_hard_updater(loss: QMixLoss, *, period_updates: int) -> HardTargets:
     return HardTargets(loss, value_network_update_interval=period_updates - 1)
 
 
-def make_soft_updater(loss: QMixLoss, *, tau: float) -> SoftUpdate:
+def make_soft_updater(loss: QMixLoss, *, tau: float) -> SoftTargets:
     """Return an updater that moves targets by ``tau`` of the way to agent and mixer at each step.
 
     Raises:
@@ -92,7 +102,7 @@ def make_soft_updater(loss: QMixLoss, *, tau: float) -> SoftUpdate:
     """
     if not 0 < tau <= 1:
         raise ValueError(f"expected tau in (0, 1], got {tau}")
-    return SoftUpdate(loss, tau=tau)
+    return SoftTargets(loss, tau=tau)
 
 
 class StepGraph:

@@ -23,6 +23,7 @@ from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
 
 from qmix_trl import MachineError, QMixLoss
+from qmix_trl import sampling as sampling_module
 from qmix_trl.keys import (
     ACTION,
     ACTION_MASK,
@@ -42,7 +43,8 @@ from qmix_trl.keys import (
     next_key,
 )
 from qmix_trl.policy import GreedyAction, make_policy, with_memory
-from qmix_trl.replay import GraphSampler, SequenceRows, make_replay
+from qmix_trl.replay import SequenceRows, make_replay
+from qmix_trl.sampling import GraphSampler, samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:No target network updater", "ignore:Nested")
 
@@ -353,6 +355,28 @@ def test_a_graph_samples_batches_of_the_buffers_form():
     batch, expected = sampler.sample(), replay.sample().exclude("index")
     assert batch.shape == (3, 6)
     assert set(batch.keys(True, True)) == set(expected.keys(True, True))
+
+
+@pytest.mark.parametrize("most_samples", [1, 3, 100])
+@pytest.mark.parametrize("sampling", ["uniform", "each_once"])
+def test_samples_read_together_equal_those_read_one_by_one(sampling, most_samples, monkeypatch):
+    replays = [numbered_replay(capacity_rows=8, batch_rows=4, sampling=sampling) for _ in range(2)]
+    for replay in replays:
+        replay.extend(numbered(0, 8))
+    n_bytes = 4 * sum(x.nbytes for x in replays[0].storage.get(0).values(True, True))
+    monkeypatch.setattr(sampling_module, "MOST_BYTES", most_samples * n_bytes)
+    together = list(samples(replays[0], 7))
+    assert len(together) == 7
+    for batch in together:
+        expected = replays[1].sample()
+        assert batch.shape == expected.shape
+        assert (batch == expected.select(*batch.keys(True, True))).all()
+    assert (replays[0].sample() == replays[1].sample()).all()  # as many numbers are drawn
+
+
+def test_samples_of_an_empty_buffer_are_refused():
+    with pytest.raises(RuntimeError, match="empty"):
+        next(samples(numbered_replay(), 1))
 
 
 def test_a_graph_samples_no_empty_buffer():

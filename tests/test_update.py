@@ -4,7 +4,7 @@ import graph_tools
 import pytest
 import torch
 from loss_tools import make_loss, random_batch, some_ends
-from torchrl.objectives import HardUpdate
+from torchrl.objectives import HardUpdate, SoftUpdate
 from update_tools import (
     Looks,
     OnGpu,
@@ -62,6 +62,22 @@ def test_soft_updater_moves_by_tau():
     updater.step()
     expected = 0.75 * before + 0.25 * weight(loss.agent_params)
     torch.testing.assert_close(weight(loss.target_agent_params), expected)
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "feedforward"])
+def test_soft_updater_moves_each_parameter_as_that_of_torchrl(kind):
+    losses = [make_loss(kind, td_lambda=0.5) for _ in range(2)]
+    updaters = make_soft_updater(losses[0], tau=0.25), SoftUpdate(losses[1], tau=0.25)
+    for loss, updater in zip(losses, updaters, strict=True):
+        loss.double()  # as a user may move it, after the updater is made
+        with torch.no_grad():
+            for i, parameter in enumerate(loss.parameters()):
+                parameter.mul_(1 + i)
+        updater.step()
+    ours, theirs = (loss.state_dict() for loss in losses)
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert value.equal(theirs[key]), key
 
 
 @pytest.mark.parametrize("max_grad_norm", [0, -1, float("nan")])
