@@ -13,7 +13,7 @@ MOST_BYTES = 2**23  # of samples that are read at once: more would not stay in t
 
 
 def samples(replay: TensorDictReplayBuffer, n: int) -> Iterator[TensorDictBase]:
-    """Yield n samples [B, T], equal to those of n calls of the buffer's ``sample``.
+    """Yield n samples [B, T], the same as by n calls of the buffer's ``sample``.
 
     Of a buffer as ``make_replay`` returns it several are read at once, as a call takes as long for
     a few rows as for hundreds; they lack ``index``. Nothing is written to the buffer meanwhile.

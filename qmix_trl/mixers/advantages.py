@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qmix_trl.functional import one_hot
+from qmix_trl.mixers.sizes import check_shapes
 
 
 def with_advantages(base: Tensor, factors: Tensor, chosen: Tensor, greedy: Tensor) -> Tensor:
@@ -54,10 +55,7 @@ def check_entries(
     """
     batch = entries[2].shape[:-1]
     values, actions = (*batch, n_agents, 1), (*batch, n_agents)
-    expected = [values, values, actions, (*batch, *state_shape)]
-    got = [tuple(entry.shape) for entry in entries]
-    if got != expected:
-        raise ValueError(
-            f"{name}: expected chosen_action_value, greedy_action_value, action and state of "
-            f"shapes {', '.join(map(str, expected))}, got {', '.join(map(str, got))}"
-        )
+    names = "chosen_action_value", "greedy_action_value", "action", "state"
+    expected = values, values, actions, (*batch, *state_shape)
+    pairs = zip(entries, expected, strict=True)
+    check_shapes(name, dict(zip(names, pairs, strict=True)))

@@ -1,7 +1,5 @@
 """The unrestricted mixer of Weighted QMIX, for values that no agent acts by."""
 
-import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 from qmix_trl.chosen import named
 from qmix_trl.dense import dense
 from qmix_trl.keys import CHOSEN_ACTION_VALUE, STATE
+from qmix_trl.mixers.sizes import StateShape, check_shapes, checked_state_shape
 from qmix_trl.native.networks import dense as kernel
 
 
@@ -37,23 +36,18 @@ class CentralMixer(nn.Module):
     def __init__(
         self,
         n_agents: int,
-        state_shape: int | Sequence[int],
+        state_shape: StateShape,
         embed_dim: int = 64,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.n_agents = n_agents
-        self.state_shape = torch.Size(
-            (state_shape,) if isinstance(state_shape, int) else state_shape
+        self.state_shape = checked_state_shape(
+            "CentralMixer", state_shape, n_agents=n_agents, embed_dim=embed_dim
         )
         self.embed_dim = embed_dim
-        state_dim = math.prod(self.state_shape)
-        if min(n_agents, state_dim, embed_dim) < 1:
-            raise ValueError(
-                "CentralMixer: expected n_agents, state_shape and embed_dim of at least 1, got "
-                f"{n_agents}, {tuple(self.state_shape)} and {embed_dim}"
-            )
+        state_dim = self.state_shape.numel()
 
         def perceptron(*widths: int) -> nn.ModuleList:
             sizes = pairwise(widths)
@@ -84,13 +78,11 @@ class CentralMixer(nn.Module):
             ValueError: if a shape differs from these.
         """
         batch = chosen_action_value.shape[:-2]
-        expected = (*batch, self.n_agents, 1), (*batch, *self.state_shape)
-        got = tuple(chosen_action_value.shape), tuple(state.shape)
-        if got != expected:
-            raise ValueError(
-                "CentralMixer: expected chosen_action_value and state of shapes "
-                f"{expected[0]} and {expected[1]}, got {got[0]} and {got[1]}"
-            )
+        entries = {
+            "chosen_action_value": (chosen_action_value, (*batch, self.n_agents, 1)),
+            "state": (state, (*batch, *self.state_shape)),
+        }
+        check_shapes("CentralMixer", entries)
         state = state.reshape(*batch, 1, -1)  # [*B, 1, S]
         joint = torch.cat([state, chosen_action_value.mT], -1)  # [*B, 1, S + N]
         of_both, of_state = (

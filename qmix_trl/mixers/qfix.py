@@ -1,8 +1,5 @@
 """QFIX: a monotone mixer plus advantages weighted by one factor of the joint action."""
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +8,7 @@ from qmix_trl.chosen import named
 from qmix_trl.dense import dense
 from qmix_trl.keys import ACTION, CHOSEN_ACTION_VALUE, GREEDY_ACTION_VALUE, STATE
 from qmix_trl.mixers.advantages import check_entries, with_advantages, with_joint_action
+from qmix_trl.mixers.sizes import StateShape, checked_state_shape
 from qmix_trl.mixers.vdn import VDNMixer
 from qmix_trl.native.networks import dense as kernel
 
@@ -55,7 +53,7 @@ class QFixMixer(nn.Module):
     def __init__(
         self,
         n_agents: int,
-        state_shape: int | Sequence[int],
+        state_shape: StateShape,
         n_actions: int,
         base: nn.Module | None = None,
         embed_dim: int = 64,
@@ -64,17 +62,12 @@ class QFixMixer(nn.Module):
     ) -> None:
         super().__init__()
         self.n_agents = n_agents
-        self.state_shape = torch.Size(
-            (state_shape,) if isinstance(state_shape, int) else state_shape
+        self.state_shape = checked_state_shape(
+            "QFixMixer", state_shape, n_agents=n_agents, n_actions=n_actions, embed_dim=embed_dim
         )
         self.n_actions = n_actions
         self.embed_dim = embed_dim
-        state_dim = math.prod(self.state_shape)
-        if min(n_agents, state_dim, n_actions, embed_dim) < 1:
-            raise ValueError(
-                "QFixMixer: expected n_agents, state_shape, n_actions and embed_dim of at least 1, "
-                f"got {n_agents}, {tuple(self.state_shape)}, {n_actions} and {embed_dim}"
-            )
+        state_dim = self.state_shape.numel()
         n_inputs = state_dim + n_agents * n_actions
         self.base = VDNMixer(n_agents) if base is None else base
         self.f = nn.Sequential(

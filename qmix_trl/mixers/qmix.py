@@ -1,6 +1,5 @@
 """QMIX: a monotonic mixing network whose weights come from hypernetworks of the state."""
 
-import math
 from collections.abc import Sequence
 from itertools import islice
 
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 from qmix_trl.chosen import named
 from qmix_trl.dense import dense_by_layers, gradients_again
 from qmix_trl.keys import CHOSEN_ACTION_VALUE, STATE
+from qmix_trl.mixers.sizes import StateShape, check_shapes, checked_state_shape
 from qmix_trl.native.networks import library as networks
 from qmix_trl.native.networks import mixer as kernel
 
@@ -48,7 +48,7 @@ class QMixer(nn.Module):
     def __init__(
         self,
         n_agents: int,
-        state_shape: int | Sequence[int],
+        state_shape: StateShape,
         mixing_embed_dim: int = 32,
         hypernet_layers: int = 1,
         hypernet_embed_dim: int = 64,
@@ -57,18 +57,16 @@ class QMixer(nn.Module):
     ) -> None:
         super().__init__()
         self.n_agents = n_agents
-        self.state_shape = torch.Size(
-            (state_shape,) if isinstance(state_shape, int) else state_shape
+        self.state_shape = checked_state_shape(
+            "QMixer",
+            state_shape,
+            n_agents=n_agents,
+            mixing_embed_dim=mixing_embed_dim,
+            hypernet_embed_dim=hypernet_embed_dim,
         )
         self.mixing_embed_dim = mixing_embed_dim
         self.hypernet_layers = hypernet_layers
-        state_dim = math.prod(self.state_shape)
-        if min(n_agents, state_dim, mixing_embed_dim, hypernet_embed_dim) < 1:
-            raise ValueError(
-                "QMixer: expected n_agents, state_shape, mixing_embed_dim and hypernet_embed_dim "
-                f"of at least 1, got {n_agents}, {tuple(self.state_shape)}, {mixing_embed_dim} "
-                f"and {hypernet_embed_dim}"
-            )
+        state_dim = self.state_shape.numel()
         if hypernet_layers not in (1, 2):
             raise ValueError(f"QMixer: expected hypernet_layers 1 or 2, got {hypernet_layers}")
 
@@ -113,23 +111,17 @@ class QMixer(nn.Module):
             ValueError: if a shape differs from these.
         """
         batch = chosen_action_value.shape[:-2]
-        self._check(chosen_action_value, state, batch)
+        entries = {
+            "chosen_action_value": (chosen_action_value, (*batch, self.n_agents, 1)),
+            "state": (state, (*batch, *self.state_shape)),
+        }
+        check_shapes("QMixer", entries)
         chosen = chosen_action_value.reshape(batch.numel(), self.n_agents)  # [samples, N]
-        state = state.reshape(batch.numel(), math.prod(self.state_shape))  # [samples, S]
+        state = state.reshape(batch.numel(), self.state_shape.numel())  # [samples, S]
         nets = (self.hyper_w_1, self.hyper_b_1, self.hyper_w_final, self.V)
         layers = [_layers(net) for net in nets]
         parameters = [x for net in layers for layer in net for x in (layer.weight, layer.bias)]
         return _mix(chosen, state, [len(net) for net in layers], parameters).reshape(*batch, 1)
-
-    def _check(self, chosen_action_value: Tensor, state: Tensor, batch: torch.Size) -> None:
-        """Refuse shapes that do not fit the mixer."""
-        expected = ((*batch, self.n_agents, 1), (*batch, *self.state_shape))
-        got = (tuple(chosen_action_value.shape), tuple(state.shape))
-        if got != expected:
-            raise ValueError(
-                "QMixer: expected chosen_action_value and state of shapes "
-                f"{expected[0]} and {expected[1]}, got {got[0]} and {got[1]}"
-            )
 
 
 def _layers(net: nn.Module) -> list[nn.Module]:

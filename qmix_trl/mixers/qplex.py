@@ -1,14 +1,12 @@
 """QPLEX: a monotone mixer plus each agent's advantage, weighted by attention."""
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from qmix_trl.chosen import named
 from qmix_trl.keys import ACTION, CHOSEN_ACTION_VALUE, GREEDY_ACTION_VALUE, STATE
 from qmix_trl.mixers.advantages import check_entries, with_advantages, with_joint_action
+from qmix_trl.mixers.sizes import StateShape, checked_state_shape
 from qmix_trl.mixers.vdn import VDNMixer
 
 
@@ -42,7 +40,7 @@ class QPlexMixer(nn.Module):
     def __init__(
         self,
         n_agents: int,
-        state_shape: int | Sequence[int],
+        state_shape: StateShape,
         n_actions: int,
         base: nn.Module | None = None,
         n_heads: int = 10,
@@ -51,17 +49,12 @@ class QPlexMixer(nn.Module):
     ) -> None:
         super().__init__()
         self.n_agents = n_agents
-        self.state_shape = torch.Size(
-            (state_shape,) if isinstance(state_shape, int) else state_shape
+        self.state_shape = checked_state_shape(
+            "QPlexMixer", state_shape, n_agents=n_agents, n_actions=n_actions, n_heads=n_heads
         )
         self.n_actions = n_actions
         self.n_heads = n_heads
-        state_dim = math.prod(self.state_shape)
-        if min(n_agents, state_dim, n_actions, n_heads) < 1:
-            raise ValueError(
-                "QPlexMixer: expected n_agents, state_shape, n_actions and n_heads of at least 1, "
-                f"got {n_agents}, {tuple(self.state_shape)}, {n_actions} and {n_heads}"
-            )
+        state_dim = self.state_shape.numel()
 
         def linear(n_in: int, n_out: int) -> nn.Linear:
             return nn.Linear(n_in, n_out, device=device, dtype=dtype)
