@@ -127,15 +127,13 @@ def test_gradients_of_the_gru_equal_finite_differences():
 
 
 @needs_library
-def test_threads_change_only_the_rounding_of_sums(threads):
+@pytest.mark.parametrize("n_threads", [2, 3, 7])
+def test_threads_change_no_bit_of_the_gru(n_threads, threads):
     arguments = (*inputs(shape=(40, 6, 3), width=20), *weights(20, torch.float64))
+    threads(1)
     expected = results(gru._unroll, *arguments)
-    threads(3)
-    found = results(gru._unroll, *arguments)
-    assert torch.equal(found[0], expected[0])
-    assert_near(found, expected, torch.float64)
-    for one, other in zip(results(gru._unroll, *arguments), found, strict=True):
-        assert torch.equal(one, other)
+    threads(n_threads)
+    assert all(map(torch.equal, results(gru._unroll, *arguments), expected))
 
 
 @needs_library
@@ -348,15 +346,19 @@ def test_gradients_of_layers_equal_finite_differences():
 
 
 @needs_library
-def test_threads_change_only_the_rounding_of_gradients_of_layers(threads):
+@pytest.mark.parametrize("n_threads", [2, 3, 7])
+def test_threads_change_no_bit_of_layers(n_threads, threads):
     layers = layers_of([(5, 20), (20, 3)], torch.float64)
     parameters = [y for layer in layers for y in layer]
     x = torch.randn(500, 1, 5, dtype=torch.float64)
-    expected = [dense(x, layers), *torch.autograd.grad(dense(x, layers).sum(), parameters)]
-    threads(4)
-    found = [dense(x, layers), *torch.autograd.grad(dense(x, layers).sum(), parameters)]
-    assert torch.equal(found[0], expected[0])
-    assert_near(found, expected, torch.float64)
+
+    def found():
+        return [dense(x, layers), *torch.autograd.grad(dense(x, layers).sum(), parameters)]
+
+    threads(1)
+    expected = found()
+    threads(n_threads)
+    assert all(map(torch.equal, found(), expected))
 
 
 # ------------------------------------------------------------------------ the mixer
@@ -419,15 +421,15 @@ def test_gradients_of_the_mixer_equal_finite_differences(n_layers):
 
 
 @needs_library
-def test_threads_change_only_the_rounding_of_gradients_of_the_mixer(threads):
+@pytest.mark.parametrize("n_threads", [2, 3, 7])
+def test_threads_change_no_bit_of_the_mixer(n_threads, threads):
     mixer = QMixer(3, 5, 8, 2, dtype=torch.float64)
     chosen = torch.randn(300, 3, 1, dtype=torch.float64, requires_grad=True)
     state, asked = torch.randn(300, 5, dtype=torch.float64), [chosen, *mixer.parameters()]
+    threads(1)
     expected = mixed(mixer, chosen, state, asked)
-    threads(4)
-    found = mixed(mixer, chosen, state, asked)
-    assert torch.equal(found[0], expected[0])
-    assert_near(found, expected, torch.float64)
+    threads(n_threads)
+    assert all(map(torch.equal, mixed(mixer, chosen, state, asked), expected))
 
 
 @needs_library

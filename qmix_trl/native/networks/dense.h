@@ -6,7 +6,7 @@ struct Block {
   const Dense *d;
   const Linear *layers;  // transposed for backward
   int64_t stride;        // enough for all layers
-  int64_t thread, group, begin, n;
+  int64_t part, group, begin, n;
 
   int64_t place(int64_t i) const { return (begin + i) * d->n_groups + group; }
   void read(const Real *from, int64_t size, Real *to) const {
@@ -47,7 +47,7 @@ struct Block {
       std::fill(x + s * stride + norm.size, x + s * stride + round_up(norm.size, W), (Real)0);
       factors[s] = normalise(norm, x + s * stride);
     }
-    sums.add(thread, group, x, grad, stride, n);
+    sums.add(part, group, x, grad, stride, n);
     for (int64_t s = 0; s < n; s++) {
       Real *of_sample = grad + s * stride;
       const Real *normed = x + s * stride;
@@ -71,7 +71,7 @@ struct Block {
       const int64_t size = d->layers[i].inputs;
       read(d->inputs[i], size, x);
       for (int64_t s = 0; s < n; s++) x[s * stride + size] = 1;  // for the bias's gradient
-      sums[i].add(thread, group, x, grad, stride, n);
+      sums[i].add(part, group, x, grad, stride, n);
       if (i == 0 && !d->grad_input) return;
       linear(layers + i, group, grad, grad_x, stride, round_up(n, TILE), false);
       if (i == 0) return write(grad_x, size, d->grad_input);
@@ -91,24 +91,23 @@ static void run(const Dense *d, bool is_backward) {
   for (int64_t i = 0; i < d->n_layers; i++) {
     const Layer &l = d->layers[i];
     panels.push_back(is_backward ? Panels::transposed(l, d->n_groups) : Panels::of(l, d->n_groups));
-    if (is_backward) sums.emplace_back(d->n_groups, d->threads, l.inputs, l.outputs);
+    if (is_backward) sums.emplace_back(d->n_groups, l.inputs, l.outputs);
     if (is_backward && d->norms && i + 1 < d->n_layers)
-      norm_sums.emplace_back(d->n_groups, d->threads, l.outputs);
+      norm_sums.emplace_back(d->n_groups, l.outputs);
     stride = std::max({stride, padded_size(l.inputs), padded_size(l.outputs)});
   }
   for (const Panels &p : panels) layers.push_back(p.linear());
   const int64_t per_group = d->n_samples / d->n_groups;
-  const int64_t size = block_size(per_group, d->threads);
+  const int64_t size = block_size(per_group);
   const int64_t n_blocks = round_up(per_group, size) / size;
-  // Each thread has the same samples at each call, so that sums over samples round alike.
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static, 1) num_threads((int)d->threads) if (d->threads > 1)
 #endif
-  for (int64_t thread = 0; thread < d->threads; thread++) {
+  for (int64_t part = 0; part < PARTS; part++) {
     std::vector<Real> x(size * stride), y(size * stride), z(size * stride);
-    for (int64_t b = thread; b < d->n_groups * n_blocks; b += d->threads) {
+    for (int64_t b = part; b < d->n_groups * n_blocks; b += PARTS) {
       const int64_t begin = b % n_blocks * size;
-      const Block block = {d,           layers.data(), stride, thread,
+      const Block block = {d,           layers.data(), stride, part,
                            b / n_blocks, begin,         std::min(size, per_group - begin)};
       if (is_backward)
         block.backward(x.data(), y.data(), z.data(), sums, norm_sums);

@@ -7,7 +7,7 @@ struct Block {
   const Sequences *s;
   Linear recurrent;  // each gate padded; transposed for backward
   Sums *sums;
-  int64_t thread, group, begin, n;
+  int64_t part, group, begin, n;
   int64_t padded;  // H, padded to whole vectors
   int64_t stride;
   Real *state, *products, *other;  // [n, stride]
@@ -80,7 +80,7 @@ struct Block {
 
   void backward(int64_t t) const {
     for (int64_t i = 0; i < n; i++) step_back(i, t);
-    sums->add(thread, group, other, products, stride, n);
+    sums->add(part, group, other, products, stride, n);
     linear(&recurrent, group, products, other, stride, round_up(n, TILE), false);
     for (int64_t i = 0; i < n; i++) {
       for (int64_t j = 0; j < padded; j += W) {
@@ -128,24 +128,23 @@ static Panels padded_gates(const Sequences *s, bool is_backward) {
 // Compute all blocks through time, forward or backward.
 static void run(const Sequences *s, bool is_backward) {
   const int64_t per_group = s->n_sequences * s->n_agents / s->n_groups;
-  const int64_t block = block_size(per_group, s->threads);
+  const int64_t block = block_size(per_group);
   const int64_t n_blocks = round_up(per_group, block) / block;
   const int64_t padded = round_up(s->width, W);
   const int64_t stride = std::max(3 * padded, padded_size(s->width));
   const Panels panels = padded_gates(s, is_backward);
-  Sums sums(s->n_groups, is_backward ? s->threads : 0, s->width, 3 * padded);
-  // Each thread has the same samples at each call, so that sums over samples round alike.
+  Sums sums(is_backward ? s->n_groups : 0, s->width, 3 * padded);
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static, 1) num_threads((int)s->threads) if (s->threads > 1)
 #endif
-  for (int64_t thread = 0; thread < s->threads; thread++) {
+  for (int64_t part = 0; part < PARTS; part++) {
     const int64_t size = block * stride;
     std::vector<Real> scratch(3 * size);
-    for (int64_t b = thread; b < s->n_groups * n_blocks; b += s->threads) {
+    for (int64_t b = part; b < s->n_groups * n_blocks; b += PARTS) {
       // Padding must hold finite numbers, as it is multiplied by zero weights.
       std::fill(scratch.begin(), scratch.end(), (Real)0);
       const int64_t group = b / n_blocks, begin = b % n_blocks * block;
-      const Block samples = {s, panels.linear(), &sums, thread, group, begin,
+      const Block samples = {s, panels.linear(), &sums, part, group, begin,
                              std::min(block, per_group - begin), padded, stride, scratch.data(),
                              scratch.data() + size, scratch.data() + 2 * size};
       if (is_backward)

@@ -15,7 +15,7 @@ struct Hypernet {
       : first(first), n_hidden(n_layers == 2 ? m->layers[first].outputs : 0) {
     for (const Layer *l = m->layers + first; l < m->layers + first + n_layers; l++) {
       if (is_backward)
-        sums.emplace_back(1, m->threads, l->inputs, l->outputs);
+        sums.emplace_back(1, l->inputs, l->outputs);
       else
         panels.push_back(Panels::of(*l, 1));
     }
@@ -34,7 +34,7 @@ INLINE vr sign(vr x) { return x > 0 ? vr{} + 1 : (x < 0 ? vr{} - 1 : vr{}); }
 struct Block {
   const Mixer *m;
   std::vector<Hypernet> *nets;
-  int64_t stride, thread, begin, n;
+  int64_t stride, part, begin, n;
   Real *state, *grad_hidden;          // [n, stride]
   Real *hidden[NETS], *output[NETS];  // [n, stride]
 
@@ -125,13 +125,13 @@ struct Block {
   }
 
   void add_gradients(Hypernet &net, const Real *hidden, const Real *grad) const {
-    net.sums.back().add(thread, 0, net.n_hidden ? hidden : state, grad, stride, n);
+    net.sums.back().add(part, 0, net.n_hidden ? hidden : state, grad, stride, n);
     if (!net.n_hidden) return;
     const Linear back = net.transposed[0].linear();
     linear(&back, 0, grad, grad_hidden, stride, round_up(n, TILE), false);
     for (int64_t i = 0; i < n; i++)
       mask_by_relu(grad_hidden + i * stride, hidden + i * stride, back.outputs);
-    net.sums[0].add(thread, 0, state, grad_hidden, stride, n);
+    net.sums[0].add(part, 0, state, grad_hidden, stride, n);
   }
 
   void backward() const {
@@ -150,20 +150,19 @@ static void run(const Mixer *m, bool is_backward) {
   }
   for (int64_t i = 0; i < m->n_layers; i++)
     stride = std::max(stride, padded_size(m->layers[i].outputs));
-  const int64_t block = block_size(m->n_samples, m->threads), size = block * stride;
-  // Each thread has the same samples at each call, so that sums over samples round alike.
+  const int64_t block = block_size(m->n_samples), size = block * stride;
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static, 1) num_threads((int)m->threads) if (m->threads > 1)
 #endif
-  for (int64_t thread = 0; thread < m->threads; thread++) {
+  for (int64_t part = 0; part < PARTS; part++) {
     // Zeros: padding must hold finite numbers, as it is multiplied by zero weights.
     std::vector<Real> scratch((2 + 2 * NETS) * size);
-    Block b = {m, &nets, stride, thread, 0, 0, scratch.data(), scratch.data() + size};
+    Block b = {m, &nets, stride, part, 0, 0, scratch.data(), scratch.data() + size};
     for (int i = 0; i < NETS; i++) {
       b.hidden[i] = scratch.data() + (2 + 2 * i) * size;
       b.output[i] = b.hidden[i] + size;
     }
-    for (b.begin = thread * block; b.begin < m->n_samples; b.begin += m->threads * block) {
+    for (b.begin = part * block; b.begin < m->n_samples; b.begin += PARTS * block) {
       b.n = std::min(block, m->n_samples - b.begin);
       if (is_backward)
         b.backward();

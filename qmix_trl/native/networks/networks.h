@@ -21,6 +21,9 @@ typedef vf vr;
 #endif
 #define SAMPLES_TOGETHER 96  // a multiple of TILE
 #define SUM_TILE 12          // numbers of a sample whose sums over samples stay in registers
+// Samples are computed in parts, each by one thread and with sums of its own: so sums round alike
+// for any number of threads, of which PARTS have work.
+#define PARTS 4
 
 INLINE vr load(const Real *from) {
   vr x;
@@ -74,10 +77,10 @@ static int64_t round_up(int64_t n, int64_t multiple) {
 static int64_t padded_size(int64_t n) {
   return std::max(round_up(n + 1, SUM_TILE), round_up(n, W));
 }
-// The number of samples that a thread computes together: weights are read once for all of them,
-// and their numbers fit the cache.
-static int64_t block_size(int64_t n_samples, int64_t threads) {
-  const int64_t share = round_up(round_up(n_samples, threads) / threads, TILE);
+// The number of samples of a part that are computed together: weights are read once for all of
+// them, and their numbers fit the cache.
+static int64_t block_size(int64_t n_samples) {
+  const int64_t share = round_up(round_up(n_samples, PARTS) / PARTS, TILE);
   return std::max<int64_t>(TILE, std::min<int64_t>(share, SAMPLES_TOGETHER));
 }
 
@@ -210,26 +213,26 @@ struct Panels {
   }
 };
 
-// The gradients of a layer's weight and bias, one sum for each thread: [inputs + 1, outputs], the
+// The gradients of a layer's weight and bias, one sum for each part: [inputs + 1, outputs], the
 // bias's last.
 struct Sums {
-  int64_t n_groups, n_threads, n_x, n_y, size;
+  int64_t n_groups, n_x, n_y, size;
   std::vector<Real> values;
 
-  Sums(int64_t n_groups, int64_t n_threads, int64_t inputs, int64_t outputs)
-      : n_groups(n_groups), n_threads(n_threads), n_x(inputs + 1), n_y(round_up(outputs, W)),
-        size(round_up(n_x, SUM_TILE) * n_y), values(n_threads * n_groups * size) {}
+  Sums(int64_t n_groups, int64_t inputs, int64_t outputs)
+      : n_groups(n_groups), n_x(inputs + 1), n_y(round_up(outputs, W)),
+        size(round_up(n_x, SUM_TILE) * n_y), values(PARTS * n_groups * size) {}
 
   // x: inputs, and a 1 after each sample's, by which the bias's gradient is summed.
-  void add(int64_t thread, int64_t group, const Real *x, const Real *y, int64_t stride,
+  void add(int64_t part, int64_t group, const Real *x, const Real *y, int64_t stride,
            int64_t n_samples) {
-    Real *sums = values.data() + (thread * n_groups + group) * size;
+    Real *sums = values.data() + (part * n_groups + group) * size;
     add_outer_products(x, y, sums, stride, n_samples, n_x, n_y);
   }
   Real total(int64_t group, int64_t i, int64_t o) const {
     Real sum = 0;
-    for (int64_t t = 0; t < n_threads; t++)
-      sum += values[(t * n_groups + group) * size + i * n_y + o];
+    for (int64_t part = 0; part < PARTS; part++)
+      sum += values[(part * n_groups + group) * size + i * n_y + o];
     return sum;
   }
   // Write sums from output `first` on to the layer's outputs from `to` on.
@@ -245,19 +248,18 @@ struct Sums {
   void write(const Layer &l) const { write(l, 0, l.outputs, 0); }
 };
 
-// The gradients of a layer norm's scale and shift, one sum for each thread.
+// The gradients of a layer norm's scale and shift, one sum for each part.
 struct NormSums {
-  int64_t n_groups, n_threads, padded;
-  std::vector<Real> values;  // [threads, groups, 2, padded]
+  int64_t n_groups, padded;
+  std::vector<Real> values;  // [parts, groups, 2, padded]
 
-  NormSums(int64_t n_groups, int64_t n_threads, int64_t size)
-      : n_groups(n_groups), n_threads(n_threads), padded(round_up(size, W)),
-        values(n_threads * n_groups * 2 * padded) {}
+  NormSums(int64_t n_groups, int64_t size)
+      : n_groups(n_groups), padded(round_up(size, W)), values(PARTS * n_groups * 2 * padded) {}
 
   // x: normalised numbers of n samples; grad: the gradients of what they are scaled and shifted to.
-  void add(int64_t thread, int64_t group, const Real *x, const Real *grad, int64_t stride,
+  void add(int64_t part, int64_t group, const Real *x, const Real *grad, int64_t stride,
            int64_t n) {
-    Real *sums = values.data() + (thread * n_groups + group) * 2 * padded;
+    Real *sums = values.data() + (part * n_groups + group) * 2 * padded;
     for (int64_t j = 0; j < padded; j += W) {
       vr scale = {}, shift = {};  // sums over these few samples round little
       for (int64_t at = j; at < n * stride; at += stride) {
@@ -270,7 +272,8 @@ struct NormSums {
   }
   Real total(int64_t group, int64_t i) const {
     Real sum = 0;
-    for (int64_t t = 0; t < n_threads; t++) sum += values[(t * n_groups + group) * 2 * padded + i];
+    for (int64_t part = 0; part < PARTS; part++)
+      sum += values[(part * n_groups + group) * 2 * padded + i];
     return sum;
   }
   void write(const Norm &norm) const {
