@@ -344,12 +344,12 @@ class CheckpointConfig:
 class RuntimeConfig:
     """The device of a run, its threads, and the way its updates run (``Update``).
 
-    ``threads`` counts the CPU's threads; null leaves the choice to torch. The last digits of sums,
-    and so curves, depend on it.
+    ``threads`` counts the CPU's threads: "auto" takes the number that is fastest, null leaves it to
+    torch. Where updates run in C++ no number of a curve depends on it.
     """
 
     device: Literal["auto", "cpu", "cuda"]
-    threads: int | None = number(least=1, most=MAX_THREADS)
+    threads: Literal["auto"] | int | None = number(least=1, most=MAX_THREADS)
     compile: bool
     cuda_graph: Literal["auto", True, False]
 

@@ -23,6 +23,7 @@ def samples(replay: TensorDictReplayBuffer, n: int) -> Iterator[TensorDictBase]:
         yield from (replay.sample() for _ in range(n))
         return
     n_rows, storage = replay.batch_size, replay.storage
+    assert n_rows is not None  # ``make_replay`` has set it
     n_bytes = n_rows * sum(x.nbytes for x in storage.get(0).values(True, True))
     together = max(1, MOST_BYTES // n_bytes)
     for i in range(0, n, together):

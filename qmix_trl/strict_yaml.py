@@ -248,8 +248,9 @@ def build(
     """Return the value of an entry as an annotated type.
 
     Args:
-        kind: a dataclass, ``T | None``, a union of dataclasses that differ in their first field,
-            a Literal, ``tuple[T, ...]``, ``dict[str, Any]``, int, float, bool or str.
+        kind: a dataclass, ``T | None``, a Literal with a scalar and None, a union of dataclasses
+            that differ in their first field, a Literal, ``tuple[T, ...]``, ``dict[str, Any]``,
+            int, float, bool or str.
         entry: an entry that ``read`` returned.
         path: the entry's dotted path in the file.
         bounds: the bounds of numbers: the metadata of a field by ``number``.
@@ -319,10 +320,17 @@ def _whole(known: Collection[str], entry: Entry, path: str) -> str:
 
 
 def _build_union(kinds: tuple, entry: Entry, path: str, bounds: Mapping[str, Any]) -> Any:
-    """Return ``T | None``, or the dataclass whose first field, a Literal, equals the entry's."""
+    """Return None, a word or a scalar, or the dataclass whose first field equals the entry's."""
     if types.NoneType in kinds:
-        (kind,) = [kind for kind in kinds if kind is not types.NoneType]
-        return None if entry.value is None else build(kind, entry, path, bounds)
+        if entry.value is None:
+            return None
+        *words, kind = [kind for kind in kinds if kind is not types.NoneType]
+        if words and isinstance(entry.value, str):
+            choices = typing.get_args(words[0])
+            if entry.value not in choices:
+                raise _wrong(entry, path, f"{WORDS[kind]} or {' or '.join(choices)}")
+            return entry.value
+        return build(kind, entry, path, bounds)
     tag = fields(kinds[0])[0].name
     tagged = {
         name: kind for kind in kinds for name in typing.get_args(typing.get_type_hints(kind)[tag])

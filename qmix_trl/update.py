@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchrl.objectives import HardUpdate, SoftUpdate
 from torchrl.objectives.utils import TargetNetUpdater
 
@@ -67,11 +68,10 @@ class HardTargets(HardUpdate):
 class SoftTargets(SoftUpdate):
     """TorchRL's ``SoftUpdate``, all parameters by one operation."""
 
-    @torch.no_grad()
     def step(self) -> None:
         """Move the targets towards the networks."""
         targets, sources = (list(x.values(True, True)) for x in (self._targets, self._sources))
-        torch._foreach_lerp_(targets, sources, 1 - self.eps)
+        get_ema_multi_avg_fn(self.eps)(targets, sources, 0)
 
 
 # Updaters whose step a graph can hold. Others, as TorchRL's HardUpdate, may count in Python.

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from support.run_arguments import export_arguments
+from support.threads import set_threads
 
 if __name__ == "__main__":
     arguments = export_arguments(__doc__)  # before torch is imported: mistakes are told at once
 
 import torch
-from support.components import build_env, set_threads, stream_seed, without_checks
+from support.components import build_env, stream_seed, without_checks
 from support.export_programs import NEEDED, described, program
 from support.parity import Parity, parity
 from support.run_folder import CONFIG_FILE

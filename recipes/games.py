@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from support.command_line import games_arguments
+from support.threads import set_threads
 
 if __name__ == "__main__":
     arguments = games_arguments(__doc__)  # before torch is imported: mistakes are told at once
@@ -23,7 +24,6 @@ from support.components import (
     build_replay,
     build_update,
     n_batches,
-    set_threads,
     stream_seed,
 )
 from support.evaluation import Evaluation

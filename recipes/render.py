@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from support.run_arguments import film_title, render_arguments
+from support.threads import set_threads
 
 if __name__ == "__main__":
     arguments = render_arguments(__doc__)  # before torch is imported: mistakes are told at once
 
 import torch
 from support.commands import typed
-from support.components import set_threads
 from support.render.files import write_film
 from support.render.films import Film, Part
 from support.render.recording import Recorder

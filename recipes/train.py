@@ -36,6 +36,7 @@ from support.render.videos import Videos
 from support.run_folder import CONFIG_FILE, REPLAY_FOLDER
 from support.run_weights import RunWeights
 from support.shares import KEEP
+from support.threads import by_threads
 from support.training_report import training_report
 
 from qmix_trl import Learner, make_policy, save_config
@@ -96,8 +97,9 @@ def train(
         frames, n_updates = checkpoints.load(evaluation, agent, weights) if run.folder else (0, 0)
         ranks.by_first(save_config, config, folder / CONFIG_FILE)
         videos = Videos(run.task, folder, device)
+        batches = by_threads(collector, config.runtime.threads, ranks.local_size)
         with report:
-            for batch in stop.watched(collector):
+            for batch in stop.watched(batches):
                 check_batch(batch)
                 frames += ranks.size * batch.numel()
                 explore.step(ranks.size * batch.numel())

@@ -242,7 +242,7 @@ CHOICES = [Choice(n_envs, n_envs, threads) for n_envs in (75, 150) for threads i
 )
 def test_the_nearest_of_the_fastest_is_recommended(rates, expected):
     config = load_config(RECIPES / "configs" / "balance_quick.yaml")
-    assert (config.env.n_envs, config.runtime.threads) == (150, 1)
+    assert (config.env.n_envs, config.runtime.threads) == (150, "auto")
     readings = list(map(Reading, CHOICES, rates))
     chosen = reading.recommended(readings, config).choice
     assert (chosen.n_envs, chosen.threads) == expected

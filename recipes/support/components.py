@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from support.terminal import tell_builds
+from support.threads import set_threads
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
@@ -340,12 +341,6 @@ def build_update(config: RunConfig, loss: QMixLoss, ranks: Ranks = ALONE) -> Upd
         cuda_graph=runtime.cuda_graph,
         ranks=ranks,
     )
-
-
-def set_threads(threads: int | None) -> None:
-    """Set the number of threads on the CPU; None leaves it to torch."""
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def mean_outputs(outputs: TensorDictBase) -> TensorDictBase:

@@ -66,7 +66,7 @@ def array_script(cells: Sequence[Cell], runs: Path, jobs: int) -> str:
     return TEMPLATE.format(
         last=len(cells) - 1,
         jobs=jobs,
-        threads=max(number or 1 for number in threads),
+        threads=max(n if isinstance(n, int) else 1 for n in threads),
         logs=runs / FOLDER,
         commands="\n".join(shlex.quote(shlex.join(cell.resuming(runs))) for cell in cells),
     )

@@ -26,6 +26,7 @@ from support.components import (
     without_checks,
 )
 from support.memory import check_room
+from support.threads import numbers_to_try
 
 from qmix_trl import Learner, MachineError, RunConfig, env_dims, make_policy, with_memory
 from qmix_trl.config import InPython
@@ -104,10 +105,7 @@ def sizes(config: RunConfig) -> dict[int, int]:
 
 def threads(config: RunConfig) -> list[int]:
     """Return the numbers of threads to try: powers of two up to the processors, and the own one."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    most = min(usable or 1, MOST_THREADS)
-    powers = {2**i for i in range(int(math.log2(most)) + 1)}
-    return sorted(powers | {config.runtime.threads or torch.get_num_threads()})
+    return sorted({*numbers_to_try(MOST_THREADS), _own_threads(config)})
 
 
 class Sizing:
@@ -244,9 +242,14 @@ def recommended(readings: Sequence[Reading], config: RunConfig) -> Reading:
 
 def _difference(choice: Choice, config: RunConfig) -> tuple[float, float]:
     """Return how far a choice is from a configuration, in environments and then in threads."""
-    own = config.runtime.threads or torch.get_num_threads()
     of_envs = abs(math.log(choice.n_envs / config.env.n_envs))
-    return of_envs, abs(math.log(choice.threads / own))
+    return of_envs, abs(math.log(choice.threads / _own_threads(config)))
+
+
+def _own_threads(config: RunConfig) -> int:
+    """Return the number of threads of a configuration; torch's where it names none."""
+    threads = config.runtime.threads
+    return threads if isinstance(threads, int) else torch.get_num_threads()
 
 
 def is_busy() -> bool:
