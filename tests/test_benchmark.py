@@ -306,7 +306,8 @@ def test_vdn_and_iql_differ_from_qmix_in_the_mixer_alone(task):
     configs = {
         algorithm: load_config(path)
         for algorithm in cells.ALGORITHMS
-        if (path := cells.CONFIGS / f"{task}_{algorithm}.yaml").exists()
+        if algorithm != "pqn"  # has another replay, too
+        and (path := cells.CONFIGS / f"{task}_{algorithm}.yaml").exists()
     }
     assert set(cells.COMPARED) <= set(configs)
     qmix = configs["qmix"]
@@ -317,6 +318,27 @@ def test_vdn_and_iql_differ_from_qmix_in_the_mixer_alone(task):
         assert (config.agent == qmix.agent) == (not agent)
         assert replace(config, mixer=qmix.mixer, agent=qmix.agent) == qmix
     assert qmix.evaluation.episodes >= 100
+
+
+@pytest.mark.parametrize("algorithm", cells.VARIANTS)
+def test_a_variant_is_qmix_with_another_mixer_or_weighting(algorithm):
+    for cell in cells.table_cells(cells.TASKS, [algorithm], [3], []):
+        config = load_config(cell.config, cell.settings)
+        qmix = load_config(cells.CONFIGS / f"{cell.task}_qmix.yaml", ["seed=3"])
+        assert (config.mixer == qmix.mixer) != (config.loss.weighting is None)
+        assert replace(config, mixer=qmix.mixer, loss=qmix.loss, name="auto") == qmix
+        assert replace(config.loss, weighting=None) == qmix.loss
+
+
+def test_a_run_by_another_number_of_threads_is_done(tiny_table):
+    folder = tiny_table / "tiny_vdn-0"
+    folder.mkdir()
+    (folder / "summary.json").write_text("{}")
+    save_config(
+        load_config(vdn_cell().config, vdn_cell("runtime.threads=3").settings),
+        folder / "config.yaml",
+    )
+    assert vdn_cell().is_done(tiny_table)
 
 
 # --------------------------------------------------------------------------- BenchMARL

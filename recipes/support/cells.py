@@ -37,8 +37,16 @@ TASKS = (
 )
 BENCHMARL = "benchmarl_qmix"
 COMPARED = ("qmix", "vdn", "iql")  # the default
+VARIANTS = {  # what each changes in QMIX's configuration of a task; it has none of its own
+    "qfix": "mixer={name: qfix, base: {name: vdn}, embed_dim: 64}",
+    "qplex": "mixer={name: qplex, base: {name: vdn}, n_heads: 10}",
+    "cw_qmix": "loss.weighting={name: central, alpha: 0.75, embed_dim: 64}",
+    "ow_qmix": "loss.weighting={name: optimistic, alpha: 0.5, embed_dim: 64}",
+}
 ALGORITHMS = (
     *COMPARED,
+    *VARIANTS,
+    "pqn",
     *(f"{algorithm}_recurrent" for algorithm in COMPARED),
     "qmix_feedforward",
     BENCHMARL,
@@ -103,7 +111,9 @@ class Cell:
         config, folder = load_config(self.config, self.settings), runs / self.name
         if not (folder / CONFIG_FILE).exists():
             return False
-        if replace(load_config(folder / CONFIG_FILE), checkpoint=config.checkpoint) != config:
+        done = load_config(folder / CONFIG_FILE)
+        runtime = replace(done.runtime, threads=config.runtime.threads)
+        if replace(done, runtime=runtime, checkpoint=config.checkpoint) != config:
             raise ConfigError(
                 f"{folder} is a run of another configuration than {self.config} is now; "
                 "delete it, or choose another folder by --runs"
@@ -180,7 +190,8 @@ def table_cells(
                 recipe = "train_benchmarl.py" if algorithm == BENCHMARL else "train.py"
                 stem = _stem(f"{name}_{algorithm}", varied)
                 group = ", ".join((algorithm, *varied))
-                cells.append(Cell(stem, config, seed, overrides, name, group, recipe))
+                variant = [VARIANTS[algorithm]] if algorithm in VARIANTS else []
+                cells.append(Cell(stem, config, seed, (*variant, *overrides), name, group, recipe))
     if not cells:
         raise ConfigError(f"no configuration of these tasks and algorithms is in {CONFIGS}")
     return _with_own_names(cells)
@@ -225,11 +236,12 @@ def own_cells(
 def _config_of(task: str, algorithm: str) -> Path | None:
     """Return the file of a task and an algorithm, if there is one.
 
-    BenchMARL shares that of QMIX, and has the tasks of VMAS alone.
+    BenchMARL and the variants share that of QMIX; BenchMARL has the tasks of VMAS alone.
     """
     is_benchmarl = algorithm == BENCHMARL
     folder = Path() if os.sep in task else CONFIGS
-    config = folder / f"{task}_{'qmix' if is_benchmarl else algorithm}.yaml"
+    shares = is_benchmarl or algorithm in VARIANTS
+    config = folder / f"{task}_{'qmix' if shares else algorithm}.yaml"
     if not config.exists():
         return None
     env = load_config(config).env
