@@ -1,7 +1,5 @@
 """The number of threads on the CPU: as configured, or the fastest of a few."""
 
-import os
-
 import pytest
 import torch
 from recipe_tools import RECIPES, metrics, run
@@ -75,7 +73,7 @@ def test_all_batches_are_made_each_by_the_threads_that_use_it():
     ],
 )
 def test_processes_share_the_processors(n_cores, most, n_processes, numbers, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(n_cores)))
+    monkeypatch.setattr(module, "AVAILABLE", n_cores)
     assert module.numbers_to_try(most, n_processes) == numbers
 
 
@@ -88,7 +86,7 @@ def test_a_run_begins_with_the_configured_number(threads, number):
 
 @pytest.mark.parametrize("name", ["balance_qmix_recurrent", "balance_qmix"])
 def test_a_curve_is_the_same_by_any_number_of_threads(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
+    monkeypatch.setattr(module, "AVAILABLE", 4)
     few = ["env.n_envs=16", "collection.total_frames=4800", "update.per_batch=2"]
     few += [
         "evaluation.every_frames=4800",

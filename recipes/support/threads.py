@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ Threads = Literal["auto"] | int | None
 MOST_THREADS = 4  # updates in C++ have work for so many (PARTS in networks.h)
 N_TRIALS = 3  # batches by each number
 N_BETWEEN = 60  # batches between trials: another program may begin or end
+AVAILABLE = torch.get_num_threads()  # the processors, or OMP_NUM_THREADS: before any other is set
 
 
 def set_threads(threads: Threads) -> None:
@@ -24,15 +24,13 @@ def set_threads(threads: Threads) -> None:
 
 
 def numbers_to_try(most: int, n_processes: int = 1) -> list[int]:
-    """Return the powers of two up to the processors of one process.
+    """Return the powers of two up to the processors of one process, or to OMP_NUM_THREADS.
 
     Args:
         most: the greatest number.
         n_processes: that share the processors which this one may use.
     """
-    has_affinity = hasattr(os, "sched_getaffinity")
-    usable = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    limit = max(1, min(most, usable // n_processes))
+    limit = max(1, min(most, AVAILABLE // n_processes))
     return [2**i for i in range(limit.bit_length())]
 
 
