@@ -26,6 +26,8 @@ if __name__ == "__main__":
 import torch
 from support.components import choose_device
 from support.curve_report import written
+from support.terminal import filled
+from support.throughput.ceiling import ceiling
 from support.throughput.collection import (
     engine_steps,
     our_batches,
@@ -153,6 +155,8 @@ def main(arguments: argparse.Namespace) -> None:
     plan = plan_of(arguments, choose_device(arguments.device, "--device"))
     if plan.on_gpu:
         print(", ".join(f"{name} {value}" for name, value in machine(plan.device).items()))
+    else:
+        print(filled(ceiling(arguments.threads)))
     timings = measure(plan, arguments.json, arguments.profile)
     if any(timing.ratio for timing in timings):
         with written(arguments.picture):

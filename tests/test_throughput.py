@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import warnings
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import torch
 from recipe_tools import call, check_told
 from support.throughput import collection, timing
 from support.throughput import plan as plans
+from support.throughput.ceiling import ceiling
 from support.throughput.plan import CPU_PLAN, GPU_PLAN, plan_of
 from support.throughput.profile import waiting_places
 from support.throughput.report import print_table
@@ -21,8 +23,13 @@ from support.throughput.updates import (
     PlainUpdate,
     TorchRLUpdate,
     our_update,
+    perceptrons,
+    products,
     random_batch,
+    recurrent,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from qmix_trl import ConfigError, RecurrentAgent
 from qmix_trl.chosen import Chosen
@@ -75,6 +82,41 @@ def test_an_update_is_few_operations(monkeypatch):
 
 CUDA = torch.device("cuda")
 GIB = 2**30
+
+
+class Flops(TorchDispatchMode):
+    """Counts the floating-point operations of products, by torch's own formulas."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        formula = flop_registry.get(function._overloadpacket)
+        self.count += formula(*args, **(kwargs or {}), out_val=out) if formula else 0
+        return out
+
+
+@pytest.mark.parametrize(
+    ("agent", "tolerance"),
+    [(perceptrons, 0.0), (recurrent, 0.002)],  # an unrolled GRU needs no first gradient
+)
+def test_the_products_are_those_of_an_update_by_torch(agent, tolerance, monkeypatch):
+    monkeypatch.setattr(networks, "missing", lambda *library: "left out")
+    plan = replace(CPU_PLAN, device=torch.device("cpu"))
+    update, batch = our_update(agent(plan.device), SIMPLE_SPREAD), random_batch(resets=False)
+    with Flops() as expected:
+        update(batch)
+    runner = products(plan, agent)
+    with Flops() as found:
+        runner.run()
+    assert found.count == pytest.approx(expected.count, rel=tolerance)
+
+
+def test_the_ceiling_is_a_rate_of_products_and_of_copies():
+    line = re.fullmatch(
+        r"ceiling of 2 threads: (\d+) GFLOP/s in .*, (\d+) GB/s in a copy", ceiling(2)
+    )
+    assert all(int(rate) > 0 for rate in line.groups())
 
 
 def test_the_timer_waits_for_the_gpu_before_and_after(monkeypatch):

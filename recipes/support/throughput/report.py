@@ -8,7 +8,7 @@ from support.terminal import cells_line, filled
 
 from qmix_trl.chosen import Chosen
 
-WIDTHS = (10, 14, 6, 9, 9, 9, 10, 22, 9, 5, 7, 7)
+WIDTHS = (10, 14, 6, 9, 9, 9, 10, 22, 13, 5, 7, 7)
 HEADER = (
     "what",
     "scenario",
@@ -52,7 +52,7 @@ class Timing:
     baseline_ms: float | None
     per_second: float
     operations: int  # of torch, in one step
-    products_ms: float  # the matrix products of the network alone, by torch; of collection
+    products_ms: float  # the matrix products alone, by torch; of collection and updates
     build_s: float
     cached_s: float
     host_ms: float  # until the call returned; on a GPU the device may go on
@@ -62,6 +62,11 @@ class Timing:
     how: dict[str, Chosen]  # the implementations that ran, by part
     parts: dict[str, float]  # parts alone, by names that end in their unit
     machine: dict[str, str]  # names and versions
+
+    @property
+    def share(self) -> float:
+        """The share of the time that the matrix products alone would take: 1 is the ceiling."""
+        return self.products_ms / self.ms
 
 
 def print_table(timings: Sequence[Timing], *, header: bool, details: bool) -> None:
@@ -94,7 +99,7 @@ def _cells(timing: Timing) -> Sequence[str]:
         "" if timing.baseline_ms is None else f"{timing.baseline_ms:.1f}",
         f"{timing.per_second:,.0f}",
         f"{ratio['median']:.1f} ({ratio['min']:.1f}-{ratio['max']:.1f})" if ratio else "",
-        f"{timing.products_ms:.3f}" if timing.products_ms else "",
+        f"{timing.products_ms:.3f}, {timing.share:.0%}" if timing.products_ms else "",
         str(timing.operations),
         f"{timing.build_s:.1f} s" if timing.build_s else "",
         f"{timing.cached_s:.1f} s" if timing.cached_s else "",

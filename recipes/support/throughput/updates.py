@@ -289,7 +289,37 @@ def updates(plan: Plan) -> Iterator[Case]:
             baseline=baseline,
             theirs=partial(_theirs, plan, their_update, batch),
             ours={"kernel": partial(_ours, plan, agent, batch)},
+            products=partial(products, plan, agent),
         )
+
+
+def products(plan: Plan, agent: Callable) -> Runner:
+    """Return the matrix products of an update, by torch, each over all its samples at once.
+
+    Each layer has one in the forward pass of the network, one in that of its target, one for the
+    gradient of its weight and, unless it reads observations or states, one for that of its inputs.
+    """
+    loss = our_update(agent(plan.device), SIMPLE_SPREAD).loss
+    n_steps = {"agent": (N_STEPS + 1) * SIMPLE_SPREAD.n_agents, "mixer": N_STEPS}
+    factors = []
+    for name, steps in n_steps.items():
+        weights = [x.detach() for x in getattr(loss, f"{name}_params").values(True, True)]
+        weights = [weight for weight in weights if weight.dim() == 2]
+        first = weights[0].shape[1]  # the size of what the first layer reads
+        for weight in weights:
+            x, y = (torch.rand(N_ROWS * steps, n, device=plan.device) for n in weight.shape[::-1])
+            factors.append((x, weight, y, weight.shape[1] != first))
+
+    def multiply() -> None:
+        for x, weight, y, has_inner_inputs in factors:
+            for _ in range(2):
+                torch.mm(x, weight.T)
+            torch.mm(y.T, x)
+            if has_inner_inputs:
+                torch.mm(y, weight)
+
+    multiply()
+    return Runner(multiply, 1)
 
 
 def _theirs(plan: Plan, their_update: Callable, batch: TensorDictBase) -> Runner:
