@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from support.run_arguments import evaluation_arguments, evaluation_configs, n_envs_together
-from support.threads import set_threads
 
 if __name__ == "__main__":
     arguments = evaluation_arguments(__doc__)  # before torch is imported: mistakes are told at once
@@ -21,6 +20,7 @@ from support.components import choose_device
 from support.evaluation import Evaluation
 from support.evaluation_report import TaskReturns, as_json, by_task, table
 from support.sources import with_sources
+from support.threads import set_threads
 
 from qmix_trl import RunConfig, load_weights
 from qmix_trl.errors import exit_on_mistake

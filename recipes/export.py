@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from support.run_arguments import export_arguments
-from support.threads import set_threads
 
 if __name__ == "__main__":
     arguments = export_arguments(__doc__)  # before torch is imported: mistakes are told at once
@@ -22,6 +21,7 @@ from support.parity import Parity, parity
 from support.run_folder import CONFIG_FILE
 from support.sources import with_sources
 from support.terminal import filled
+from support.threads import set_threads
 
 from qmix_trl import (
     CheckpointError,

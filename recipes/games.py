@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from support.command_line import games_arguments
-from support.threads import set_threads
 
 if __name__ == "__main__":
     arguments = games_arguments(__doc__)  # before torch is imported: mistakes are told at once
@@ -37,6 +36,7 @@ from support.projections import (
     monotone_projection,
 )
 from support.run_folder import SUMMARY_FILE
+from support.threads import set_threads
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from support.run_arguments import film_title, render_arguments
-from support.threads import set_threads
 
 if __name__ == "__main__":
     arguments = render_arguments(__doc__)  # before torch is imported: mistakes are told at once
@@ -20,6 +19,7 @@ from support.render.films import Film, Part
 from support.render.recording import Recorder
 from support.run_folder import CONFIG_FILE
 from support.sources import with_sources
+from support.threads import set_threads
 
 from qmix_trl import load_config, load_weights
 from qmix_trl.errors import exit_on_mistake

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from support.benchmarl_process import PACKAGES, load_vmas_config, make_virtualenv, trained
 from support.command_line import benchmarl_arguments
-from support.threads import set_threads
 
 if __name__ == "__main__":
     # Before torch is imported: mistakes are told at once.
@@ -25,6 +24,7 @@ import torch
 from support.components import choose_device
 from support.evaluation import Evaluation
 from support.run_folder import CONFIG_FILE, SUMMARY_FILE, run_stem
+from support.threads import set_threads
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 
