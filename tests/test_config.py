@@ -342,6 +342,8 @@ def test_a_wrong_entry_gets_its_line_and_path(old, new, dotted, parts, tmp_path)
     ("override", "message"),
     [
         ("env.n_envs=many", "env.n_envs: expected an integer, got 'many'"),
+        ("runtime.threads=many", "runtime.threads: expected an integer or auto, got 'many'"),
+        ("runtime.threads=0.5", "runtime.threads: expected an integer, got 0.5"),
         ("loss.gamma=2", "loss.gamma: expected a number of at least 0 and at most 1, got 2"),
         ("mixer.name=vdm", f"mixer.name: expected one of {MIXERS}, got 'vdm'"),
         ("env.family=game", f"env.family: expected one of {FAMILIES}, got 'game'"),
