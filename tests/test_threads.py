@@ -96,7 +96,7 @@ def test_a_curve_is_the_same_by_any_number_of_threads(name, tmp_path, monkeypatc
     config = RECIPES / "configs" / f"{name}.yaml"
     curves = [
         metrics(run(tmp_path, *few, f"runtime.threads={threads}", config=config))
-        for threads in ("1", "2", "4", "auto")
+        for threads in ("1", "3", "auto")
     ]
     assert curves[0]["loss"][-1] > 0
     assert all(curve == curves[0] for curve in curves)
