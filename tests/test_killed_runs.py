@@ -18,8 +18,8 @@ from train_tools import SAVED, check_same, started, wait_for_the_table
 
 ON_DEMAND = "QMIX_TRL_KILLS" in os.environ
 KILLS = int(os.environ.get("QMIX_TRL_KILLS", "3"))
-STOPS = 4
-SOAK_SECONDS = float(os.environ.get("QMIX_TRL_SOAK_SECONDS", "36"))
+STOPS = 3
+SOAK_SECONDS = float(os.environ.get("QMIX_TRL_SOAK_SECONDS", "24"))
 MOST_GROWTH_KB = 20_000
 SLICES = ("collection.rows=slices", "collection.steps=3", "env.max_steps=5")
 FUSED = ("env.engine=kernel", "collection.collector=fused")

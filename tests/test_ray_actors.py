@@ -27,7 +27,7 @@ from qmix_trl.keys import (
     STATE,
 )
 
-KILLS = int(os.environ.get("QMIX_TRL_KILLS", "2"))
+KILLS = int(os.environ.get("QMIX_TRL_KILLS", "1"))
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 

@@ -84,15 +84,11 @@ def test_a_run_begins_with_the_configured_number(threads, number):
     assert torch.get_num_threads() == number
 
 
-@pytest.mark.parametrize("name", ["balance_qmix_recurrent", "balance_qmix"])
-def test_a_curve_is_the_same_by_any_number_of_threads(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "batch"), [("memory_qmix", 1344), ("two_step_qmix", 2000)])
+def test_a_curve_is_the_same_by_any_number_of_threads(name, batch, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "AVAILABLE", 4)
-    few = ["env.n_envs=16", "collection.total_frames=4800", "update.per_batch=2"]
-    few += [
-        "evaluation.every_frames=4800",
-        "evaluation.episodes=4",
-        "checkpoint.every_seconds=null",
-    ]
+    few = [f"collection.total_frames={7 * batch}", f"evaluation.every_frames={7 * batch}"]
+    few += ["update.per_batch=4"]
     config = RECIPES / "configs" / f"{name}.yaml"
     curves = [
         metrics(run(tmp_path, *few, f"runtime.threads={threads}", config=config))

@@ -325,5 +325,6 @@ def test_the_recipe_runs(tmp_path, capsys, monkeypatch):
         assert line["ms"] > 0
         assert line["machine"]["torch"] == torch.__version__
     table = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
-    assert len(table) == 1 + len(lines) + 1
+    assert table[0].startswith("ceiling of 1 thread: ")
+    assert len(table) == 2 + len(lines) + 1
     assert (tmp_path / "a.png").exists()

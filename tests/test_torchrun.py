@@ -26,7 +26,7 @@ from qmix_trl.checkpoint import run as run_module
 from qmix_trl.keys import OBSERVATION
 from qmix_trl.ranks import Ranks
 
-KILLS = int(os.environ.get("QMIX_TRL_KILLS", "2"))
+KILLS = int(os.environ.get("QMIX_TRL_KILLS", "1"))
 SAVED = "checkpoint.every_seconds=0"
 SLICES = ("collection.rows=slices", "collection.steps=3", "env.max_steps=5", AGENTS["recurrent"])
 OFTEN = ("update.per_batch=20", "loss.bounded_targets=true", "evaluation.every_frames=48")
