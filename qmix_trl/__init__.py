@@ -31,8 +31,9 @@ if TYPE_CHECKING:
         with_memory,
     )
     from qmix_trl.replay import SequenceRows, make_replay
+    from qmix_trl.targets import make_hard_updater, make_soft_updater
     from qmix_trl.trained import load_agent, load_mixer
-    from qmix_trl.update import Update, make_hard_updater, make_soft_updater
+    from qmix_trl.update import Update
     from qmix_trl.weighting import Weighting
 
 __version__ = "0.1.0"
@@ -130,10 +131,10 @@ _MODULES = {
     "load_weights": "qmix_trl.checkpoint",
     "make_collector": "qmix_trl.collect",
     "make_env": "qmix_trl.envs",
-    "make_hard_updater": "qmix_trl.update",
+    "make_hard_updater": "qmix_trl.targets",
     "make_policy": "qmix_trl.policy",
     "make_replay": "qmix_trl.replay",
-    "make_soft_updater": "qmix_trl.update",
+    "make_soft_updater": "qmix_trl.targets",
     "save_config": "qmix_trl.config",
     "save_run": "qmix_trl.checkpoint",
     "save_weights": "qmix_trl.checkpoint",

@@ -57,8 +57,7 @@ def test_qfix_solves_random_games_under_uniform_play():
 def test_qplex_solves_most_random_games_under_uniform_play():
     """This seed earned 8.08 of 8.12 and 93 %; others, and 20 heads, 7.91 to 8.03 and 83 to 92 %.
 
-    After 2,500 steps the median error still depends on rounding: 0.0158 and 0.0024 by one thread and
-    two.
+    After 2,500 steps the median error depends on rounding: 0.0158 by one thread, 0.0024 by two.
     """
     settings = {"steps": 3000, "lr": 0.2, "seed": 1}
     earned, optimal, errors = measures(*fitted(RANDOM, lambda: QPlexMixer(2, 61, 3), **settings))

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qmix_trl import Update, update
 from qmix_trl.native.networks import library as networks
-from qmix_trl.update import HardTargets
+from qmix_trl.targets import HardTargets
 
 
 class OnGpu(torch.nn.Parameter):
