@@ -53,9 +53,12 @@ def check_entries(
     Raises:
         ValueError: if a shape differs.
     """
-    batch = entries[2].shape[:-1]
-    values, actions = (*batch, n_agents, 1), (*batch, n_agents)
-    names = "chosen_action_value", "greedy_action_value", "action", "state"
-    expected = values, values, actions, (*batch, *state_shape)
-    pairs = zip(entries, expected, strict=True)
-    check_shapes(name, dict(zip(names, pairs, strict=True)))
+    chosen, greedy, action, state = entries
+    batch = action.shape[:-1]
+    check_shapes(
+        name,
+        chosen_action_value=(chosen, (*batch, n_agents, 1)),
+        greedy_action_value=(greedy, (*batch, n_agents, 1)),
+        action=(action, (*batch, n_agents)),
+        state=(state, (*batch, *state_shape)),
+    )

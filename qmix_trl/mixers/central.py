@@ -78,11 +78,11 @@ class CentralMixer(nn.Module):
             ValueError: if a shape differs from these.
         """
         batch = chosen_action_value.shape[:-2]
-        entries = {
-            "chosen_action_value": (chosen_action_value, (*batch, self.n_agents, 1)),
-            "state": (state, (*batch, *self.state_shape)),
-        }
-        check_shapes("CentralMixer", entries)
+        check_shapes(
+            "CentralMixer",
+            chosen_action_value=(chosen_action_value, (*batch, self.n_agents, 1)),
+            state=(state, (*batch, *self.state_shape)),
+        )
         state = state.reshape(*batch, 1, -1)  # [*B, 1, S]
         joint = torch.cat([state, chosen_action_value.mT], -1)  # [*B, 1, S + N]
         of_both, of_state = (

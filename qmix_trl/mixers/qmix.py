@@ -111,11 +111,11 @@ class QMixer(nn.Module):
             ValueError: if a shape differs from these.
         """
         batch = chosen_action_value.shape[:-2]
-        entries = {
-            "chosen_action_value": (chosen_action_value, (*batch, self.n_agents, 1)),
-            "state": (state, (*batch, *self.state_shape)),
-        }
-        check_shapes("QMixer", entries)
+        check_shapes(
+            "QMixer",
+            chosen_action_value=(chosen_action_value, (*batch, self.n_agents, 1)),
+            state=(state, (*batch, *self.state_shape)),
+        )
         chosen = chosen_action_value.reshape(batch.numel(), self.n_agents)  # [samples, N]
         state = state.reshape(batch.numel(), self.state_shape.numel())  # [samples, S]
         nets = (self.hyper_w_1, self.hyper_b_1, self.hyper_w_final, self.V)

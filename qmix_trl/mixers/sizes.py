@@ -1,6 +1,6 @@
 """Checks of mixers: the sizes that they are made with, and the shapes that they are called with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,12 +28,12 @@ def checked_state_shape(mixer: str, state_shape: StateShape, **sizes: int) -> to
     return shape
 
 
-def check_shapes(mixer: str, entries: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> None:
+def check_shapes(mixer: str, **entries: tuple[Tensor, tuple[int, ...]]) -> None:
     """Refuse entries that do not fit a mixer.
 
     Args:
         mixer: the name of the mixer.
-        entries: each tensor with the shape that is expected, by its name.
+        **entries: each tensor with the shape that is expected.
 
     Raises:
         ValueError: if a shape differs.
