@@ -28,7 +28,11 @@ AGE, CREATED, IDS = [0], 0, itertools.count()  # globals that scenarios below ke
 # ------------------------------------------------------------------- compared with VMAS
 
 QUICK = ("balance", "navigation", "asym_joint", "give_way", "simple_tag")
-COARSE = {"sampling": {"grid_spacing": 0.2}, "pollock": {"n_agents": 3}}  # fewer calls of torch
+COARSE = {  # fewer calls of torch
+    "sampling": {"grid_spacing": 0.2},
+    "pollock": {"n_agents": 3, "n_boxes": 3},
+    "road_traffic": {"n_agents": 4},
+}
 
 
 def of_all(names):

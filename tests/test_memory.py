@@ -129,6 +129,7 @@ def test_the_estimate_counts_the_pool_of_a_kernel(tmp_path):
     sizes = memory.sizes_of(config)
     needs = [memory.replay_need(config, sizes), *memory.needs_of(config, sizes)]
     estimate = sum(need.n_bytes for need in needs)
+    run_parts(config)  # builds the kernel: the profile of a build takes a minute to read
     # A simulator of 5 MB is garbage that waits for the collector, or does not.
     assert estimate == pytest.approx(peak_bytes(config, tmp_path)[0], rel=0.25)
 
