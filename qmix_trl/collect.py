@@ -6,7 +6,7 @@ from functools import partial
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
-from torchrl.envs import EnvBase
+from torchrl.envs import EnvBase, TransformedEnv
 
 from qmix_trl.chosen import Chosen
 from qmix_trl.functional import first_episode_mask
@@ -27,6 +27,14 @@ class StockCollector(Collector):
     """
 
     how: Chosen
+
+    def _increment_frames(self, numel: int) -> bool:
+        """Count frames; return whether they are enough.
+
+        TorchRL also closes the environment then, whose state the last checkpoint still needs.
+        """
+        self._frames += numel
+        return self._frames >= self.total_frames
 
     def __repr__(self) -> str:
         n_batches = self.total_frames // self.requested_frames_per_batch
@@ -53,8 +61,8 @@ def make_collector(
             shape, E is its number of environments.
         policy: the policy that acts.
         rows: "episodes": all environments are reset together before each batch, and the steps
-            after an episode's end are masked; "slices": environments are reset on their own,
-            episodes reach across batches, and every step is valid.
+            after an episode's end are masked; "slices": each environment is reset when it is done
+            (``reset_when_done=True``), episodes reach across batches, and every step is valid.
         steps: T.
         n_batches: the number of batches.
         collector: "stock": TorchRL's; "fused": without TorchRL's step loop; "auto": fused where
@@ -64,8 +72,8 @@ def make_collector(
             without burn-in stores. On a GPU it saves more than half of a batch's memory.
 
     Raises:
-        ValueError: if ``rows``, ``collector`` or ``memory`` is none of these, or the environment
-            has no fused collection.
+        ValueError: if ``rows``, ``collector`` or ``memory`` is none of these, the environment has
+            no fused collection, or slices are asked of one that is not reset when done.
         MachineError: if a GPU has no room for the steps of a batch.
     """
     for name, value, known in (
@@ -77,6 +85,11 @@ def make_collector(
             raise ValueError(
                 f"make_collector: expected {name} of {', '.join(known)}, got {value!r}"
             )
+    if rows == "slices" and not is_reset_when_done(env):
+        raise ValueError(
+            "make_collector: expected an environment that is reset when it is done for "
+            "rows='slices', got reset_when_done=False; make it with True, or take rows='episodes'"
+        )
     keeps_memory = memory == "every_step"
     add_mask = mask_episodes if rows == "episodes" else mark_all_valid
     not_fused = "collector is 'stock'" if collector == "stock" else why_not(env)
@@ -103,6 +116,13 @@ def make_collector(
     )
     stock.how = Chosen("TorchRL's Collector", {"fused collector": not_fused})
     return stock
+
+
+def is_reset_when_done(env: EnvBase) -> bool:
+    """Return whether an environment is reset when it is done; one that does not say so is."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return vars(env).get("reset_when_done", True)  # environments answer for others' attributes
 
 
 def postprocess(

@@ -84,7 +84,8 @@ class ForagingConfig:
 class CustomConfig:
     """``envs.custom``; the fields are the arguments of ``make_env``.
 
-    A file in ``make`` is relative to the folder of the configuration.
+    A file in ``make`` is relative to the folder of the configuration, on the command line to the
+    current folder.
     """
 
     family: Literal["custom"]
@@ -107,7 +108,8 @@ class CustomConfig:
 class PettingZooConfig:
     """``envs.pettingzoo``; the fields are the arguments of ``make_env``.
 
-    A file in ``scenario`` is relative to the folder of the configuration.
+    A file in ``scenario`` is relative to the folder of the configuration, on the command line to
+    the current folder.
     """
 
     family: Literal["pettingzoo"]
@@ -413,7 +415,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Return a configuration as it stands in a file, whose files and packages may be absent here.
 
-    The file of a run, ``config.yaml``, may lack keys that were added after the run.
+    The file of a run, ``config.yaml`` beside its metrics or weights, may lack keys that were added
+    after the run.
 
     Args:
         path: a YAML file.
@@ -423,11 +426,17 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: if a key is unknown or missing, or a value has the wrong type or range.
     """
     root = read(Path(path))
-    if Path(path).name == CONFIG_FILE:
+    if _is_of_run(Path(path)):
         root = with_added_keys(root)
     for override in overrides:
         root = overridden(root, override)
     return build(RunConfig, root)
+
+
+def _is_of_run(path: Path) -> bool:
+    """Return whether a configuration stands in the folder of a run."""
+    others = (path.parent / name for name in ("metrics.csv", "weights.pt"))
+    return path.name == CONFIG_FILE and any(other.exists() for other in others)
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -487,7 +496,7 @@ def _resolved(env: EnvConfig, folder: Path, overridden_keys: Collection[str]) ->
     if not isinstance(env, CustomConfig):
         scenario = with_whole_path("env.scenario", env.scenario, base("scenario"))
         return replace(env, scenario=scenario)
-    return replace(env, make=_whole_name("env.make", env.make, "function", folder))
+    return replace(env, make=_whole_name("env.make", env.make, "function", base("make")))
 
 
 def _resolved_mixer(mixer: Any, folder: Path, overridden_keys: Collection[str]) -> Any:
@@ -643,10 +652,10 @@ def _check_game(env: GamesConfig) -> None:
 
 
 def _check_collector(config: RunConfig) -> None:
-    """Refuse actors of Ray where environments do not step in Python, or Ray is not installed.
+    """Refuse actors of Ray for environments in C++, with burn-in, or where Ray is not installed.
 
     Raises:
-        ConfigError: for either.
+        ConfigError: for any of these.
     """
     if config.collection.collector != RAY:
         return
@@ -655,6 +664,11 @@ def _check_collector(config: RunConfig) -> None:
             "collection.collector: ray wants environments that step in Python (env.family: custom, "
             f"pettingzoo, lbforaging, rware), got {config.env.family}, whose steps take less time "
             "than to send them; set collection.collector=auto"
+        )
+    if config.replay.burn_in:
+        raise ConfigError(
+            "replay.burn_in: expected 0 with collection.collector=ray, whose rows come without the "
+            f"steps before them, got {config.replay.burn_in}"
         )
     check_extra("ray", "ray", "collection.collector")
 

@@ -30,7 +30,7 @@ TRUNCATED = "truncated"  # [.., 1] bool, under "next": cut off, the value goes o
 DONE = "done"  # [.., 1] bool, under "next": terminated or truncated
 IS_INIT = "is_init"  # [.., 1] bool, the first step of an episode
 MASK = ("collector", "mask")  # [B, T] bool, False = padding
-CUT_STEPS = "cut_steps"  # [B, T, K] int64, from t to K steps of the row, all its cuts among them
+CUT_STEPS = "cut_steps"  # [B, T, K] int64, s - t for K steps s of the row; all cuts are among them
 EPISODE_REWARD = "episode_reward"  # [.., 1] float, the team's since the reset, under "next"
 PRIORITY_WEIGHT = "priority_weight"  # [B, ..] float, importance weight of a row or a step
 TD_ERROR = "td_error"  # [B, T, 1] float, the priority of a step or a row in TorchRL's replay

@@ -16,10 +16,10 @@ from qmix_trl.update import WARM_UP_STEPS, StepGraph, Update
 class Learner:
     """K gradient steps, each on a fresh sample: ``update(replay.sample())`` K times.
 
-    On a GPU all K samples and steps are one CUDA graph: the first calls, of ``WARM_UP_STEPS``
-    steps or more, are eager; then a call is captured, and the graph is replayed for every other
-    call, also while the buffer fills. It keeps the optimiser's settings of the moment of its
-    capture; a learning rate that changes needs an update with ``cuda_graph=False``.
+    On a GPU all K samples and steps are one CUDA graph: the first ceil(``WARM_UP_STEPS`` / K) calls
+    are eager, the next is captured, and later calls replay the graph, also while the buffer fills.
+    It keeps the optimiser's settings of the moment of its capture; a learning rate that changes
+    needs an update with ``cuda_graph=False``.
 
     Where the update is no graph, or the buffer is not as ``make_replay`` returns it, the steps
     are taken one by one. A buffer with a ``PrioritizedSampler`` gets the new priorities after each

@@ -1,5 +1,7 @@
 """The QMIX loss, with target networks of agent and mixer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
@@ -16,6 +18,7 @@ from qmix_trl.functional import greedy_action, keep_where, lambda_returns
 from qmix_trl.keys import next_key
 from qmix_trl.loss_outputs import loss_outputs
 from qmix_trl.mixers.inputs import SUPPLIED, MixerInputs, as_module, input_names
+from qmix_trl.parameter_places import ParameterPlaces
 from qmix_trl.rows import RowKeys, Rows, read_rows, required
 from qmix_trl.unroll import at_true_next, unrolled
 from qmix_trl.value_bound import TargetBound
@@ -63,11 +66,12 @@ class QMixLoss(LossModule):
     ``"next"`` also observation and state, ``reward`` and ``terminated``. Optional are
     ``action_mask`` (of both steps), ``done`` under ``"next"``, ``mask`` (the valid steps),
     ``is_init``, ``priority_weight`` (of rows or steps), and at a row's first step ``hidden`` and
-    ``last_action``. A row starts from these two, also where ``is_init`` marks its first step, and
-    without them from zeros; without ``is_init`` a row begins with an episode, and another episode
-    follows each done. Replay adds ``cut_steps``, K steps of each row, its cuts among them: there
-    the true next observation is not the row's next one, and the agents take one more step. Without
-    the entry they take it at every observation. ``in_keys`` lists all of these.
+    ``last_action``. A row starts from these two, or from zeros where they are missing, even if
+    ``is_init`` marks its first step. Without ``is_init`` every row begins with an episode, and a
+    new one follows each done. ``cut_steps``, which replay adds, lists K steps of the row that
+    include all its cuts. At a cut the true next observation is not the row's next one, so the
+    agents take one more step. Without the entry they take it at every step. ``in_keys`` lists all
+    of these.
 
     The steps of a row follow one another: of ``MultiSyncCollector`` take ``cat_results=0``, as -1
     joins steps of several environments in one row.
@@ -88,7 +92,8 @@ class QMixLoss(LossModule):
         double_q: the online agent chooses the next action.
         td_lambda: the weight of longer returns, in [0, 1]; 0 is one-step.
         reward_scale: the factor of rewards before they enter targets.
-        reduction: "mean" over the valid steps, "sum", or "none" for errors [B, T, M].
+        reduction: "mean" over the valid steps after ``burn_in``, "sum", or "none" for the weighted
+            squared errors [B, T, M].
         burn_in: the number of first steps of every row that are unrolled without gradient and
             left out of the loss (R2D2, Kapturowski et al. 2019, section 3).
         bounded_targets: keep V_{t+1} within the values that rewards allow, so that overestimated
@@ -178,11 +183,17 @@ class QMixLoss(LossModule):
         weighting: Weighting | None,
     ) -> None:
         """Set agents and mixers, with their targets; those that are absent are None."""
+        self._places: dict[str, ParameterPlaces] = {}
+        self._called_with_tensors: set[str] = set()  # mixers that are no TensorDictModules
         networks: list[nn.Module | None] = [agent, mixer, None, None]
         if weighting is not None:
             if mixer is None or not self.double_q:
                 raise ValueError("QMixLoss: expected a mixer and double_q with a weighting")
             check_agent(weighting.agent, "QMixLoss", *OF_AGENTS)
+            if weighting.agent is agent or weighting.mixer is mixer:
+                raise ValueError(
+                    "QMixLoss: expected a central agent and mixer of their own, got those of Q_tot"
+                )
             networks[2:] = weighting.agent, weighting.mixer
             self.alpha = weighting.alpha
         for name, network in zip(NETWORKS, networks, strict=True):
@@ -191,7 +202,10 @@ class QMixLoss(LossModule):
                     setattr(self, attribute, None)
             else:
                 module = as_module(network) if "mixer" in name else network
+                if module is not network:
+                    self._called_with_tensors.add(name)
                 self.convert_to_functional(module, name, create_target_params=True)
+                self._places[name] = ParameterPlaces(getattr(self, name))
 
     def __repr__(self) -> str:
         mixer = self.mixer.module if type(self.mixer) is TensorDictModule else self.mixer
@@ -376,7 +390,8 @@ class QMixLoss(LossModule):
 
         Raises:
             KeyError: if an entry is missing.
-            ValueError: if the batch is not two-dimensional, or an entry has another shape.
+            ValueError: if the batch is not two-dimensional, an entry has another shape, or
+                ``burn_in`` leaves no step to learn from.
         """
         others = self._others
         for key in (*others, *map(next_key, others)):
@@ -388,7 +403,7 @@ class QMixLoss(LossModule):
                 )
         if self.loss_mask_key not in ("auto", None):
             required(batch, self.loss_mask_key, "or take loss_mask_key='auto'")
-        return read_rows(
+        rows = read_rows(
             batch,
             self.tensor_keys,
             masks=self._mask_keys,
@@ -397,6 +412,12 @@ class QMixLoss(LossModule):
             needs_state=self._needs_state,
             others=others,
         )
+        n_steps = rows.mask.shape[1]
+        if self.burn_in >= n_steps:
+            raise ValueError(
+                f"QMixLoss: expected rows longer than burn_in {self.burn_in}, got {n_steps}"
+            )
+        return rows
 
     def _weights(self, batch: TensorDictBase) -> Tensor | None:
         """Return the importance weights of rows [B, 1, 1] or steps [B, T, 1]; None for none.
@@ -412,47 +433,47 @@ class QMixLoss(LossModule):
         return None if weight is None else weight.reshape(len(weight), -1, 1)
 
     def _check(self, rows: Rows, total: Tensor) -> None:
-        """Raise if rewards would broadcast, or ``burn_in`` leaves no step to learn from."""
+        """Raise if rewards would broadcast."""
         if rows.reward.shape != total.shape:
             raise ValueError(
                 f"QMixLoss: expected ('next', {self._reward_key!r}) with {total.shape[-1]} rewards "
                 f"a step, got {rows.reward.shape[-1]}: a mixer learns from the team's reward, "
                 "mixer=None from each agent's"
             )
-        if self.burn_in >= total.shape[1]:
-            raise ValueError(
-                f"QMixLoss: expected rows longer than burn_in {self.burn_in}, got {total.shape[1]}"
-            )
 
-    def _network(self, name: str) -> tuple[TensorDictModuleBase, TensorDictParams]:
-        """Return a module and its parameters, or with "target_" before its name, its targets."""
-        return getattr(self, name.removeprefix("target_")), getattr(self, f"{name}_params")
+    @contextmanager
+    def _network(self, name: str) -> Iterator[Any]:
+        """Give a network, None for no mixer; with "target_" before its name it has its targets."""
+        own_name = name.removeprefix("target_")
+        network = getattr(self, own_name)
+        if network is None:
+            yield None
+            return
+        with self._places[own_name].filled(getattr(self, f"{name}_params")):
+            yield network
 
     def _unroll(self, name: str, rows: Rows) -> tuple[Tensor, Tensor | None]:
         """Return action values [B, T+1, N, A] and hidden states [B, T+1, N, H] of an agent."""
-        agent, params = self._network(name)
-        if agent is self.central_agent:
-            rows = rows._replace(hidden=None)  # rows store the hidden states of the acting agent
-        with params.to_module(agent, preserve_module_state=False):
+        with self._network(name) as agent:
+            if "central" in name:
+                rows = rows._replace(hidden=None)  # rows hold the hidden states of the acting agent
             return unrolled(agent, rows, self.burn_in)
 
     def _at_next(
         self, name: str, rows: Rows, value: Tensor, hidden: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return action values [B, T, N, A] and hidden states at the true next observations."""
-        agent, params = self._network(name)
-        needed = self._supplies("hidden")
-        with params.to_module(agent, preserve_module_state=False):
+        with self._network(name) as agent:
+            needed = self._supplies("hidden")
             return at_true_next(agent, rows, value, hidden, with_hidden=needed)
 
     def _mix(self, name: str, inputs: MixerInputs) -> Tensor:
         """Return the values of a mixer [B, T, 1], or every Q_a [B, T, N] without a mixer."""
-        mixer, params = self._network(name)
-        if mixer is None:
-            return inputs.chosen_action_value[..., 0]
-        read = inputs.read(mixer.in_keys, self._spelt)
-        with params.to_module(mixer, preserve_module_state=False):
-            if type(mixer) is TensorDictModule:  # spares the TensorDicts
+        with self._network(name) as mixer:
+            if mixer is None:
+                return inputs.chosen_action_value[..., 0]
+            read = inputs.read(mixer.in_keys, self._spelt)
+            if name.removeprefix("target_") in self._called_with_tensors:
                 return mixer.module(*read)
             entries = dict(zip(mixer.in_keys, read, strict=True))
             return mixer(TensorDict(entries, inputs.action.shape[:2])).get(mixer.out_keys[0])

@@ -179,7 +179,7 @@ class RayActors:
         self._deaths = [0] * self._n_actors  # since an actor's last rows
         self._has = [-1] * self._n_actors  # the version that each actor has been sent
         self._sent: tuple[int, Any] = (-1, None)  # a version and its weights, as an object of Ray
-        # Without actors: it would wait without end for a host that has room for the first one.
+        # Actors are added below: given any here, it would wait for ever for a host with room.
         self._collector = RayCollector(
             [],
             self._policy,

@@ -24,9 +24,9 @@ from torchrl.envs.transforms import DeviceCastTransform, Transform
 from qmix_trl.checkpoint.files import locked_folder, sweep
 from qmix_trl.chosen import named
 from qmix_trl.errors import MachineError
-from qmix_trl.functional import batch_index, cut_mask, keep_where
+from qmix_trl.functional import batch_index, cut_mask, joined_observations, keep_where
 from qmix_trl.keys import next_key
-from qmix_trl.rows import RowKeys, as_flags, required
+from qmix_trl.rows import RowKeys, as_flags, may_be_padded, required
 
 STORAGES = ("memory", "memmap")
 SAMPLERS = {"uniform": RandomSampler, "each_once": SamplerWithoutReplacement}
@@ -40,7 +40,8 @@ class SequenceRows(Transform):
     At a cut, where an episode is truncated and the next one follows inside the row, the true last
     entries are stored as well, and sampled batches carry the steps of all cuts as ``cut_steps``
     for ``QMixLoss``. Of the agent's memory, the value at the row's first step is stored (R2D2,
-    section 3: stored state), zeros where an episode begins; sampled rows show it at every step.
+    section 3: stored state), zeros where an episode begins; sampled rows show it at every step. So
+    learn from whole rows: a range of a row's steps would start from the memory of the row's first.
 
     A batch may be a lazy stack, as TorchRL's collectors write with ``replay_buffer=``. It may have
     more leading dimensions, and ``add`` takes one row [T]. All batches hold the same entries;
@@ -137,9 +138,11 @@ class SequenceRows(Transform):
         steps = self._cut_steps(batch)  # [E, K]
         rows.set(self.row_keys.cut_steps, steps)
         present = batch.keys(True, True)
+        mask = batch.get(self.row_keys.mask)
+        padding = mask if may_be_padded(mask) else None
         for key in [key for key in self._observed if key in present]:
             now, after = batch.get(key), batch.get(next_key(key))
-            rows.set(key, torch.cat([now, after[:, -1:]], 1))
+            rows.set(key, joined_observations(now, after, padding))
             rows.set(("cut", key), after[batch_index(steps), steps])
         for key in [key for key in (*self._taken, *self._flags) if key in present]:
             rows.set(key, batch.get(key))
@@ -195,7 +198,6 @@ class SequenceRows(Transform):
             return first.unsqueeze(1).expand(n_rows, n_steps, *first.shape[1:])
 
         steps = tensordict.get(self.row_keys.cut_steps)  # [B, K]
-        # Relative to t, so that a range of a batch's steps can be taken.
         t = torch.arange(n_steps, device=steps.device)[:, None]
         batch.set(self.row_keys.cut_steps, steps.unsqueeze(1) - t)  # [B, T, K]
         for key in self._observed:
@@ -230,8 +232,8 @@ class SequenceRows(Transform):
         if got > most:
             raise ValueError(
                 f"SequenceRows: expected at most {most} truncations followed by a reset in a row "
-                f"of {n_steps} steps with max_steps={self.max_steps}, got {got}; set max_steps to "
-                "the shortest time limit of the environment"
+                f"of {n_steps} steps with max_steps={self.max_steps}, got {got}; set max_steps "
+                "(env.max_steps of a configuration) to the shortest time limit of the environment"
             )
         return is_cut.int().topk(most, 1).indices
 

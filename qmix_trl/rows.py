@@ -40,7 +40,11 @@ class RowKeys:
 
 
 class Rows(NamedTuple):
-    """The rows of a batch as tensors, with zeros in their padding."""
+    """The rows of a batch as tensors.
+
+    Padding holds zeros, but for two things: the step after a row's last valid one holds its true
+    next observation, and action masks are as given.
+    """
 
     observation: Tensor  # [B, T+1, N, O]
     next_observation: Tensor  # [B, T, N, O], the true one where a reset follows; 0 if terminated
@@ -170,7 +174,7 @@ def read_rows(
     needs_state: bool,
     others: Iterable[NestedKey] = (),
 ) -> Rows:
-    """Return the rows of a batch; nothing of padding or behind a termination is left in them.
+    """Return the rows of a batch, with nothing of what follows a termination.
 
     A row starts from the memory that is stored for its first step, zeros if none is, also where
     ``is_init`` marks that step: samplers of slices mark it so, and environments store zeros at

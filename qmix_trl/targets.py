@@ -43,8 +43,8 @@ class HardTargets(HardUpdate):
             super()._step(p_source, p_target)
             return
         is_due = self._count == self.value_network_update_interval
-        # Three launches for all parameters together; ``where`` would be one for each of them. By a
-        # product, targets are no longer finite at once where a network is not.
+        # Three launches for all parameters together; ``where`` would be one for each of them. Where
+        # a network holds NaN, the product makes its target NaN at once, also when no copy is due.
         copied, kept = is_due.to(self._first.dtype), (~is_due).to(self._first.dtype)
         p_target.data.mul_(kept).add_(p_source.data.mul(copied))
 

@@ -143,7 +143,7 @@ class Update:
         self.ranks = ranks
         self._join(ranks)
         self.must_be_graph = cuda_graph is True
-        self.no_graph = self._no_graph() if cuda_graph else "cuda_graph is False"
+        self.no_graph = self._reason_against_graph() if cuda_graph else "cuda_graph is False"
         self._graph: tuple[TensorDictBase, StepGraph] | None = None  # with its static input
 
     def _join(self, ranks: Ranks) -> None:
@@ -182,7 +182,7 @@ class Update:
         self.optimizer.load_state_dict(state_dict["optimizer"])
         self.target_updater.load_state_dict(state_dict["target_updater"])
 
-    def _no_graph(self) -> str | None:
+    def _reason_against_graph(self) -> str | None:
         """Return the reason why no step can be captured, or None.
 
         Raises:

@@ -92,6 +92,12 @@ def test_memory_crosses_steps_and_batches_but_no_reset():
     assert torch.equal(whole[next_key(LAST_ACTION)], one_hot)
 
 
+def test_slices_are_refused_of_an_environment_that_is_not_reset_when_done():
+    env = CounterEnv(reset_when_done=False)
+    with pytest.raises(ValueError, match="got reset_when_done=False; make it with True"):
+        collect(env, make_agent(env), rows="slices", steps=6, n_batches=1)
+
+
 @pytest.mark.parametrize("reset_when_done", [True, False])
 def test_episodes_begin_together_and_are_masked_after_their_end(reset_when_done):
     env = CounterEnv(reset_when_done=reset_when_done)

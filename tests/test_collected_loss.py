@@ -62,6 +62,25 @@ def test_training_unrolls_to_the_values_of_acting_up_to_the_end_of_an_episode():
     torch.testing.assert_close(values[batch[MASK]], batch[ACTION_VALUE][batch[MASK]])
 
 
+@pytest.mark.parametrize("agent_name", AGENTS)
+def test_a_reset_inside_padding_leaves_the_true_last_observation(agent_name):
+    """Episodes end by truncation before the row does, and the environment is reset at once."""
+    env = CounterEnv(reset_when_done=True)
+    agent = make_agent(env, agent_name)
+    (batch,) = collect(env, agent, rows="episodes", steps=8, n_batches=1)
+    done, valid = batch[next_key(DONE)][..., 0], batch[MASK]
+    last = done & valid
+    assert last.sum(1).tolist() == [1, 1]
+    batch[next_key(TERMINATED)] = torch.zeros_like(batch[next_key(TERMINATED)])
+    back = packed_and_back(batch, SequenceRows())
+    assert torch.equal(back[next_key(OBSERVATION)][last], batch[next_key(OBSERVATION)][last])
+    resets = batch[OBSERVATION].roll(-1, 1)[last]  # that followed
+    assert (back[next_key(OBSERVATION)][last] != resets).any()
+    loss = make_loss(env, agent, td_lambda=0.8)
+    for key, value in loss(batch).items():
+        torch.testing.assert_close(loss(back)[key], value, rtol=0, atol=0, msg=key)
+
+
 LOSSES = [
     {"td_lambda": 0.0, "double_q": False},
     {"td_lambda": 0.8},

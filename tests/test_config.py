@@ -607,7 +607,9 @@ def without(text, keys):
 
 
 def test_the_file_of_an_older_run_means_what_it_meant(tmp_path):
-    run, mine = tmp_path / "config.yaml", tmp_path / "mine.yaml"
+    run, mine = tmp_path / "run" / "config.yaml", tmp_path / "config.yaml"
+    run.parent.mkdir()
+    (run.parent / "metrics.csv").touch()
     mine.write_text(TEXT)
     whole = load_config(mine)
     for some in (*([key] for key in ADDED + ADDED_FOR_VMAS), ADDED + ADDED_FOR_VMAS):

@@ -31,8 +31,9 @@ def at_once(n_envs, device):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A folder with a file of environments."""
+def folder(tmp_path, monkeypatch):
+    """The current folder, with a file of environments."""
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "envs").mkdir()
     (tmp_path / "envs" / "mine.py").write_text(ONE)
     return tmp_path
@@ -86,6 +87,14 @@ def test_a_run_is_trained_and_evaluated_from_another_folder(function, folder, mo
     assert again == summary(left)["return"]
     saved = load_config(left / "config.yaml").env
     assert saved.make == f"{folder / 'envs' / 'mine.py'}:{function}"
+
+
+def test_a_file_on_the_command_line_is_relative_to_the_current_folder(folder, monkeypatch):
+    expected = load_config(tiny(folder), [section("envs/mine.py:make")])
+    monkeypatch.chdir(folder / "envs")
+    typed = [section("elsewhere.py:make"), "env.make=mine.py:make"]
+    assert load_config(tiny(folder), typed) == expected
+    assert expected.env.make == f"{folder / 'envs' / 'mine.py'}:make"
 
 
 def test_several_environments_of_one_function(folder):
@@ -211,7 +220,7 @@ def test_processes_step_as_one_does(folder):
     [
         (section("mine.py"), "expected path/to/file.py:function or module:function, got 'mine.py'"),
         (section("'mine.py:'"), "expected path/to/file.py:function or module:function"),
-        (section("envs/yours.py:make"), "relative to the configuration's folder, got 'envs/yours"),
+        (section("envs/yours.py:make"), "relative to the current folder, got 'envs/yours"),
         (section("envs/mine.py:make", processes=2, n_envs=3), "does not divide env.n_envs (3)"),
     ],
 )

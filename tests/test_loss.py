@@ -485,8 +485,9 @@ def test_rewards_of_another_number_than_values_are_refused():
 
 
 def test_burn_in_must_leave_a_step():
-    with pytest.raises(ValueError, match="longer than burn_in 3, got 3"):
-        make_loss(burn_in=3)(random_batch(2, 3))
+    for burn_in in (3, 4, 50):
+        with pytest.raises(ValueError, match=f"longer than burn_in {burn_in}, got 3"):
+            make_loss(burn_in=burn_in)(random_batch(2, 3))
 
 
 def test_a_mixer_without_in_keys_is_refused():

@@ -196,6 +196,36 @@ def test_any_other_entry_is_read_from_the_batch(kind, expected):
     assert named <= set(loss.in_keys)
 
 
+class Ordered(torch.nn.Module):
+    """A mixer in which the order of arguments and the method count."""
+
+    def forward(self, state, chosen):
+        return chosen.sum(-2) + 100 * state.mean(-1, keepdim=True)
+
+    def negated(self, state, chosen):
+        return -self(state, chosen)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sign"),
+    [
+        ({"in_keys": [STATE, CHOSEN_ACTION_VALUE]}, 1),
+        ({"in_keys": {CHOSEN_ACTION_VALUE: "chosen", STATE: "state"}}, 1),
+        ({"in_keys": [STATE, CHOSEN_ACTION_VALUE], "method": "negated"}, -1),
+    ],
+    ids=["list", "names", "method"],
+)
+def test_a_tensordict_module_is_called_as_it_was_made(arguments, sign):
+    batch = random_batch(3, 5)
+    is_named = isinstance(arguments["in_keys"], dict)
+    options = {"out_to_in_map": False} if is_named else {}
+    mixer = TensorDictModule(Ordered(), out_keys=[TOTAL_VALUE], **arguments, **options)
+    given = make_loss("recurrent", "vdn")
+    loss = loss_with(mixer)
+    expected = given(batch)["total_value"] + 100 * batch[STATE].mean()
+    torch.testing.assert_close(loss(batch)["total_value"], sign * expected)
+
+
 @pytest.mark.parametrize("present", [REWARD, next_key(REWARD)], ids=str)
 def test_an_entry_that_the_batch_lacks_at_a_step_is_refused(present):
     batch = random_batch(2, 3)

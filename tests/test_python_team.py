@@ -5,6 +5,7 @@ import torch
 from recipe_tools import check_told, run, summary
 
 from qmix_trl import CheckpointError, RandomPolicy, load_run, make_env, save_run
+from qmix_trl.checkpoint.run import read_manifest
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import ACTION, DONE, IS_INIT, OBSERVATION, REWARD, TRUNCATED, next_key
 
@@ -120,6 +121,16 @@ def test_processes_step_as_one_does_and_go_on_from_its_state(tmp_path):
             assert torch.equal(*after)
     finally:
         two.close()
+
+
+@pytest.mark.slow
+def test_a_run_in_processes_is_saved_at_its_end(tmp_path):
+    """TorchRL's collector closes its environment with the last batch, before it is saved."""
+    settings = [section("pettingzoo", MINES, processes=2), "checkpoint.every_seconds=0"]
+    left = run(tmp_path, *settings)
+    frames = summary(left)["frames"]
+    newest = max((left / "checkpoints").glob("*/manifest.json")).parent
+    assert read_manifest(newest)["values"]["frames"] == frames == 16
 
 
 class Unseeded(Mines):

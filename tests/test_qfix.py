@@ -72,7 +72,10 @@ def test_the_greedy_actions_are_the_greedy_joint_action_under_masks(kind, base):
     greedy = greedy_action(utilities, available)  # [B, N]
     place = (greedy * torch.tensor([A**2, A, 1])).sum(-1)
     at_greedy = table.gather(-1, place.unsqueeze(-1))[:, 0]
-    assert torch.equal(at_greedy, best)
+    if (kind, base) != ("qplex", "vdn"):
+        assert torch.equal(at_greedy, best)
+    else:  # where lambda underflows, all joint actions have one value but for rounding
+        assert (at_greedy >= best - 1e-12 * utilities.abs().amax((1, 2))).all()
     # Q_tot is not monotone: raising the utility of one action lowers it in some states.
     assert (allowed.sum(-1) > 1).float().mean() > 0.9
 
@@ -87,9 +90,23 @@ def test_the_value_of_the_greedy_joint_action_is_the_bases_exactly(kind, base):
     total = mixer(chosen, chosen, greedy, state)
     assert torch.equal(total, mixer.base(chosen, state))
     worse = mixer(chosen - 1, chosen, greedy, state)
-    below = mixer.base(chosen - 1, state)
-    assert (worse <= below).all()
-    assert (worse < below).float().mean() > 0.5  # elsewhere softplus has underflown
+    assert (worse <= total + 1e-12 * total.abs()).all()
+    assert (worse < total).float().mean() > 0.5  # elsewhere softplus has underflown
+
+
+def test_qplex_over_vdn_represents_small_losses_of_large_utilities():
+    """lambda_a is any positive number (QPLEX, section 3.2), not one above 1.
+
+    Utilities are 1 and 0 for all three agents; at the worse joint action VDN has 0, QPLEX any value
+    below 3: here 3 less the lambdas, each at most 10 times 0.01.
+    """
+    mixer = make_mixer("qplex")
+    with torch.no_grad():
+        mixer.g.weight.zero_()
+        mixer.g.bias.fill_(0.01)
+    chosen, greedy = torch.zeros(1, N, 1).double(), torch.ones(1, N, 1).double()
+    total = mixer(chosen, greedy, torch.ones(1, N, dtype=torch.int64), torch.zeros(1, S).double())
+    assert 2.7 < total.item() < 3
 
 
 @both
@@ -150,7 +167,7 @@ def slow_value(mixer, chosen, greedy, action, state):
         g = np.abs(w["g.weight"] @ state + w["g.bias"])
         h = sigmoid(w["h.weight"] @ state + w["h.bias"])
         f = sigmoid(w["f.weight"] @ joint + w["f.bias"])
-        factors = g @ (h * f).reshape(len(g), N)
+        factors = g @ (h * f).reshape(len(g), N) - isinstance(mixer.base, VDNMixer)
     if isinstance(mixer.base, VDNMixer):
         base = chosen.sum()
     else:

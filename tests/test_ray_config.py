@@ -58,6 +58,14 @@ def test_actors_divide_the_environments(tmp_path):
 
 
 @pytest.mark.usefixtures("_ray_is_there")
+def test_burn_in_is_refused_as_rows_come_in_any_order(tmp_path):
+    slices = ("collection.rows=slices", "collection.steps=4", "replay.burn_in=2")
+    said = refusal(tmp_path, *BY_RAY, *slices)
+    assert said.startswith("replay.burn_in: expected 0 with collection.collector=ray")
+    assert said.endswith("got 2")
+
+
+@pytest.mark.usefixtures("_ray_is_there")
 def test_evaluation_needs_no_actors(tmp_path):
     config = load_config(tiny(tmp_path), BY_RAY)
     alone = in_process(config)

@@ -55,6 +55,14 @@ def test_weights_worked_by_hand():
     assert central_weights(is_greedy, target, greedy_value, 0.25).tolist() == [1, 0.25, 0.25, 1]
 
 
+def test_the_central_networks_are_others_than_those_of_q_tot():
+    agent, mixer = FeedforwardAgent(2, 2, 3), CentralMixer(2, 2)
+    for own_agent, own_mixer in ((agent, QMixer(2, 2, 8)), (FeedforwardAgent(2, 2, 3), mixer)):
+        weighting = Weighting(kind="central", alpha=0.5, agent=own_agent, mixer=own_mixer)
+        with pytest.raises(ValueError, match="a central agent and mixer of their own"):
+            QMixLoss(agent, mixer, gamma=0.9, weighting=weighting)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_with_alpha_1_one_step_games_give_the_gradients_of_qmix_bit_for_bit(kind):
     """Targets of a step that terminates are rewards, so that the central value has no part."""
@@ -87,7 +95,7 @@ def test_the_loss_equals_a_form_written_out(kind, td_lambda):
     action, mask, next_mask = batch[ACTION], batch[ACTION_MASK], batch[next_key(ACTION_MASK)]
 
     def values(name, next_step):
-        agent, params = loss._network(name)
+        agent, params = getattr(loss, name.removeprefix("target_")), getattr(loss, f"{name}_params")
         observation = batch[next_key(OBSERVATION) if next_step else OBSERVATION]
         taken = torch.nn.functional.one_hot(action, A).double()
         last = taken if next_step else torch.cat([0 * taken[:, :1], taken[:, :-1]], 1)
@@ -95,7 +103,7 @@ def test_the_loss_equals_a_form_written_out(kind, td_lambda):
             return agent.step(observation, last, None)[0]
 
     def mixed(name, value, joint, state):
-        mixer, params = loss._network(name)
+        mixer, params = getattr(loss, name.removeprefix("target_")), getattr(loss, f"{name}_params")
         with params.to_module(mixer):
             return mixer.module(value_of(value, joint), state)
 

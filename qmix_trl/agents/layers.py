@@ -124,7 +124,7 @@ class LayerPerAgent(nn.Module):
         super().__init__()
         self.make_layer = make_layer
         self.n_agents = n_agents
-        make_layer()  # one draw more than there are agents: recorded runs have made it
+        make_layer()  # drawn and discarded, so that seeds give the weights of recorded runs
         for name, drawn in self._draw().items():
             self.register_parameter(name, nn.Parameter(drawn))
 

@@ -120,6 +120,9 @@ def load_replay_state(replay: ReplayBuffer, state: Mapping[str, Any]) -> None:
     if state["n_rows"]:
         replay.storage.set(range(state["n_rows"]), state["rows"])
     replay.sampler.load_state_dict(state["sampler"])
+    order = getattr(replay.sampler, "_sample_list", None)  # of SamplerWithoutReplacement
+    if order is not None:  # a loaded one is on the CPU, and the next is drawn where this one is
+        replay.sampler._sample_list = order.to(replay.storage.device)
     replay.writer.load_state_dict(state["writer"])
     replay.transform.load_state_dict(state["transform"])
     if replay._rng is not None:

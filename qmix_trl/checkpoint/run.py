@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,7 @@ def load_run(folder: str | Path, *, ranks: Ranks = ALONE, **parts: Any) -> Loade
             f"{', '.join(sorted(parts)) or 'none'}"
         )
     for name, part in parts.items():
-        _load(path, name, lambda state, n=name, p=part: load_part(n, p, state), states[name])
+        _load(path, name, partial(load_part, name, part), states[name])
     _load(path, STREAMS, set_random_state, streams)
     return LoadedRun(path, values, manifest)
 

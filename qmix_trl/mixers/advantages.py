@@ -16,7 +16,7 @@ def with_advantages(base: Tensor, factors: Tensor, chosen: Tensor, greedy: Tenso
 
     Args:
         base: float [*B, 1], the base mixer's value of the joint action.
-        factors: float [*B, N], or [*B, 1] where all agents have the same; none is negative.
+        factors: float [*B, N], or [*B, 1] where all agents have the same.
         chosen: float [*B, N, 1], the utilities of the joint action.
         greedy: float [*B, N, 1], the greatest utilities of available actions.
 

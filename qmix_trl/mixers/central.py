@@ -15,7 +15,8 @@ from qmix_trl.native.networks import dense as kernel
 class CentralMixer(nn.Module):
     """The value Q* of Weighted QMIX (Rashid et al. 2020, arXiv 2006.10800, section 5).
 
-    ``Q* = f(q, s) + V(s)``: f is a perceptron of two hidden layers, V one of one hidden layer.
+    ``Q* = f(q, s) + V(s)``: f is a perceptron of two hidden layers, of three in the authors' code;
+    V has one hidden layer.
     Nothing keeps it monotone, so it cannot be the mixer of ``QMixLoss``: the greedy joint action is
     not that of the agents. ``QMixLoss(weighting=...)`` learns it beside Q_tot.
 

@@ -19,7 +19,7 @@ class QFixMixer(nn.Module):
     ``Q_tot = base(q, s) + w(s, u) sum over agents of A_a``, with ``w = softplus(f(s, u))``, a
     perceptron f of one hidden layer, and the advantages ``A_a = Q_a(u_a) - max Q_a`` over the
     available actions. No advantage is above 0, and all are 0 at the greedy joint action, where
-    Q_tot is the base's value. As no utility lowers the base's value, the agents' greedy actions
+    Q_tot is the base's value. As that never falls when a utility rises, the agents' greedy actions
     together are the greedy joint action (IGM). As w reads the joint action, Q_tot need not be
     monotone: where utilities differ little and w is large, it represents any table of joint actions
     with one greatest entry.
@@ -37,8 +37,8 @@ class QFixMixer(nn.Module):
         n_agents: N, the number of utilities.
         state_shape: the shape of one state; an int is a vector of that size.
         n_actions: A, the number of each agent's actions.
-        base: a mixer that is called with chosen action values and state, and whose value no
-            utility lowers; None is ``VDNMixer``.
+        base: a mixer that is called with chosen action values and state, and whose value never
+            falls when a utility rises; None is ``VDNMixer``.
         embed_dim: the width of f's hidden layer.
         device: of the parameters of f.
         dtype: of the parameters of f.

@@ -15,12 +15,13 @@ class QPlexMixer(nn.Module):
 
     ``Q_tot = base(q, s) + sum over agents of w_a(s, u) A_a``: QFIX (``QFixMixer``) with a factor
     for each agent. The factors are those of QPLEX's attention with K heads,
-    ``w_a = sum over k of |g_k(s)| sigmoid(h_ka(s)) sigmoid(f_ka(s, u))``, with linear g, h and f.
-    So IGM holds for any base whose value no utility lowers, and utilities learn through the base
-    alone, as in QFIX.
+    ``lambda_a = sum over k of |g_k(s)| sigmoid(h_ka(s)) sigmoid(f_ka(s, u))``, with linear g, h and
+    f; over VDN ``w_a = lambda_a - 1``, over other bases ``w_a = lambda_a``. So IGM holds, and
+    utilities learn through the base alone, as in QFIX.
 
-    Over VDN this is QPLEX without the positive linear transformation of utilities by the state,
-    which the QFIX paper calls Q+FIX-lin.
+    Over VDN ``Q_tot = sum of max Q_a + sum of lambda_a A_a``, which is QPLEX without the positive
+    linear transformation of utilities by the state, and Q+FIX-lin of the QFIX paper. In the
+    authors' code g, h and f have hidden layers.
 
     Args:
         n_agents: N, the number of utilities.
@@ -102,5 +103,7 @@ class QPlexMixer(nn.Module):
         gates = self.h(flat).sigmoid() * self.f(joint).sigmoid()  # [*B, K N]
         gates = gates.unflatten(-1, (self.n_heads, self.n_agents))  # [*B, K, N]
         factors = (self.g(flat).abs().unsqueeze(-1) * gates).sum(-2)  # [*B, N]
+        if isinstance(self.base, VDNMixer):
+            factors = factors - 1
         base = self.base(chosen_action_value, state)  # [*B, 1]
         return with_advantages(base, factors, chosen_action_value, greedy_action_value)

@@ -39,9 +39,9 @@ UNSAVED = (TypeError, ConfigError)
 class Checkpoints:
     """Saves a run now and then, and lets it go on from its newest checkpoint.
 
-    A checkpoint that cannot be written does not end the run: it says so once and tries again when
-    the next is due. A state that cannot be saved at all ends the checkpoints, and it says so.
-    Several ranks save together, when the first one says so.
+    A checkpoint that cannot be written does not end the run: the failure is told once, and the next
+    one that is due is tried again. A state that cannot be saved at all ends the checkpoints, with a
+    message. The first of several ranks decides when all save.
 
     Args:
         config: of the run.
