@@ -53,5 +53,5 @@ class ParameterPlaces:
                 holder[key] = tensor
             yield
         finally:
-            for holder, key, tensor in own:
+            for holder, key, tensor in reversed(own):  # of a shared module one place has two names
                 holder[key] = tensor

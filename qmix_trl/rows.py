@@ -174,7 +174,7 @@ def read_rows(
     needs_state: bool,
     others: Iterable[NestedKey] = (),
 ) -> Rows:
-    """Return the rows of a batch, with nothing of what follows a termination.
+    """Return the rows of a batch, with zeros in place of all that follows a termination.
 
     A row starts from the memory that is stored for its first step, zeros if none is, also where
     ``is_init`` marks that step: samplers of slices mark it so, and environments store zeros at

@@ -94,7 +94,7 @@ def own_mixer(
         ConfigError: if the class is not found or fails, or what it makes has no ``in_keys``.
     """
     with errors_told(make, "mixer.make"):
-        make_mixer = load_function(make)
+        make_mixer = load_function(make, "class")
         named = inspect.signature(make_mixer).parameters
         sizes = {name: getattr(dims, name) for name in OWN_SIZES if name in named}
         mixer = make_mixer(**sizes, **make_kwargs).to(device)

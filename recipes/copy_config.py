@@ -11,7 +11,7 @@ from pathlib import Path
 
 from support.commands import typed
 from support.shipped import shipped_config, shipped_configs
-from support.terminal import filled
+from support.terminal import Paragraphs, filled
 
 from qmix_trl.errors import ConfigError, exit_on_mistake
 
@@ -60,7 +60,7 @@ def listing() -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     parser.add_argument("name", nargs="?", help="such as balance_quick; without it, list all")
     parser.add_argument(
         "target", nargs="?", type=Path, default=Path(), help="a folder, or FILE.yaml (default: .)"

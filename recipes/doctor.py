@@ -20,6 +20,7 @@ from support.doctor.machine import (
 )
 from support.doctor.packages import check_packages, check_project, check_python
 from support.shipped import config_file
+from support.terminal import Paragraphs
 
 from qmix_trl.errors import MachineError, exit_on_mistake
 
@@ -86,7 +87,7 @@ def measure(config: str, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     parser.add_argument("--clean", action="store_true", help="remove stale entries of the cache")
     parser.add_argument("--config", help="a file, or a name such as balance_quick")
     parser.add_argument("overrides", nargs="*", help="of CONFIG", metavar="key.sub=value")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import get_args, get_type_hints
 
-from support.terminal import filled, tell_builds
+from support.terminal import Paragraphs, filled, tell_builds
 
 from qmix_trl.config import GAMES, RunConfig, vmas_scenarios
 from qmix_trl.errors import ConfigError, exit_on_mistake
@@ -56,7 +56,7 @@ def list_engines(scenarios: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Paragraphs)
     parser.add_argument(
         "kind",
         nargs="?",

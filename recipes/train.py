@@ -1,4 +1,4 @@
-"""Train VDN, QMIX or IQL: python recipes/train.py CONFIG.yaml [key.sub=value ...]
+"""Train QMIX or a relative of it: python recipes/train.py CONFIG.yaml [key.sub=value ...]
 
 It leaves runs/NAME with config.yaml, metrics.csv, weights.pt, best_weights.pt, summary.json and
 checkpoints/, from which --resume runs/NAME goes on; of a scenario of your own also source/, a copy

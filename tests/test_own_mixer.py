@@ -71,7 +71,7 @@ def test_a_mixer_of_the_users_own_trains_and_is_loaded_from_its_run(file, tmp_pa
             "{}",
             "mixer.make: expected a file, relative to the current folder, got",
         ),
-        ("mine.py:Scale", "{}", "expected a function 'Scale', got none; did you mean 'Scaled'?"),
+        ("mine.py:Scale", "{}", "expected a class 'Scale', got none; did you mean 'Scaled'?"),
         ("mine.py:Scaled", "{size: 3}", "unexpected keyword argument 'size'"),
         ("mine.py:Nameless", "{}", "expected a mixer that names what it reads, got Nameless"),
         ("mine.py:failing", "{}", "no file here at mine.py:22 (raise OSError"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loss_tools import A, N, O, random_batch
 from recipe_tools import run, tiny
 from support.commands import COMMANDS
 from tensordict import TensorDict
@@ -15,6 +16,7 @@ from tensordict import TensorDict
 from qmix_trl import (
     EnvDims,
     QMixLoss,
+    VDNMixer,
     keys,
     load_agent,
     load_config,
@@ -22,6 +24,7 @@ from qmix_trl import (
     save_config,
     save_weights,
 )
+from qmix_trl.keys import ACTION_VALUE
 from qmix_trl.trained import build_agent, build_mixer
 
 ROOT = Path(__file__).parents[1]
@@ -233,7 +236,7 @@ def test_the_librarys_snippets_run(tmp_path, monkeypatch):
     agent, mixer = build_agent(config, dims, cpu), build_mixer(config, dims, cpu)
     for weights in ("last", "best"):
         save_weights(folder, agent, mixer, weights=weights, dims=dims)
-    team, load, resume, mixer = blocks(TEXTS["qmix_trl/README.md"], "python")
+    team, load, resume, mixer, own_agent = blocks(TEXTS["qmix_trl/README.md"], "python")
     exec(team, names := {})
     # TorchRL's balance: three agents of 16 numbers, and 3 x 3 forces.
     assert (names["dims"].n_agents, names["dims"].observation_dim) == (3, 16)
@@ -251,6 +254,12 @@ def test_the_librarys_snippets_run(tmp_path, monkeypatch):
     folder = run(tmp_path, config=tmp_path / "tiny.yaml")
     trained = load_mixer(folder)
     assert type(trained).__name__ == "JointMixer"
+    exec(own_agent, names := {})
+    loss = QMixLoss(names["TanhAgent"](O, A), VDNMixer(), gamma=0.99)
+    rows = random_batch(2, 3).apply(lambda x: x.float() if x.is_floating_point() else x)
+    loss(rows)["loss"].backward()
+    acted = names["TanhAgent"](O, A)(rows[:, 0].clone())
+    assert acted[ACTION_VALUE].shape == (2, N, A)
     assert trained.factor.in_features == 4 * 9  # balance: 4 agents of 9 actions
     exec(mixer, names := {})
     loss = QMixLoss(load_agent(folder), names["JointMixer"](4, 9), gamma=0.99)

@@ -36,11 +36,12 @@ def load_module(where: str) -> ModuleType:
     return load_file(where) if where.endswith(".py") else importlib.import_module(where)
 
 
-def load_function(make: str) -> Any:
-    """Return a function of a file or a module.
+def load_function(make: str, kind: str = "function") -> Any:
+    """Return a function, or a class, of a file or a module.
 
     Args:
         make: "path/to/file.py:function" or "module:function".
+        kind: of the thing, as an error calls it.
 
     Raises:
         ConfigError: if there is no such function.
@@ -50,7 +51,7 @@ def load_function(make: str) -> Any:
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value)]
-        raise ConfigError(f"expected a function {name!r}, got none{nearest(name, known)}")
+        raise ConfigError(f"expected a {kind} {name!r}, got none{nearest(name, known)}")
     return function
 
 

@@ -21,6 +21,7 @@ from support.game_settings import GAMES
 from support.planned_run import NEWEST, check_name_is_free, planned_run
 from support.shares import KEEP, READINGS
 from support.shipped import config_file
+from support.terminal import Paragraphs
 from support.throughput.report import COLORS, TITLES
 
 from qmix_trl.config import (
@@ -32,6 +33,7 @@ from qmix_trl.errors import ConfigError, exit_on_mistake, nearest, shown
 from qmix_trl.ranks import is_one_of_a_machine, world_size
 
 CONFIG_HELP = "a file, or a name such as balance_quick; `qmix-trl copy` lists the names"
+OVERRIDE_HELP = "sets a key of CONFIG, such as env.n_envs=60 or 'mixer={name: vdn}'"
 
 
 class ConfigParser(argparse.ArgumentParser):
@@ -77,9 +79,9 @@ def _train_command(description: str | None) -> argparse.Namespace:
     Raises:
         SystemExit: if the command line has a mistake.
     """
-    parser = ConfigParser(description=description)
+    parser = ConfigParser(description=description, formatter_class=Paragraphs)
     parser.add_argument("config", nargs="?", help=CONFIG_HELP)
-    parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
+    parser.add_argument("overrides", nargs="*", help=OVERRIDE_HELP, metavar="key.sub=value")
     parser.add_argument(
         "--runs", type=path, default="runs", help="the folder of all runs (default: runs)"
     )
@@ -172,9 +174,9 @@ def benchmarl_arguments(
     Raises:
         SystemExit: if the command line or the configuration has a mistake.
     """
-    parser = ConfigParser(description=description)
+    parser = ConfigParser(description=description, formatter_class=Paragraphs)
     parser.add_argument("config", help=CONFIG_HELP)
-    parser.add_argument("overrides", nargs="*", help="key.sub=value", metavar="key.sub=value")
+    parser.add_argument("overrides", nargs="*", help=OVERRIDE_HELP, metavar="key.sub=value")
     parser.add_argument(
         "--runs", type=path, default="runs", help="the folder of all runs (default: runs)"
     )
@@ -193,7 +195,7 @@ def games_arguments(description: str | None) -> argparse.Namespace:
         SystemExit: if a game is unknown, or there is no seed.
     """
     end_at_once_on(signal.SIGINT)
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=Paragraphs)
     parser.add_argument(
         "games", nargs="*", help=f"games to learn: {', '.join(GAMES)} (default: all)"
     )
@@ -224,7 +226,7 @@ def throughput_arguments(description: str | None) -> argparse.Namespace:
         SystemExit: if the command line has a mistake.
     """
     end_at_once_on(signal.SIGINT)
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=Paragraphs)
     several = {"nargs": "+"}
     size = {"type": _size, "metavar": "N"}
     parser.add_argument(

@@ -26,7 +26,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("train.py", "train VDN, QMIX or IQL", "balance_quick seed=1"),
+    "train": Command("train.py", "train QMIX or a relative of it", "balance_quick seed=1"),
     "evaluate": Command("evaluate.py", "evaluate a run greedily", "runs/balance_quick-1"),
     "render": Command("render.py", "draw episodes of a run", "runs/balance_quick-1"),
     "plot": Command("plot.py", "draw learning curves of runs", "runs/balance_quick-1"),

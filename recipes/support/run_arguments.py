@@ -14,6 +14,7 @@ from support.command_line import path, picture
 from support.ends import end_at_once_on
 from support.planned_run import check_drawing
 from support.run_folder import VIDEOS, config_of_run
+from support.terminal import Paragraphs
 
 from qmix_trl.config import EXPORTS, WEIGHTS, RunConfig, load_config
 from qmix_trl.errors import ConfigError, check_extra, exit_on_mistake
@@ -32,7 +33,7 @@ def evaluation_arguments(description: str | None) -> argparse.Namespace:
         SystemExit: if the command line or a run's configuration has a mistake.
     """
     end_at_once_on(signal.SIGINT)
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=Paragraphs)
     parser.add_argument(
         "folders", nargs="*", metavar="RUN", help="runs' folders, such as runs/balance_quick-1"
     )
@@ -138,7 +139,7 @@ def export_arguments(description: str | None) -> argparse.Namespace:
             of the format are not installed.
     """
     end_at_once_on(signal.SIGINT)
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=Paragraphs)
     parser.add_argument(
         "folder", type=Path, metavar="RUN", help="a run's folder, such as runs/balance_quick-1"
     )
@@ -182,7 +183,7 @@ def plot_arguments(description: str | None) -> argparse.Namespace:
         SystemExit: if the command line has a mistake.
     """
     end_at_once_on(signal.SIGINT)
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=Paragraphs)
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="such as runs/mine-1")
     parser.add_argument(
         "--group-by",
@@ -207,7 +208,7 @@ def render_arguments(description: str | None) -> argparse.Namespace:
             installed.
     """
     end_at_once_on(signal.SIGINT)
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description, formatter_class=Paragraphs)
     parser.add_argument(
         "folders",
         type=Path,

@@ -1,5 +1,6 @@
 """Lines that fit a terminal; a file or a pipe gets whole lines."""
 
+import argparse
 import logging
 import sys
 import textwrap
@@ -10,6 +11,14 @@ from qmix_trl.logs import terminal_width
 
 INDENT = " " * 4
 GAP = 2  # between the cells of a table
+
+
+class Paragraphs(argparse.HelpFormatter):
+    """A help whose description keeps its paragraphs."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        return "\n\n".join(fill(part, width, indent) for part in text.split("\n\n"))
 
 
 @cache

@@ -17,7 +17,7 @@ from support.terminal import filled
 from tensordict import TensorDictBase
 
 from qmix_trl.collect import finished_return
-from qmix_trl.config import RAY, RunConfig
+from qmix_trl.config import RAY, CustomMixerConfig, RunConfig
 from qmix_trl.envs.compiled.shadow import Shadow
 from qmix_trl.errors import WrongStepError
 from qmix_trl.logs import Column, RunLog, say, write_json
@@ -140,7 +140,9 @@ class TrainingReport:
             f"doing nothing {means['no_op']:.2f}, chance {means['random']:.2f}"
         )
         task = Path(config.env.scenario).name
-        say(f"{folder}: {config.mixer.name} on {task}, {device}, seed {config.seed}")
+        own = isinstance(config.mixer, CustomMixerConfig)
+        mixer = Path(config.mixer.make).name if own else config.mixer.name
+        say(f"{folder}: {mixer} on {task}, {device}, seed {config.seed}")
         if ranks.size > 1:
             say(f"ranks: {about_shares(config, ranks.size)}")
         for name, part in parts.items():
