@@ -408,8 +408,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         _check_collector(config)
         _check_logging(config.logging)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{_origin(str(error), path, overrides)}: {error}") from None
     return config
+
+
+def _origin(message: str, path: str | Path, overrides: Sequence[str]) -> str:
+    """Return where the key was set with which a message begins: by an override, or in the file."""
+    key = re.match(r"[\w.]*", message)
+    names = key[0].split(".") if key else []
+    for override in reversed(overrides):
+        typed = override.partition("=")[0].split(".")
+        if names[: len(typed)] == typed:
+            return f"override {shown(override)!r}"
+    return str(path)
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -606,6 +606,19 @@ def without(text, keys):
     return "\n".join(lines)
 
 
+def test_a_mistake_is_told_of_the_override_or_the_file_that_made_it(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(TEXT)
+    for override, start in (
+        ("env.scenario=balence", "override 'env.scenario=balence': env.scenario: unknown"),
+        ("replay.batch_rows=99999999", "override 'replay.batch_rows=99999999': replay.batch_rows"),
+        ("replay.capacity_rows=1", f"{path}: replay.batch_rows"),
+    ):
+        with pytest.raises(ConfigError) as told:
+            load_config(path, [override])
+        assert str(told.value).startswith(start)
+
+
 def test_the_file_of_an_older_run_means_what_it_meant(tmp_path):
     run, mine = tmp_path / "run" / "config.yaml", tmp_path / "config.yaml"
     run.parent.mkdir()

@@ -208,7 +208,7 @@ def test_a_malformed_game_is_refused_by_the_name_of_its_table(table, replacement
             {"dely": 1},
             r"\.dely: unknown to game 'memory'; did you mean 'delay'\?; .*n_cues",
         ),
-        ("two_step", {"delay": 1}, r"\.delay: unknown to game 'two_step'; it takes: none$"),
+        ("two_step", {"delay": 1}, r"\.delay: unknown to game 'two_step'; it takes: none; "),
         (
             "memory",
             {"n_cues": 3},

@@ -328,5 +328,5 @@ def check_keywords(of: str, known: list[str], scenario_kwargs: Mapping[str, Any]
         if keyword not in known:
             raise ConfigError(
                 f"env.scenario_kwargs.{keyword}: unknown to {of}{nearest(keyword, known)}; "
-                f"it takes: {', '.join(known) or 'none'}"
+                f"it takes: {', '.join(known) or 'none'}; {{}} in their place clears all"
             )
