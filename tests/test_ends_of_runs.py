@@ -8,6 +8,7 @@ import pytest
 import torch
 from recipe_tools import AGENTS, MIXERS, game, metrics, run
 from support.finite import check_batch
+from support.possible_values import PossibleValues
 from tensordict import TensorDict
 
 from qmix_trl import SaveError, logs, make_collector
@@ -22,7 +23,6 @@ from qmix_trl.keys import (
     TERMINATED,
     next_key,
 )
-from qmix_trl.value_bound import ValueBound
 
 SAVED = "checkpoint.every_seconds=0"
 MEMORY = game("memory", "delay: 2")
@@ -174,8 +174,8 @@ def test_overestimation_is_told_again_after_all_values_were_inside(tmp_path, mon
     def see(self, batch):
         self.now = next(intervals)
 
-    monkeypatch.setattr(ValueBound, "see", see)
-    monkeypatch.setattr(ValueBound, "interval", property(lambda self: self.now))
+    monkeypatch.setattr(PossibleValues, "see", see)
+    monkeypatch.setattr(PossibleValues, "interval", property(lambda self: self.now))
     run(tmp_path, "collection.total_frames=32")
     assert frames_told(capsys.readouterr().out) == [8, 32]
 

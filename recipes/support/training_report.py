@@ -11,6 +11,7 @@ from support.commands import typed
 from support.components import last_frame
 from support.evaluation import compare
 from support.loggers import Loggers
+from support.possible_values import PossibleValues
 from support.run_folder import MISMATCH_FILE, SUMMARY_FILE
 from support.shares import about_shares
 from support.terminal import filled
@@ -22,7 +23,6 @@ from qmix_trl.envs.compiled.shadow import Shadow
 from qmix_trl.errors import WrongStepError
 from qmix_trl.logs import Column, RunLog, say, write_json
 from qmix_trl.ranks import Ranks
-from qmix_trl.value_bound import ValueBound
 
 COLUMNS = (
     Column("frames", "frames", ",d"),
@@ -127,7 +127,7 @@ class TrainingReport:
         self._returns = dict(baselines)
         self._frames, self._seconds = 0, 0.0
         self._before = {"seconds": 0.0, "verified_steps": 0}  # the run was resumed
-        self._bound = ValueBound(
+        self._bound = PossibleValues(
             gamma=config.loss.gamma,
             max_steps=config.env.max_steps,
             reward_scale=config.loss.reward_scale,

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from support.possible_values import PossibleValues
 from tensordict import TensorDict
 
 from qmix_trl.keys import AGENT_REWARD, DONE, MASK, REWARD, TERMINATED, next_key
-from qmix_trl.value_bound import ValueBound
 
 
 def batch_of(reward, *, terminated=(), truncated=(), mask=None):
@@ -27,7 +27,7 @@ def batch_of(reward, *, terminated=(), truncated=(), mask=None):
 
 
 def bound_of(*batches, **arguments):
-    bound = ValueBound(**{"gamma": 0.5, "max_steps": 3, **arguments})
+    bound = PossibleValues(**{"gamma": 0.5, "max_steps": 3, **arguments})
     for batch in batches:
         bound.see(batch)
     return bound
