@@ -77,7 +77,7 @@ def package_starts(name, n):
 def test_the_packages_starts_have_the_probabilities_that_ours_have():
     # Ours are compared with the same probabilities in test_foraging.py.
     # Places in a window: the package refuses its own observations of whole fields of this shape.
-    starts = package_starts("1s-4x5-1p-2f", 5000)
+    starts = package_starts("1s-4x5-1p-2f", 2500)
     counts = Counter(cells_of([*foods, *players], len(foods)) for foods, players in starts)
     assert p_value(counts, exact_starts(4, 5)) > 0.001
 

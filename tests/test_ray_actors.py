@@ -168,16 +168,15 @@ def check_contiguous(batches, number):
         torch.testing.assert_close(seen[:, :2], torch.tensor(expected))
 
 
-@pytest.mark.parametrize("kill", [kill_process, pytest.param(kill_actor, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:actor . of 2 died")
-def test_a_dead_actor_is_replaced_and_frames_count_once(begun, kill):
+def test_a_dead_actor_is_replaced_and_frames_count_once(begun):
     actors = begun(small_agent(), n_batches=MANY)
     batches, killed_at = [], 2
     for batch in actors:
         batches.append(batch)
         actors.update_policy_weights_()
         if len(batches) == killed_at:
-            kill(actors, 1)
+            kill_process(actors, 1)
         if 2 in numbers_of(batch):  # of the new one, and so of its seeds
             break
     assert actors.n_replaced == 1

@@ -75,21 +75,6 @@ def test_ranks_hold_equal_weights_and_other_episodes(unbroken):
     assert not (rows[0][:, None] == rows[1][None]).all(-1).any()
 
 
-def test_a_resumed_run_of_two_ranks_equals_an_unbroken_one(unbroken, tmp_path):
-    trained(tmp_path, 2, tiny(tmp_path), "name=part", *SETTINGS, total(FRAMES - 48))
-    folder = tmp_path / "runs" / "part"
-    said = trained(tmp_path, 2, "--resume", folder, total(FRAMES))
-    assert "resumed: " in said
-    # The shorter run was evaluated after its last batch: 72 frames, which are not a multiple.
-    assert shards(folder)[1] == shards(unbroken[0])[1]
-    own, other = metrics(folder), metrics(unbroken[0])
-    own["greedy_return"], other["greedy_return"] = (
-        own["greedy_return"][6:],
-        other["greedy_return"][6:],
-    )
-    assert own == other
-
-
 @pytest.mark.parametrize("n_ranks", [1, 3])
 def test_a_run_is_not_gone_on_with_by_another_number_of_ranks(n_ranks, unbroken):
     of_torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(n_ranks)}

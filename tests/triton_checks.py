@@ -256,7 +256,8 @@ def check_task_to_batch(folder):
             environment(CPU, scenario_kwargs={"n_agents": 2})
     compare_batches(batches, start, 0.0)
     kept = {(path.stem[:5], path.suffix) for path in store.folder().glob("simple_spread-*/*")}
-    assert kept == {("notes", ".json"), ("step-", ".cpp"), ("step-", ".py"), ("step-", ".so")}
+    needed = {("notes", ".json"), ("step-", ".cpp"), ("step-", ".py"), ("step-", ".so")}
+    assert kept >= needed, kept  # other tests may be building in the folder
 
 
 # ---------------------------------------------------------------------- operations by definition
