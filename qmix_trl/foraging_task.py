@@ -32,6 +32,9 @@ class ForagingTask:
             (in v1 and v2 one less, unless ``force_coop``).
         penalty: subtracted from the reward of each player that loads in vain.
         normalize_reward: the rewards of an episode in which all foods are loaded sum to 1.
+        scale_observations: rows, columns and levels in observations and state are divided by the
+            longer side of the field, so that networks read numbers of about 1. The package has raw
+            ones.
     """
 
     n_rows: int
@@ -47,6 +50,12 @@ class ForagingTask:
     max_food_level: int | None = None
     penalty: float = 0.0
     normalize_reward: bool = True
+    scale_observations: bool = False
+
+    @property
+    def unit(self) -> int:
+        """What numbers of observations and state are divided by."""
+        return max(self.n_rows, self.n_columns) if self.scale_observations else 1
 
     @property
     def start_rows(self) -> int:

@@ -199,6 +199,30 @@ def test_the_engines_return_the_same_numbers(name, state):
         assert torch.equal(*(getattr(b, entry) for b in buffers)), entry
 
 
+@needs_compiler
+@pytest.mark.parametrize("state", ["observations", "world"])
+@pytest.mark.parametrize("engine", ["kernel", "tensors"])
+def test_scaled_observations_are_raw_ones_over_the_longer_side(engine, state):
+    raw, scaled = (
+        make_env("2s-6x9-3p-2f", {"scale_observations": on}, engine=engine, state=state, n_envs=9)
+        for on in (False, True)
+    )
+    data = [raw.reset(), scaled.reset()]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):  # with resets, at 20 steps
+        for key in (OBSERVATION, STATE):
+            assert torch.equal(data[0][key] / 9, data[1][key])
+        action = random_actions(raw, generator)
+        pairs = zip((raw, scaled), data, strict=True)
+        steps, data = zip(
+            *(env.step_and_maybe_reset(shown.set(ACTION, action)) for env, shown in pairs),
+            strict=True,
+        )
+        steps = [step["next"] for step in steps]
+        assert torch.equal(steps[0][REWARD], steps[1][REWARD])
+        assert torch.equal(steps[0][OBSERVATION] / 9, steps[1][OBSERVATION])
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", TASKS)
 def test_a_gpu_returns_the_numbers_of_the_cpu(name):
@@ -614,6 +638,7 @@ def test_every_option_is_named_where_it_is_checked():
         "max_food_level",
         "penalty",
         "normalize_reward",
+        "scale_observations",
     }
 
 

@@ -135,6 +135,7 @@ static void fill_absent(float *from, const float *end) {
 
 // Write observations, and the state if it is the world's.
 static void see(const Foraging *f, int64_t e, float *to) {
+  float *const first = to;
   const int64_t n_units = f->n_foods + f->n_players;
   const float *foods = f->units + e * n_units * 3, *players = foods + f->n_foods * 3;
   const float sight = (float)f->sight, all[2] = {2 * sight, 2 * sight};
@@ -151,6 +152,8 @@ static void see(const Foraging *f, int64_t e, float *to) {
     fill_absent(next, to + n_units * 3);
   }
   if (f->shows_world) memcpy(to, foods, n_units * 3 * sizeof(float));
+  if (f->unit == 1) return;
+  for (int64_t i = 0; i < f->seen_size; i++) first[i] /= (float)f->unit;
 }
 
 static void move(const Foraging *f, const float *foods, float *players, const int64_t *action) {

@@ -51,6 +51,7 @@ class Foraging(ctypes.Structure):
         ("max_food_level", INT),  # 0: by the levels of the players
         ("excludes_highest", INT),  # food by the levels of the players is below their sum
         ("normalize_reward", INT),
+        ("unit", INT),  # observations and state are divided by it
         ("penalty", ctypes.c_float),
         ("seed", INT),
         ("units", pointer_to("float")),  # [E, U, 3]
@@ -164,10 +165,10 @@ class TensorEngine:
 
     def _see(self, fields: Fields) -> Tensor:
         """Return observation and state, float32 [E, R]."""
-        observation = self._rules.observe(fields).flatten(1)
-        if self.layout.state_dim is None:
-            return observation
-        return torch.cat([observation, self._rules.world(fields)], 1)
+        seen = self._rules.observe(fields).flatten(1)
+        if self.layout.state_dim is not None:
+            seen = torch.cat([seen, self._rules.world(fields)], 1)
+        return seen / self._rules.task.unit
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
         """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions in them.
