@@ -54,7 +54,7 @@ class ForagingTask:
 
     @property
     def unit(self) -> int:
-        """What numbers of observations and state are divided by."""
+        """The divisor of observations and state."""
         return max(self.n_rows, self.n_columns) if self.scale_observations else 1
 
     @property
