@@ -663,7 +663,7 @@ def _check_game(env: GamesConfig) -> None:
 
 
 def _check_collector(config: RunConfig) -> None:
-    """Refuse actors of Ray for environments in C++, with burn-in, or where Ray is not installed.
+    """Refuse actors of Ray for families with engines, with burn-in, or without Ray installed.
 
     Raises:
         ConfigError: for any of these.

@@ -168,7 +168,8 @@ class TensorEngine:
         seen = self._rules.observe(fields).flatten(1)
         if self.layout.state_dim is not None:
             seen = torch.cat([seen, self._rules.world(fields)], 1)
-        return seen / self._rules.task.unit
+        unit = self._rules.task.unit
+        return seen if unit == 1 else seen / unit
 
     def advance(self, buffers: Buffers, t: int, n_steps: int, *, reset_when_done: bool) -> None:
         """Take steps ``t`` to ``t + n_steps`` of buffers, by the actions in them.
