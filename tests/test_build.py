@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from recipe_tools import RECIPES
 
 from qmix_trl.native import build, store
 from qmix_trl.native.networks import ahead
+from qmix_trl.native.networks.library import missing
 
 SOURCE = 'extern "C" int answer() { return 7; }'
 GXX = shutil.which("g++")
@@ -325,6 +327,13 @@ def test_the_end_of_a_process_does_not_wait_for_libraries_that_are_built_ahead(m
     assert is_asked.wait(30)
     assert threads[0] is not threading.main_thread()
     assert threads[0].daemon
+
+
+def test_a_library_that_the_end_of_a_process_prevents_is_not_warned_of(recwarn):
+    build.kill_running()
+    reason = missing(lambda dtype: build.check_compiler(), torch.float32)
+    assert reason == "the process ends"
+    assert not recwarn.list
 
 
 # ------------------------------------------------------------------------- ELF files

@@ -41,6 +41,7 @@ HEAD_BYTES = 64  # of an ELF file; no library is as small
 FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 NO_OPENMP = re.compile(r"-fopenmp|lib?g?omp|-l ?g?omp|omp\.h", re.IGNORECASE)
 
+PROCESS_ENDS = "the process ends"
 _GIVEN_UP: list[str] = []  # why no compiler is started any more in this process
 _RUNNING: set[int] = set()  # process groups of compilers
 _STARTING = threading.Lock()
@@ -292,6 +293,11 @@ def _started(words: list[str], environment: dict[str, str]) -> subprocess.Popen[
         return process
 
 
+def ends() -> bool:
+    """Return whether the process ends, so that a build that fails is no news."""
+    return PROCESS_ENDS in _GIVEN_UP
+
+
 def _check_patience() -> None:
     if _GIVEN_UP:
         raise BuildFailed(_GIVEN_UP[0])
@@ -304,8 +310,8 @@ def _kill(group: int) -> None:
 
 
 def kill_running() -> None:
-    """Kill all compilers, and start no more."""
-    _GIVEN_UP.append("the process ends")
+    """Kill all compilers, and start no more: the process ends."""
+    _GIVEN_UP.append(PROCESS_ENDS)
     for group in tuple(_RUNNING):
         _kill(group)
 

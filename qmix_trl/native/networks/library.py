@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from qmix_trl.native import store
+from qmix_trl.native import build, store
 from qmix_trl.native.build import BuildFailed, NoCompiler
 from qmix_trl.native.networks.layers import Layer, Linear, Norm
 from qmix_trl.native.structures import c_struct
@@ -113,7 +113,8 @@ def _missing(library: Library, dtype: torch.dtype) -> str | None:
     except NoCompiler as error:
         return str(error)
     except BuildFailed as error:
-        warnings.warn(f"torch's operations serve, not layers in C++: {error}", stacklevel=2)
+        if not build.ends():
+            warnings.warn(f"torch's operations serve, not layers in C++: {error}", stacklevel=2)
         return str(error)
     return None
 
