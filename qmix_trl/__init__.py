@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from qmix_trl.agents import AGENTS, FeedforwardAgent, RecurrentAgent
     from qmix_trl.checkpoint import LoadedRun, load_run, load_weights, save_run, save_weights
     from qmix_trl.collect import make_collector
-    from qmix_trl.config import RunConfig, load_config, save_config
+    from qmix_trl.config.load import load_config, save_config
+    from qmix_trl.config.schema import RunConfig
     from qmix_trl.env_factory import EnvFactory
     from qmix_trl.envs import ENVS, EnvDims, env_dims, make_env
     from qmix_trl.envs.team import TeamEnv
@@ -114,7 +115,7 @@ _MODULES = {
     "QPlexMixer": "qmix_trl.mixers",
     "RandomPolicy": "qmix_trl.policy",
     "RecurrentAgent": "qmix_trl.agents",
-    "RunConfig": "qmix_trl.config",
+    "RunConfig": "qmix_trl.config.schema",
     "SaveError": "qmix_trl.errors",
     "SequenceRows": "qmix_trl.replay",
     "TeamEnv": "qmix_trl.envs.team",
@@ -125,7 +126,7 @@ _MODULES = {
     "episode_returns": "qmix_trl.evaluate",
     "export_policy": "qmix_trl.export",
     "load_agent": "qmix_trl.trained",
-    "load_config": "qmix_trl.config",
+    "load_config": "qmix_trl.config.load",
     "load_mixer": "qmix_trl.trained",
     "load_run": "qmix_trl.checkpoint",
     "load_weights": "qmix_trl.checkpoint",
@@ -135,7 +136,7 @@ _MODULES = {
     "make_policy": "qmix_trl.policy",
     "make_replay": "qmix_trl.replay",
     "make_soft_updater": "qmix_trl.targets",
-    "save_config": "qmix_trl.config",
+    "save_config": "qmix_trl.config.load",
     "save_run": "qmix_trl.checkpoint",
     "save_weights": "qmix_trl.checkpoint",
     "with_memory": "qmix_trl.policy",

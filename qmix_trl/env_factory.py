@@ -10,15 +10,9 @@ from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 
 from qmix_trl.agents.layers import memory_primer
 from qmix_trl.checkpoint.weights import load_weights
-from qmix_trl.config import (
-    CONFIG_FILE,
-    OTHERS,
-    InPython,
-    RunConfig,
-    VmasConfig,
-    load_config,
-    settings,
-)
+from qmix_trl.config.load import load_config
+from qmix_trl.config.run_files import CONFIG_FILE
+from qmix_trl.config.schema import OTHERS, InPython, RunConfig, VmasConfig, settings
 from qmix_trl.envs import env_dims, make_env
 from qmix_trl.errors import ConfigError
 from qmix_trl.keys import EPISODE_REWARD, REWARD

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qmix_trl.agents import gru
 from qmix_trl.agents.layers import check_agent, norm_of
-from qmix_trl.config import EXPORTS
+from qmix_trl.config.run_files import EXPORTS
 from qmix_trl.dense import linear
 from qmix_trl.errors import check_extra
 from qmix_trl.functional import greedy_action

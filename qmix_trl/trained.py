@@ -12,14 +12,9 @@ from torch import nn
 
 from qmix_trl.agents import AGENTS
 from qmix_trl.checkpoint.weights import about_weights, load_weights, weights_path
-from qmix_trl.config import (
-    CONFIG_FILE,
-    CustomMixerConfig,
-    MixerConfig,
-    RunConfig,
-    read_config,
-    settings,
-)
+from qmix_trl.config.load import read_config
+from qmix_trl.config.run_files import CONFIG_FILE
+from qmix_trl.config.schema import CustomMixerConfig, MixerConfig, RunConfig, settings
 from qmix_trl.envs import EnvDims
 from qmix_trl.envs.custom import errors_told
 from qmix_trl.envs.user_code import load_function

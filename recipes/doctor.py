@@ -97,7 +97,7 @@ if __name__ == "__main__":
     with exit_on_mistake():
         if arguments.config is not None:
             with suppress(ImportError):  # the check tells what is missing
-                from qmix_trl.config import load_config
+                from qmix_trl.config.load import load_config
 
                 load_config(config_file(arguments.config), arguments.overrides)
         check(is_cleaned=arguments.clean)

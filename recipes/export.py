@@ -33,7 +33,7 @@ from qmix_trl import (
     load_config,
     load_weights,
 )
-from qmix_trl.config import InPython
+from qmix_trl.config.schema import InPython
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.export import load_policy
 from qmix_trl.keys import ACTION_MASK

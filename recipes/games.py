@@ -42,7 +42,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from qmix_trl import env_dims, load_config, make_policy, with_memory
-from qmix_trl.config import RunConfig
+from qmix_trl.config.schema import RunConfig
 from qmix_trl.envs.game_tables import Game, make_game
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.logs import AUTO, make_run_folder, write_json

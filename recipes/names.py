@@ -13,7 +13,8 @@ from typing import get_args, get_type_hints
 
 from support.terminal import Paragraphs, filled, tell_builds
 
-from qmix_trl.config import GAMES, RunConfig, vmas_scenarios
+from qmix_trl.config.checks import vmas_scenarios
+from qmix_trl.config.schema import GAMES, RunConfig
 from qmix_trl.errors import ConfigError, exit_on_mistake
 
 KINDS = ("scenarios", "games", "agents", "mixers")

@@ -13,7 +13,7 @@ from support.curve_report import check_packages, draw, print_table, write_csv
 from support.named_curves import named_curves
 from support.run_arguments import plot_arguments
 
-from qmix_trl.config import CONFIG_FILE
+from qmix_trl.config.run_files import CONFIG_FILE
 from qmix_trl.errors import exit_on_mistake
 
 

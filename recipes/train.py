@@ -40,7 +40,7 @@ from support.threads import by_threads
 from support.training_report import training_report
 
 from qmix_trl import Learner, make_policy, save_config
-from qmix_trl.config import RAY
+from qmix_trl.config.schema import RAY
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.logs import say, silence
 from qmix_trl.ranks import ALONE, Ranks, joined_ranks

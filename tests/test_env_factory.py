@@ -26,7 +26,7 @@ from qmix_trl import (
     with_memory,
 )
 from qmix_trl.collect import mark_all_valid
-from qmix_trl.config import settings
+from qmix_trl.config.schema import settings
 from qmix_trl.envs.compiled.choose import MAKERS
 from qmix_trl.keys import (
     ACTION,

@@ -11,7 +11,7 @@ from update_tools import updates_of
 
 from qmix_trl import SequenceRows, make_hard_updater, make_replay
 from qmix_trl.checkpoint.parts import load_replay_state, replay_state
-from qmix_trl.config import load_config
+from qmix_trl.config.load import load_config
 
 N_ROWS, N_STEPS, BATCH_ROWS = 6, 4, 2
 EPOCH = N_ROWS // BATCH_ROWS

@@ -5,7 +5,7 @@ import torch
 from recipe_tools import game, metrics, run, summary
 
 from qmix_trl import ConfigError, QFixMixer, QMixer, QPlexMixer, load_config, load_mixer
-from qmix_trl.config import CONFIG_FILE
+from qmix_trl.config.run_files import CONFIG_FILE
 
 OWN = """\
 import torch

@@ -16,8 +16,8 @@ from support.curves import Curve, read_curve
 from support.named_curves import named_curves
 from support.run_labels import flat_run, groups_of, tasks_of
 
+from qmix_trl.config.strict_yaml import read_values
 from qmix_trl.errors import ConfigError
-from qmix_trl.strict_yaml import read_values
 
 BASELINES = {"no_op": 1.0, "random": -1.0}
 CONFIGS = RECIPES / "configs"

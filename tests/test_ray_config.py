@@ -6,7 +6,7 @@ from support.components import in_process
 from support.shares import of_all_ranks, share_of
 
 from qmix_trl import ConfigError, load_config
-from qmix_trl import config as config_module
+from qmix_trl.config import checks
 
 COUNTED = (
     "env={family: custom, make: 'family_tools:any_env', make_kwargs: {}, group: null, n_envs: 4, "
@@ -17,7 +17,7 @@ BY_RAY = (COUNTED, "collection.collector=ray")
 
 @pytest.fixture
 def _ray_is_there(monkeypatch):
-    monkeypatch.setattr(config_module, "check_extra", lambda *names: None)
+    monkeypatch.setattr(checks, "check_extra", lambda *names: None)
 
 
 def refusal(tmp_path, *overrides):

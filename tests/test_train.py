@@ -12,7 +12,7 @@ from recipe_tools import AGENTS, COMBINATIONS, MIXERS, evaluated, game, metrics,
 from vmas_tools import SEVERAL_GROUPS
 
 from qmix_trl import ConfigError, load_config
-from qmix_trl.config import vmas_scenarios
+from qmix_trl.config.checks import vmas_scenarios
 from qmix_trl.errors import DivergedError
 
 LARGE = ("pollock", "road_traffic", "sampling")  # a run takes longer than 10 s

@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor, nn
 
 from qmix_trl.checkpoint.files import flush_folder, write_file
-from qmix_trl.config import WEIGHTS
+from qmix_trl.config.run_files import WEIGHTS
 from qmix_trl.envs.contract import EnvDims
 from qmix_trl.errors import CheckpointError, ConfigError, DivergedError, SaveError, one_line
 from qmix_trl.loss import QMixLoss

@@ -8,7 +8,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, RewardSum
 
 from qmix_trl import EnvFactory, with_memory
-from qmix_trl.config import RunConfig
+from qmix_trl.config.schema import RunConfig
 from qmix_trl.fused import FusedCollector
 from qmix_trl.keys import EPISODE_REWARD, REWARD
 from qmix_trl.policy import AgentPolicy

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qmix_trl.config import RunConfig, is_own_scenario, load_config
+from qmix_trl.config.checks import is_own_scenario
+from qmix_trl.config.load import load_config
+from qmix_trl.config.schema import RunConfig
 from qmix_trl.errors import ConfigError, MachineError
 from qmix_trl.native import store
 

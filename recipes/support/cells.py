@@ -16,7 +16,8 @@ from support.run_labels import flat_run, groups_of, tasks_of
 from support.sources import changes
 
 from qmix_trl import load_config
-from qmix_trl.config import MAX_SEED, is_own_scenario
+from qmix_trl.config.checks import is_own_scenario
+from qmix_trl.config.schema import MAX_SEED
 from qmix_trl.errors import ConfigError, shown
 
 RECIPES = Path(__file__).parents[1]

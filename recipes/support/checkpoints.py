@@ -28,7 +28,7 @@ from qmix_trl import (
 )
 from qmix_trl.checkpoint.nested import encoded
 from qmix_trl.checkpoint.parts import part_state
-from qmix_trl.config import RunConfig
+from qmix_trl.config.schema import RunConfig
 from qmix_trl.logs import say
 from qmix_trl.ranks import ALONE, Ranks
 

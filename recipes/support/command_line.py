@@ -24,11 +24,9 @@ from support.shipped import config_file
 from support.terminal import Paragraphs
 from support.throughput.report import COLORS, TITLES
 
-from qmix_trl.config import (
-    RunConfig,
-    check_vmas_scenario,
-    with_whole_path,
-)
+from qmix_trl.config.checks import check_vmas_scenario
+from qmix_trl.config.schema import RunConfig
+from qmix_trl.config.user_files import with_whole_path
 from qmix_trl.errors import ConfigError, exit_on_mistake, nearest, shown
 from qmix_trl.ranks import is_one_of_a_machine, world_size
 

@@ -31,7 +31,7 @@ from qmix_trl import (
     make_replay,
     make_soft_updater,
 )
-from qmix_trl.config import RAY, HardTargetConfig, RunConfig, SoftTargetConfig, settings
+from qmix_trl.config.schema import RAY, HardTargetConfig, RunConfig, SoftTargetConfig, settings
 from qmix_trl.errors import ConfigError
 from qmix_trl.fused import FusedCollector, why_not
 from qmix_trl.native.networks.ahead import build_ahead

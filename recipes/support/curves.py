@@ -10,9 +10,9 @@ import numpy as np
 from support.metrics import metric_columns, metric_lines
 from support.run_folder import CONFIG_FILE, SUMMARY_FILE
 
+from qmix_trl.config.strict_yaml import read_values
 from qmix_trl.errors import ConfigError, nearest
 from qmix_trl.logs import METRICS_FILE
-from qmix_trl.strict_yaml import read_values
 
 GREEDY = "greedy_return"
 RETURNS = (GREEDY, "train_return")  # columns to which the baselines belong

@@ -17,7 +17,7 @@ from qmix_trl import (
     make_policy,
     with_memory,
 )
-from qmix_trl.config import RunConfig
+from qmix_trl.config.schema import RunConfig
 from qmix_trl.errors import DivergedError
 
 

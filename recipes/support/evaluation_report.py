@@ -7,7 +7,7 @@ from pathlib import Path
 
 from support.terminal import filled
 
-from qmix_trl.config import RunConfig
+from qmix_trl.config.schema import RunConfig
 
 Summary = dict[str, float]  # mean, std and episodes of returns
 BASELINES = {"no_op": "doing nothing", "random": "chance"}

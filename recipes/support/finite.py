@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from qmix_trl import Update
-from qmix_trl.config import WEIGHTS
+from qmix_trl.config.run_files import WEIGHTS
 from qmix_trl.errors import DivergedError
 from qmix_trl.keys import AGENT_REWARD, MASK, OBSERVATION, REWARD, STATE, TERMINATED, next_key
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from support.flat_config import flat
 from support.metrics import metric_lines
 
-from qmix_trl.config import RunConfig
+from qmix_trl.config.schema import RunConfig
 from qmix_trl.errors import check_extra, one_line
 from qmix_trl.logs import say
 

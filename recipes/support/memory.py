@@ -11,7 +11,7 @@ from support.run_folder import REPLAY_FOLDER
 
 from qmix_trl import EnvDims, env_dims
 from qmix_trl.checkpoint.files import sweep
-from qmix_trl.config import (
+from qmix_trl.config.schema import (
     ForagingConfig,
     InPython,
     RecurrentConfig,

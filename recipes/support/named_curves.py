@@ -7,8 +7,8 @@ from support.curves import Curve, at_common_frames, read_curve, summary_of
 from support.run_folder import CONFIG_FILE, runs_below
 from support.run_labels import flat_run, groups_of, tasks_of
 
+from qmix_trl.config.strict_yaml import read_values
 from qmix_trl.errors import ConfigError, nearest
-from qmix_trl.strict_yaml import read_values
 
 
 def named_curves(folders: Sequence[Path], keys: Sequence[str] | None, column: str) -> list[Curve]:

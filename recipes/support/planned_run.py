@@ -28,7 +28,9 @@ from support.run_folder import (
 from support.shares import KEEP, of_all_ranks, share_of
 from support.sources import changes, check_sources, save_sources, with_sources
 
-from qmix_trl.config import SOURCES, WEIGHTS, RunConfig, load_config
+from qmix_trl.config.load import load_config
+from qmix_trl.config.run_files import SOURCES, WEIGHTS
+from qmix_trl.config.schema import RunConfig
 from qmix_trl.errors import ConfigError, check_extra
 from qmix_trl.logs import AUTO, METRICS_FILE, make_run_folder
 from qmix_trl.native.lock import held

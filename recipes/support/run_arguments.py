@@ -16,7 +16,9 @@ from support.planned_run import check_drawing
 from support.run_folder import VIDEOS, config_of_run
 from support.terminal import Paragraphs
 
-from qmix_trl.config import EXPORTS, WEIGHTS, RunConfig, load_config
+from qmix_trl.config.load import load_config
+from qmix_trl.config.run_files import EXPORTS, WEIGHTS
+from qmix_trl.config.schema import RunConfig
 from qmix_trl.errors import ConfigError, check_extra, exit_on_mistake
 
 EVALUATED = ("env", "evaluation")  # sections that an evaluation may change

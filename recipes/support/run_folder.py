@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from qmix_trl.config import CONFIG_FILE
+from qmix_trl.config.run_files import CONFIG_FILE
 from qmix_trl.errors import ConfigError, nearest, shown
 
 SUMMARY_FILE = "summary.json"

@@ -7,7 +7,7 @@ of frames count all of them. Torch is not imported here, so that a mistake is to
 from collections.abc import Callable
 from dataclasses import replace
 
-from qmix_trl.config import RAY, InPython, RunConfig
+from qmix_trl.config.schema import RAY, InPython, RunConfig
 from qmix_trl.errors import ConfigError
 
 KEEP, SPLIT = "keep", "split"

@@ -15,7 +15,9 @@ from typing import Any
 
 from support.run_folder import CONFIG_FILE
 
-from qmix_trl.config import OTHERS, SOURCES, SOURCES_FILE, RunConfig, VmasConfig, is_own_scenario
+from qmix_trl.config.checks import is_own_scenario
+from qmix_trl.config.run_files import SOURCES, SOURCES_FILE
+from qmix_trl.config.schema import OTHERS, RunConfig, VmasConfig
 from qmix_trl.errors import ConfigError, SaveError
 from qmix_trl.logs import say, write_json
 

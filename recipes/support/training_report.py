@@ -18,7 +18,7 @@ from support.terminal import filled
 from tensordict import TensorDictBase
 
 from qmix_trl.collect import finished_return
-from qmix_trl.config import RAY, CustomMixerConfig, RunConfig
+from qmix_trl.config.schema import RAY, CustomMixerConfig, RunConfig
 from qmix_trl.envs.compiled.shadow import Shadow
 from qmix_trl.errors import WrongStepError
 from qmix_trl.logs import Column, RunLog, say, write_json

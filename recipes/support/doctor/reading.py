@@ -29,7 +29,7 @@ from support.memory import check_room
 from support.threads import numbers_to_try
 
 from qmix_trl import Learner, MachineError, RunConfig, env_dims, make_policy, with_memory
-from qmix_trl.config import InPython
+from qmix_trl.config.schema import InPython
 from qmix_trl.trained import build_agent, build_mixer
 
 FACTORS = (0.25, 0.5, 1, 2, 4)  # of the configured number of environments

@@ -11,7 +11,7 @@ from support.render.tables import TablePainter
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
-from qmix_trl.config import InPython, PettingZooConfig, RunConfig, VmasConfig
+from qmix_trl.config.schema import InPython, PettingZooConfig, RunConfig, VmasConfig
 
 PAINTERS = {"games": TablePainter, "foraging": FieldPainter}  # by family
 

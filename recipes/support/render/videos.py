@@ -10,7 +10,7 @@ from support.run_folder import VIDEOS
 from tensordict.nn import TensorDictModuleBase
 
 from qmix_trl.checkpoint.streams import random_state, set_random_state
-from qmix_trl.config import RunConfig
+from qmix_trl.config.schema import RunConfig
 from qmix_trl.errors import ConfigError, DivergedError, MachineError
 from qmix_trl.logs import say
 

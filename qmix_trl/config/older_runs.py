@@ -1,6 +1,6 @@
 """Configurations of runs that were made before some keys were added."""
 
-from qmix_trl.strict_yaml import Entry, overridden
+from qmix_trl.config.strict_yaml import Entry, overridden
 
 # What a run did before there was a key, in YAML.
 ADDED = {
