@@ -105,16 +105,18 @@ def joined_observations(
     """Return the T + 1 observations of each row, with the true last one of each valid step.
 
     Args:
-        observation_t: float [B, T, ...].
-        observation_tp1: float [B, T, ...]; differs from ``observation_t`` of the next step only
-            where padding or a reset follows.
+        observation_t: float [B, T, ...]; in padding of any value.
+        observation_tp1: float [B, T, ...], zeros in padding; differs from ``observation_t`` of
+            the next step only where padding or a reset follows.
         mask: bool [B, T], the valid steps; None if all are.
 
     Returns:
-        float [B, T + 1, ...]; where a reset follows inside the row, the observation after it.
+        float [B, T + 1, ...], zeros in padding; where a reset follows inside the row, the
+        observation after it.
     """
     first, inner = observation_t[:, :1], observation_t[:, 1:]
     if mask is not None:
+        first = keep_where(mask[:, :1], first)
         valid = mask[:, 1:].reshape(*mask[:, 1:].shape, *[1] * (observation_t.dim() - 2))
         inner = torch.where(valid, inner, observation_tp1[:, :-1])
     return torch.cat([first, inner, observation_tp1[:, -1:]], 1)

@@ -204,15 +204,15 @@ def read_rows(
         begins = first_steps(done) & mask.unsqueeze(-1)  # padding may follow an end
     no = torch.zeros_like(begins[:, :1])
     is_init = torch.cat([no, begins[:, 1:], no], 1)
-    goes_on = ~terminated[..., 0]  # [B, T]
+    goes_on = mask & ~terminated[..., 0]  # [B, T]
     ends = may_be_padded(goes_on)
 
     def continued(key: NestedKey) -> Tensor:
         # No value behind a termination counts, but NaN there would spoil others: 0 times NaN.
-        entry = read.after(key)
+        entry = required(batch, next_key(key))
         return keep_where(goes_on, entry) if ends else entry
 
-    observation, next_observation = read.now(keys.observation), continued(keys.observation)
+    observation, next_observation = required(batch, keys.observation), continued(keys.observation)
     last_action = None
     if n_actions is not None:
         first_action = read.first(keys.last_action)  # [B, N, A]
