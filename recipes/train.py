@@ -80,7 +80,7 @@ def train(
     env = None if is_remote else build_training_env(share, device, ranks.rank)
     evaluation = Evaluation(run.task, device)
 
-    agent, mixer = build_networks(config, evaluation.dims, device, ranks.rank)
+    agent, mixer = build_networks(share, evaluation.dims, device, ranks.rank)
     explore = build_exploration(config, device, ranks.rank)
     collector = begin_collector(config, env, make_policy(agent, explore), device)  # of [E, T]
     update = build_update(config, build_loss(config, agent, mixer, evaluation.dims), ranks)

@@ -1,6 +1,7 @@
 """Environments of a user's function: in a configuration, in a run's folder, and their mistakes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,14 @@ def test_a_run_is_trained_and_evaluated_from_another_folder(function, folder, mo
     assert again == summary(left)["return"]
     saved = load_config(left / "config.yaml").env
     assert saved.make == f"{folder / 'envs' / 'mine.py'}:{function}"
+
+
+def test_a_run_is_evaluated_by_its_copies_where_the_files_are_gone(folder, capsys):
+    left = run(folder, section("envs/mine.py:make"))
+    shutil.rmtree(folder / "envs")
+    capsys.readouterr()
+    assert evaluated(left, "evaluation.episodes=2") == summary(left)["return"]
+    assert f"{folder / 'envs' / 'mine.py'} is gone" in capsys.readouterr().out
 
 
 def test_a_file_on_the_command_line_is_relative_to_the_current_folder(folder, monkeypatch):

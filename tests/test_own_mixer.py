@@ -58,6 +58,22 @@ def test_a_mixer_of_the_users_own_trains_and_is_loaded_from_its_run(file, tmp_pa
     assert (mixer.scale != 2).any()
 
 
+def test_a_run_goes_on_with_its_own_copy_of_a_mixer_alone(file, tmp_path, capsys):
+    overrides = [own(f"{file}:Scaled"), game("two_step"), "checkpoint.every_seconds=0"]
+    whole = run(tmp_path, *overrides, "name=whole", "collection.total_frames=32")
+    part = run(tmp_path, *overrides, "name=part")
+    assert (part / "source" / "mixer" / "mine.py").read_text() == OWN
+    file.write_text(OWN.replace("self.scale.abs()", "2 * self.scale.abs()"))
+    with pytest.raises(ConfigError, match=r"mine\.py has the hash .* began with .* restore it"):
+        run(tmp_path, "collection.total_frames=32", resume=part)
+    file.unlink()
+    capsys.readouterr()
+    run(tmp_path, "collection.total_frames=32", resume=part)
+    assert f"{file} is gone" in capsys.readouterr().out
+    states = [torch.load(x / "weights.pt", weights_only=True) for x in (part, whole)]
+    assert torch.equal(states[0]["mixer"]["scale"], states[1]["mixer"]["scale"])
+
+
 @pytest.mark.parametrize(
     ("make", "kwargs", "part"),
     [

@@ -24,7 +24,6 @@ from qmix_trl import (
     EpsilonGreedyAction,
     FeedforwardAgent,
     NoOpPolicy,
-    config,
     env_dims,
     load_config,
     make_collector,
@@ -32,6 +31,7 @@ from qmix_trl import (
     make_policy,
     with_memory,
 )
+from qmix_trl.config import schema
 from qmix_trl.envs.others import OTHERS
 from qmix_trl.errors import exit_on_mistake
 from qmix_trl.keys import ACTION, ACTION_MASK, OBSERVATION, REWARD, STATE, next_key
@@ -101,7 +101,7 @@ def test_a_run_keeps_the_files_that_its_scenario_imports(tmp_path):
     file = written(tmp_path / "mine", "helpers")
     run = trained(tmp_path, file)
     listed = json.loads((run / "source" / "files.json").read_text())
-    assert listed["scenario"] == "helpers.py:Helped"
+    assert listed["names"] == {"env.scenario": "helpers.py:Helped"}
     assert {entry["file"] for entry in listed["files"]} == set(FILES["helpers"])
     for name, text in FILES["helpers"].items():
         assert (run / "source" / name).read_text() == text
@@ -135,6 +135,16 @@ def test_a_run_is_evaluated_by_its_copy_if_a_helper_has_changed(
     (run / "source" / helper.name).write_text("")
     with pytest.raises(ConfigError, match=rf"source/{helper.name} is damaged or gone"):
         evaluated(run)
+
+
+def test_a_list_of_files_from_before_mixers_were_copied_is_read(tmp_path):
+    run = trained(tmp_path, written(tmp_path / "mine", "sensors"))
+    path = run / "source" / "files.json"
+    listed = json.loads(path.read_text())
+    names = listed.pop("names")
+    path.write_text(json.dumps({"scenario": names["env.scenario"], **listed}))
+    (tmp_path / "mine" / "sensors.py").unlink()
+    assert evaluated(run) == summary(run)["return"]
 
 
 def test_a_run_goes_on_with_its_own_source_alone(tmp_path, capsys):
@@ -272,7 +282,7 @@ def test_others_need_agents_outside_the_team_and_a_script(tmp_path):
         make_env("vmas", scenario=s.Groups(), group="red", others="scripted", **SETTINGS)
     with pytest.raises(ConfigError, match=r"env\.others: expected one of no_op, random"):
         team("scripted", tmp_path, group="red", others="scripte")
-    assert config.OTHERS == OTHERS
+    assert schema.OTHERS == OTHERS
 
 
 def test_others_without_a_force_of_zero_among_their_actions_stand_still(tmp_path):

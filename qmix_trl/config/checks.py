@@ -49,8 +49,8 @@ def vmas_scenarios() -> list[str]:
     return sorted(path.stem for path in files if path.stem != "__init__")
 
 
-def is_own_scenario(name: str) -> bool:
-    """Return whether a scenario's name is a file or a class of the user's."""
+def is_own_code(name: str) -> bool:
+    """Return whether a name is a file, or a class or function of a module."""
     return name.endswith(".py") or ":" in name
 
 
@@ -80,7 +80,7 @@ def check_vmas_scenario(name: str) -> None:
         ConfigError: if it is unknown.
     """
     known = vmas_scenarios()  # none where VMAS is not installed
-    if known and name not in known and not is_own_scenario(name):
+    if known and name not in known and not is_own_code(name):
         raise ConfigError(
             f"env.scenario: unknown VMAS scenario {shown(name)!r}{nearest(shown(name), known)}; "
             "`qmix-trl names scenarios` lists them; one of your own is path/to/file.py or "

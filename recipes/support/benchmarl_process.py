@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from qmix_trl.config.checks import is_own_scenario
+from qmix_trl.config.checks import is_own_code
 from qmix_trl.config.load import load_config
 from qmix_trl.config.schema import RunConfig
 from qmix_trl.errors import ConfigError, MachineError
@@ -36,7 +36,7 @@ def load_vmas_config(path: str, overrides: Sequence[str]) -> RunConfig:
     config = load_config(path, overrides)
     if config.env.family != "vmas":
         raise ConfigError(f"env.family: BenchMARL has VMAS's tasks, not {config.env.family!r}")
-    if is_own_scenario(config.env.scenario):
+    if is_own_code(config.env.scenario):
         raise ConfigError(
             f"env.scenario: BenchMARL has VMAS's scenarios alone, not {config.env.scenario}"
         )

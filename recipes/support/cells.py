@@ -16,7 +16,7 @@ from support.run_labels import flat_run, groups_of, tasks_of
 from support.sources import changes
 
 from qmix_trl import load_config
-from qmix_trl.config.checks import is_own_scenario
+from qmix_trl.config.checks import is_own_code
 from qmix_trl.config.schema import MAX_SEED
 from qmix_trl.errors import ConfigError, shown
 
@@ -246,7 +246,7 @@ def _config_of(task: str, algorithm: str) -> Path | None:
     if not config.exists():
         return None
     env = load_config(config).env
-    is_vmas = env.family == "vmas" and not is_own_scenario(env.scenario)
+    is_vmas = env.family == "vmas" and not is_own_code(env.scenario)
     return config if is_vmas or not is_benchmarl else None
 
 

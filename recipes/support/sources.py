@@ -1,8 +1,9 @@
 """The copies of a user's files in a run's folder: written, compared, and used.
 
-They are the files that make the run's scenario, with all files that these import, and the
-configuration and weights of a run by which others act. ``source/files.json`` lists where they are
-from, and their hashes. Torch is imported only to find them.
+They are the files of the run's scenario, environment and mixer that are the user's own, with all
+files that these import, and the configuration and weights of a run by which others act.
+``source/files.json`` lists where they are from, and their hashes. Torch is imported only to find
+them.
 """
 
 import hashlib
@@ -15,12 +16,22 @@ from typing import Any
 
 from support.run_folder import CONFIG_FILE
 
-from qmix_trl.config.checks import is_own_scenario
+from qmix_trl.config.checks import is_own_code
 from qmix_trl.config.run_files import SOURCES, SOURCES_FILE
-from qmix_trl.config.schema import OTHERS, RunConfig, VmasConfig
+from qmix_trl.config.schema import (
+    OTHERS,
+    CustomConfig,
+    CustomMixerConfig,
+    PettingZooConfig,
+    RunConfig,
+    VmasConfig,
+)
 from qmix_trl.errors import ConfigError, SaveError
 from qmix_trl.logs import say, write_json
 
+SCENARIO = "env.scenario"  # as a key
+# The folders of copies, by the keys that name code; files of both may have the same names.
+CODE_FOLDERS = {SCENARIO: "", "env.make": "", "mixer.make": "mixer"}
 BY_RUN = "others"  # the folder of the copies of a run by which others act
 OF_RUN = (CONFIG_FILE, "weights.pt")
 SHOWN_DIGITS = 12  # of a hash
@@ -57,26 +68,51 @@ def save_sources(config: RunConfig, folder: Path) -> None:
     Raises:
         SaveError: if they cannot be written.
     """
-    env = config.env
-    if not isinstance(env, VmasConfig) or (folder / SOURCES / SOURCES_FILE).exists():
+    if (folder / SOURCES / SOURCES_FILE).exists():
         return
-    spec, files = env.scenario, {}
-    if is_own_scenario(spec):
-        spec, files = scenario_files(spec)
-    if env.others not in OTHERS:
-        files |= {Path(env.others, name): Path(BY_RUN, name) for name in OF_RUN}
+    names, files = copies_of(config)
     if not files:
         return
     listed = []
     try:
-        for file, place in sorted(files.items()):
+        for file, place in sorted(files):
             copy = folder / SOURCES / place
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
             listed.append({"file": str(place), "from": str(file), "sha256": _hash(copy)})
     except OSError as error:
         raise SaveError(f"{folder / SOURCES}: cannot be written: {error.strerror}") from None
-    write_json(folder / SOURCES / SOURCES_FILE, {"scenario": spec, "files": listed})
+    write_json(folder / SOURCES / SOURCES_FILE, {"names": names, "files": listed})
+
+
+def copies_of(config: RunConfig) -> tuple[dict[str, str], list[tuple[Path, Path]]]:
+    """Return the names of the user's code within copies, by their keys; and files with places.
+
+    Args:
+        config: of a run.
+    """
+    env = config.env
+    names: dict[str, str] = {}
+    files: list[tuple[Path, Path]] = []
+    for key, name in own_names(config).items():
+        is_scenario = key == SCENARIO and isinstance(env, VmasConfig)
+        names[key], places = own_files(name, is_scenario=is_scenario)
+        files += [(file, Path(CODE_FOLDERS[key], place)) for file, place in places.items()]
+    if isinstance(env, VmasConfig) and env.others not in OTHERS:
+        files += [(Path(env.others, name), Path(BY_RUN, name)) for name in OF_RUN]
+    return names, files
+
+
+def own_names(config: RunConfig) -> dict[str, str]:
+    """Return the names in a configuration that may be of the user's code, by their keys."""
+    env, mixer, names = config.env, config.mixer, {}
+    if isinstance(env, (VmasConfig, PettingZooConfig)):
+        names[SCENARIO] = env.scenario
+    elif isinstance(env, CustomConfig):
+        names["env.make"] = env.make
+    if isinstance(mixer, CustomMixerConfig):
+        names["mixer.make"] = mixer.make
+    return {key: name for key, name in names.items() if is_own_code(name)}
 
 
 def changes(folder: Path) -> list[Change]:
@@ -116,45 +152,59 @@ def with_sources(config: RunConfig, folder: Path | None) -> RunConfig:
         ConfigError: if a copy is needed that is damaged or gone.
     """
     changed = changes(folder) if folder is not None else []
-    env = config.env
-    if folder is None or not changed or not isinstance(env, VmasConfig):
+    if folder is None or not changed:
         return config
-    for entry in _listed(folder)["files"]:
+    listed = _listed(folder)
+    for entry in listed["files"]:
         copy = folder / SOURCES / entry["file"]
         if not copy.is_file() or _hash(copy) != entry["sha256"]:
             raise ConfigError(f"{folder}: {changed[0]}, and the copy {copy} is damaged or gone")
     say(f"source: {'; '.join(map(str, changed))}; the copy in {folder / SOURCES} is used")
     copies = (folder / SOURCES).resolve()
-    scenario, others = env.scenario, env.others
-    if is_own_scenario(scenario):
-        _forget({entry["from"] for entry in _listed(folder)["files"]})
-        sys.path.insert(0, str(copies))
-        scenario = _listed(folder)["scenario"]
-        if scenario.rpartition(":")[0].endswith(".py"):
-            scenario = f"{copies}/{scenario}"
-    if others not in OTHERS:
-        others = str(copies / BY_RUN)
-    return replace(config, env=replace(env, scenario=scenario, others=others))
+    _forget({entry["from"] for entry in listed["files"]})
+    for key, name in listed["names"].items():
+        place = copies / CODE_FOLDERS[key]
+        sys.path.insert(0, str(place))
+        is_file = name.partition(":")[0].endswith(".py")
+        config = _with(config, key, f"{place / name}" if is_file else name)
+    if isinstance(config.env, VmasConfig) and config.env.others not in OTHERS:
+        config = _with(config, "env.others", str(copies / BY_RUN))
+    return config
 
 
-def scenario_files(spec: str) -> tuple[str, dict[Path, Path]]:
-    """Return a scenario's name within a copy of its files, and their places there by file.
+def _with(config: RunConfig, key: str, value: str) -> RunConfig:
+    """Return a configuration with another value of ``section.field``."""
+    section, field = key.split(".")
+    return replace(config, **{section: replace(getattr(config, section), **{field: value})})
+
+
+def own_files(name: str, *, is_scenario: bool) -> tuple[str, dict[Path, Path]]:
+    """Return the name of the user's code within a copy of its files, and their places by file.
 
     Args:
-        spec: as in ``vmas_scenarios.own_class``.
+        name: as in ``user_code.split_name``.
+        is_scenario: it is one of VMAS's kind, as in ``vmas_scenarios.own_class``.
     """
     from qmix_trl.envs.compiled.task_sources import Sources
-    from qmix_trl.envs.user_code import split_name
+    from qmix_trl.envs.user_code import load_module, split_name
     from qmix_trl.envs.vmas_scenarios import VMAS_FOLDER, own_class
 
-    cls, where = own_class(spec), split_name(spec)[0]
-    sources = Sources(frozenset({cls.__module__.split(".")[0]}))
-    sources.add_objects(cls.__mro__)
-    base = Path(where).resolve().parent if where.endswith(".py") else None
+    where, thing = split_name(name)
+    if is_scenario:
+        cls = own_class(name)
+        thing, sources = cls.__name__, Sources(frozenset({cls.__module__.split(".")[0]}))
+        sources.add_objects(cls.__mro__)
+    else:
+        sources = Sources(frozenset())  # an installed package is not copied
+        sources.add_objects([load_module(where)])
+    base = None
+    if where.endswith(".py"):
+        base = Path(where).resolve().parent
+        sources.add_file(Path(where).resolve())  # also where it lies among installed packages
     places = {file: _place(file, base) for file in sources.files if VMAS_FOLDER not in file.parents}
     if base is not None:
         where = str(places[Path(where).resolve()])
-    return f"{where}:{cls.__name__}", places
+    return f"{where}:{thing}" if thing else where, places
 
 
 def _place(file: Path, base: Path | None) -> Path:
@@ -194,7 +244,10 @@ def _listed(folder: Path) -> dict[str, Any]:
     try:
         listed = json.loads(path.read_text())
         _ = [(entry["file"], entry["from"], entry["sha256"]) for entry in listed["files"]]
-        _ = listed["scenario"]
+        if "scenario" in listed:  # of runs from before other code was copied
+            is_own = is_own_code(listed["scenario"])
+            listed["names"] = {SCENARIO: listed["scenario"]} if is_own else {}
+        _ = [CODE_FOLDERS[key] for key in listed["names"]]
         return listed
     except FileNotFoundError:
         return {}
