@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 MAX_SHOWN = 200
+OF_MEMORY = ("allocat", "out of memory")  # in the messages of torch's errors
 
 
 class Refused(Exception):
@@ -97,6 +98,11 @@ def one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__} {error}".split())[:300]
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error is a lack of memory, of the machine or of a GPU."""
+    return isinstance(error, MemoryError) or any(word in str(error) for word in OF_MEMORY)
+
+
 @contextmanager
 def exit_on_mistake() -> Iterator[None]:
     """Print an expected error as one line and exit with its code; exit with 130 on Ctrl-C.
@@ -121,7 +127,7 @@ def exit_on_mistake() -> Iterator[None]:
             print(f"error: {mistake}", file=sys.stderr)
         raise SystemExit(mistake.exit_code) from None
     except RuntimeError as error:
-        if "allocat" not in str(error) and "out of memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         print(
             f"error: {one_line(error)}; lower env.n_envs, replay.capacity_rows or "

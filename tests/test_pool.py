@@ -102,11 +102,11 @@ def test_vmas_draws_on_the_pools_device_unless_draws_are_shared(shared, monkeypa
 
 
 def test_a_simulation_on_the_cpu_continues_from_the_state_of_a_gpus():
-    ours, theirs = simulation_of(Plain()), simulation_of(Plain())
+    ours, theirs = (simulation_of(Plain()).random_stream for _ in range(2))
     theirs.seed(8)
-    ours.set_random_state({**theirs.random_state(), "random cuda": torch.zeros(16)})
-    assert ours.random_state().keys() == theirs.random_state().keys()
-    assert torch.equal(ours.random_state()["random torch"], theirs.random_state()["random torch"])
+    ours.set_state({**theirs.get_state(), "random cuda": torch.zeros(16)})
+    assert ours.get_state().keys() == theirs.get_state().keys()
+    assert torch.equal(ours.get_state()["random torch"], theirs.get_state()["random torch"])
 
 
 class EarlierSum(ExactSum):

@@ -90,7 +90,7 @@ class Counter(Plain):
 
 def state_of(simulation):
     """Return the paths of a simulation's state."""
-    with simulation.own_randomness():
+    with simulation.random_stream.in_vmas():
         return find_state(simulation.simulator, random_step(simulation))
 
 

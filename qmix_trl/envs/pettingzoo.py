@@ -15,7 +15,10 @@ import torch
 
 from qmix_trl.envs.contract import STATES, EnvDims, check_choice, check_keywords
 from qmix_trl.envs.custom import errors_told
-from qmix_trl.envs.python_team import ProcessTeam, PythonTeam, Shown, make_team
+from qmix_trl.envs.make_team import make_team
+from qmix_trl.envs.process_team import ProcessTeam
+from qmix_trl.envs.python_team import PythonTeam
+from qmix_trl.envs.single_env import Shown
 from qmix_trl.envs.user_code import load_function
 from qmix_trl.errors import ConfigError, check_extra, nearest
 

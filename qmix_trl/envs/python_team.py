@@ -1,9 +1,8 @@
-"""Environments of other packages, stepped one by one in Python, as teams under the contract."""
+"""Environments of other packages, stepped one by one in Python, as a team under the contract."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,38 +12,10 @@ from torchrl.envs import EnvBase
 
 from qmix_trl import keys
 from qmix_trl.chosen import Chosen
-from qmix_trl.envs.contract import (
-    EnvDims,
-    check_choice,
-    check_resumed,
-    check_sizes,
-    env_repr,
-    resets,
-    set_flags,
-    set_specs,
-)
-from qmix_trl.envs.workers import Workers
-from qmix_trl.errors import ConfigError
+from qmix_trl.envs.contract import check_resumed, env_repr, resets, set_flags, set_specs
+from qmix_trl.envs.single_env import Shown, SingleEnv, dims_of
 
-TEAM_REWARDS = ("mean", "sum")
-TRIED_STEPS = 2
 NO_EPISODE = -1  # in place of a seed, before the first reset
-
-
-class Shown(NamedTuple):
-    """All that one environment shows at a step.
-
-    Attributes:
-        observation: float32 [N, O].
-        state: float32 [*S]; None if all observations are the state.
-        action_mask: bool [N, A]; None if all actions are available.
-    """
-
-    observation: np.ndarray
-    state: np.ndarray | None = None
-    action_mask: np.ndarray | None = None
-
-
 # The arguments of a ``PythonTeam``, by which a copy is made in another process.
 RECIPE = (
     *("make", "n_envs", "max_steps", "team_reward", "reproduces", "first", "device"),
@@ -52,111 +23,6 @@ RECIPE = (
 )
 SAVED = ("episodes", "seeds", "steps", "actions", "observation")  # of ``PythonTeam.saved_episodes``
 SHOWN_KEYS = (keys.OBSERVATION, keys.STATE, keys.ACTION_MASK)  # of the fields of ``Shown``
-
-
-class SingleEnv(Protocol):
-    """One environment of another package, with a team of agents.
-
-    Attributes:
-        dims: its sizes.
-        has_state: whether it shows a state of its own.
-        masked: whether it shows action masks.
-    """
-
-    dims: EnvDims
-    has_state: bool
-    masked: bool
-
-    def reset(self, seed: int) -> Shown:
-        """Begin the episode of a seed."""
-        ...
-
-    def step(self, action: list[int]) -> tuple[Shown, Sequence[float], bool, bool]:
-        """Take a step; return all that is shown then, the N rewards, terminated and truncated."""
-        ...
-
-    def render(self) -> Any:
-        """Return a picture."""
-        ...
-
-    def close(self) -> None:
-        """Close the environment."""
-        ...
-
-
-def make_team(
-    make: Callable[[], SingleEnv],
-    *,
-    n_envs: int,
-    max_steps: int,
-    team_reward: str,
-    seed: int,
-    device: torch.device | str,
-    processes: int,
-    reset_when_done: bool,
-) -> "PythonTeam | ProcessTeam":
-    """Return environments as a team: in this process a batch [E], in P processes [P, E / P].
-
-    Numbers do not depend on the number of processes.
-
-    Args:
-        make: makes one of the environments.
-        n_envs: E.
-        max_steps: the time limit in steps; reaching it truncates.
-        team_reward: "mean" or "sum" of the agents' rewards.
-        seed: of the environments.
-        device: of the team; the environments step on the CPU.
-        processes: P.
-        reset_when_done: whether an environment that is done is reset at once. If not, it waits
-            until all are reset together.
-
-    Raises:
-        ConfigError: if a size is below 1, P does not divide E, or environments differ in sizes.
-    """
-    check_sizes(n_envs=n_envs, max_steps=max_steps, processes=processes)
-    check_choice("team_reward", team_reward, TEAM_REWARDS)
-    if n_envs % processes:
-        raise ConfigError(
-            f"env.processes: expected a divisor of the number of environments, {n_envs}, got "
-            f"{processes}"
-        )
-    share, reproduces = n_envs // processes, try_out(make())
-    make_share = partial(
-        PythonTeam,
-        make,
-        n_envs=share,
-        max_steps=max_steps,
-        team_reward=team_reward,
-        reproduces=reproduces,
-        reset_when_done=reset_when_done,
-    )
-    if processes == 1:
-        env = make_share(device=device)
-    else:
-        env = ProcessTeam(make_share, processes, share, reproduces).to(device)
-    env.set_seed(seed)
-    return env
-
-
-def try_out(env: SingleEnv) -> bool:
-    """Return whether an episode reproduces from its seed, and close the environment.
-
-    A few steps are taken twice, by the first available actions.
-    """
-    episodes = []
-    for _ in range(2):
-        shown = [env.reset(0)]
-        for _ in range(TRIED_STEPS):
-            mask = shown[-1].action_mask
-            action = [0] * env.dims.n_agents if mask is None else mask.argmax(-1).tolist()
-            after, _, terminated, truncated = env.step(action)
-            shown.append(after)
-            if terminated or truncated:
-                break
-        episodes.append([array for step in shown for array in step if array is not None])
-    env.close()
-    first, second = episodes
-    return len(first) == len(second) and all(map(np.array_equal, first, second))
 
 
 def episode_seed(seed: int, number: int, episode: int) -> int:
@@ -495,71 +361,6 @@ def going_on(recipe: Mapping[str, Any], state: Mapping[str, Any]) -> PythonTeam:
     team = PythonTeam(**recipe)
     team.load_run_state(state)
     return team
-
-
-class ProcessTeam(Workers):
-    """A ``PythonTeam`` over P processes: a batch [P, E / P]; made by ``make_team``.
-
-    Args:
-        make_share: makes a process's part, by the number of its first environment, ``first``.
-        n_processes: P.
-        share: E / P.
-        reproduces: whether episodes reproduce from their seeds.
-
-    Attributes:
-        how: the implementation that steps it.
-    """
-
-    def __init__(
-        self, make_share: Callable[..., PythonTeam], n_processes: int, share: int, reproduces: bool
-    ) -> None:
-        firsts = [{"first": share * i} for i in range(n_processes)]
-        super().__init__(n_processes, make_share, create_env_kwargs=firsts)
-        self.how = Chosen(f"Python loop in {n_processes} processes")
-        self._reproduces = reproduces
-
-    def __repr__(self) -> str:
-        return env_repr(self)
-
-    def set_seed(self, seed: int | None = None, static_seed: bool = False) -> int | None:
-        """Seed all processes alike, as environments differ by their numbers."""
-        super().set_seed(seed, static_seed=True)
-        return seed if static_seed or seed is None else episode_seed(seed, 0, 0)
-
-    def run_state(self) -> dict[str, Any]:
-        """Return the ``run_state`` of all environments in one process.
-
-        Raises:
-            TypeError: if episodes do not reproduce from their seeds.
-        """
-        check_reproduces(self._reproduces)
-        parts = self.saved_episodes()
-        joined = {name: torch.cat([part[name] for part in parts]) for name in SAVED}
-        return {"seed": parts[0]["seed"], **joined}
-
-    def load_run_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from a ``run_state``, as ``PythonTeam`` does.
-
-        Raises:
-            ValueError: if it is of other environments.
-        """
-        check_resumed("ProcessTeam", state, actions=self.run_state()["actions"])
-        check_goes_on(all(self.load_episodes(state)))
-
-
-def dims_of(envs: Sequence[SingleEnv]) -> EnvDims:
-    """Return the sizes of environments.
-
-    Raises:
-        ConfigError: if they differ.
-    """
-    for env in envs:
-        if env.dims != envs[0].dims:
-            raise ConfigError(
-                f"expected environments of equal sizes, got {envs[0].dims} and {env.dims}; make "
-                "all alike"
-            )
-    return envs[0].dims
 
 
 def check_reproduces(reproduces: bool) -> None:

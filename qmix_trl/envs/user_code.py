@@ -9,7 +9,7 @@ import sys
 import traceback
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from qmix_trl.errors import ConfigError, nearest
@@ -120,9 +120,7 @@ def failing_line(error: Exception, where: str) -> str:
         error: as raised.
         where: the user's file or module.
     """
-    frames = list(traceback.walk_tb(error.__traceback__))
-    frame, number = frames[-1]
-    return own_line(error, where) or line_of(frame.f_code.co_filename, number)
+    return own_line(error, where) or line_at(*frames_of(error)[-1])
 
 
 def own_line(error: Exception, where: str) -> str | None:
@@ -134,14 +132,19 @@ def own_line(error: Exception, where: str) -> str | None:
     """
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return line_of(error.filename, error.lineno)
-    frames = traceback.walk_tb(error.__traceback__)
+    frames = frames_of(error)
     if where.endswith(".py"):
         folder = Path(where).resolve().parent
-        own = [f for f in frames if folder in Path(f[0].f_code.co_filename).parents]
+        own = [at for at in frames if folder in Path(at[0].f_code.co_filename).parents]
     else:
         package = where.split(".")[0]
-        own = [f for f in frames if f[0].f_globals.get("__name__", "").split(".")[0] == package]
-    return line_of(own[-1][0].f_code.co_filename, own[-1][1]) if own else None
+        own = [at for at in frames if at[0].f_globals.get("__name__", "").split(".")[0] == package]
+    return line_at(*own[-1]) if own else None
+
+
+def frames_of(error: Exception) -> list[tuple[FrameType, int]]:
+    """Return the frames that an error went through with their line numbers; the last raised it."""
+    return list(traceback.walk_tb(error.__traceback__))
 
 
 def line_of_definition(thing: Any) -> str:
@@ -151,6 +154,11 @@ def line_of_definition(thing: Any) -> str:
         return line_of(inspect.getsourcefile(thing) or "", number)
     except (OSError, TypeError):
         return thing.__qualname__
+
+
+def line_at(frame: FrameType, number: int) -> str:
+    """Return a line of a frame's file, as ``line_of`` does."""
+    return line_of(frame.f_code.co_filename, number)
 
 
 def line_of(file: str, number: int) -> str:

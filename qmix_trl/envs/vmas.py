@@ -381,7 +381,7 @@ class VmasTeam(EnvBase):
             **kwargs: as well: ``mode="rgb_array"``, ``env_index=0`` and others.
         """
         simulator = self.simulator
-        with self.engine.simulation.randomness_kept():
+        with self.engine.simulation.random_stream.restored():
             return simulator.render(*args, **kwargs)
 
     def _dims(self, n_actions: int) -> EnvDims:

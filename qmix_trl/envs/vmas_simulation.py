@@ -1,34 +1,26 @@
-"""A VMAS simulator with a team of agents and its own random stream."""
+"""A VMAS simulator with a team of agents."""
 
-import linecache
-import random
-import re
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from vmas.simulator.environment.environment import Environment, local_seed
+from vmas.simulator.environment.environment import Environment
 from vmas.simulator.scenario import BaseScenario
 
-from qmix_trl.envs.compiled.trace.own_code import is_own_module, packages_of
 from qmix_trl.envs.others import NO_OP, Acting, Simulation, acting, forced
 from qmix_trl.envs.scenario_copies import copied
+from qmix_trl.envs.scenario_errors import errors_told
+from qmix_trl.envs.scenario_outputs import Observation, ScenarioOutputs, stacked
 from qmix_trl.envs.time_limit import ended_within
-from qmix_trl.envs.user_code import line_of, line_of_definition
+from qmix_trl.envs.vmas_random_stream import VmasRandomStream
 from qmix_trl.envs.vmas_scenarios import ALL, agent_groups, generators_restored, instance_of
-from qmix_trl.errors import ConfigError, Refused, nearest, one_line
-from qmix_trl.keys import ACTION_MASK
+from qmix_trl.errors import ConfigError, nearest
 
-MASK = ACTION_MASK[-1]  # in an observation that is a dictionary
 TEAM_REWARDS = ("mean", "sum", "shared")
 RESET_SECONDS = 60.0  # in which a reset has to end
-CALLED = re.compile(r"scenario\.(observation|reward|done|info)\(")  # in a line of VMAS
-OF_MEMORY = ("allocat", "out of memory")  # in the messages of torch's errors
 
 
 @dataclass(frozen=True)
@@ -118,7 +110,7 @@ class VmasSimulation:
     Args:
         task: the scenario and its settings.
         n_envs: E.
-        seed: the seed of the simulation's own random stream.
+        seed: of the simulation's own random stream.
         device: the device of the simulation.
         idle_step: take a step and reset before anything else, as some scenarios set attributes
             only in their first step. Without it the simulation begins exactly as one of VMAS,
@@ -126,6 +118,7 @@ class VmasSimulation:
 
     Attributes:
         simulator: VMAS.
+        random_stream: from which it draws.
         team: the indices of the team's agents.
         others: the indices of all other agents that act.
         action_counts: the number of actions of each agent of the team.
@@ -146,10 +139,10 @@ class VmasSimulation:
         self.n_envs = n_envs
         self.device = device
         self.infos: list[dict[str, Any]] = []
-        self._random_state = self._seeded_state(seed)
+        self.random_stream = VmasRandomStream(seed, device)
         scenario = task.new_scenario()
-        with generators_restored(), self._errors_told(scenario), self.limited("making"):
-            with self.own_randomness():
+        with generators_restored(), self._errors_told(), self.limited("making"):
+            with self.random_stream.in_vmas():
                 self.simulator = Environment(
                     scenario,
                     num_envs=n_envs,
@@ -158,6 +151,7 @@ class VmasSimulation:
                     seed=seed,
                     **task.scenario_kwargs,
                 )
+            self._outputs = ScenarioOutputs(task.name, self.simulator)
             self._discretise()
             self.team = self._choose_team()
             self.others = [i for i in range(len(self.simulator.agents)) if i not in self.team]
@@ -170,7 +164,7 @@ class VmasSimulation:
     def _step_and_reset(self, seed: int) -> None:
         """Take a step in which no agent does anything, and reset; restart the random stream."""
         self.step(torch.zeros(self.n_envs, len(self.team), dtype=torch.int64, device=self.device))
-        with self.own_randomness():
+        with self.random_stream.in_vmas():
             self.simulator.reset(seed=seed)
         self._acting.forget(None)
 
@@ -194,30 +188,12 @@ class VmasSimulation:
         of = f"VMAS scenario {self.task.name!r}: {action} {self.n_envs} environments"
         return ended_within(RESET_SECONDS, of)
 
-    @contextmanager
-    def _errors_told(self, scenario: BaseScenario) -> Iterator[None]:
-        """Turn any error of the scenario's code within a ``with`` block into one line.
-
-        Raises:
-            ConfigError: if the code raises anything but a lack of memory.
-        """
-        try:
-            yield
-        except (ConfigError, Refused):
-            raise
-        except Exception as error:  # a scenario's code may raise anything
-            if isinstance(error, MemoryError) or any(word in str(error) for word in OF_MEMORY):
-                raise
-            kwargs = dict(self.task.scenario_kwargs)
-            given = f"env.scenario_kwargs: {kwargs}: " if kwargs else ""
-            raise ConfigError(
-                f"{given}VMAS scenario {self.task.name!r} fails in a batch of {self.n_envs}: "
-                f"{one_line(error)} at {failing_line(error, scenario)}"
-            ) from error
-
-    def _told(self) -> AbstractContextManager[None]:
+    def _errors_told(self) -> AbstractContextManager[None]:
         """Turn an error of the scenario's code within a ``with`` block into one line."""
-        return self._errors_told(self.simulator.scenario)
+        task = self.task
+        return errors_told(
+            task.scenario, name=task.name, kwargs=task.scenario_kwargs, n_envs=self.n_envs
+        )
 
     def _choose_team(self) -> list[int]:
         """Return the indices of the team's agents."""
@@ -245,7 +221,7 @@ class VmasSimulation:
         Raises:
             NoEnd: if it does not end.
         """
-        with self._told(), self.own_randomness(), self.limited("a reset of"):
+        with self._errors_told(), self.random_stream.in_vmas(), self.limited("a reset of"):
             self.simulator.reset(return_observations=False)
         self._acting.forget(None)
 
@@ -255,7 +231,7 @@ class VmasSimulation:
         Raises:
             NoEnd: if it does not end.
         """
-        with self._told(), self.own_randomness(), self.limited("a reset of one of"):
+        with self._errors_told(), self.random_stream.in_vmas(), self.limited("a reset of one of"):
             self.simulator.reset_at(i, return_observations=False)
         self._acting.forget(i)
 
@@ -274,7 +250,7 @@ class VmasSimulation:
 
     def observe(self) -> Seen:
         """Return the present observations and states."""
-        with self._told(), self.own_randomness():
+        with self._errors_told(), self.random_stream.in_vmas():
             (observations,) = self.simulator.get_from_scenario(
                 get_observations=True, get_rewards=False, get_infos=False, get_dones=False
             )
@@ -286,7 +262,7 @@ class VmasSimulation:
         Raises:
             ConfigError: if agents have rewards of their own where they should share one.
         """
-        with self._told(), self.own_randomness(), local_seed(Environment.vmas_random_state):
+        with self._errors_told(), self.random_stream.everywhere():
             stepped = self.pure_step(action)
         self.infos = stepped.infos
         self.check_shared(stepped.agent_reward)
@@ -327,13 +303,15 @@ class VmasSimulation:
         unseeded_step = Environment.step.__wrapped__  # without VMAS's own random stream
         with forced(forces) if forces else nullcontext():
             observations, rewards, terminated, infos = unseeded_step(self.simulator, actions)
-        columns = [self._column(rewards[i], f"reward of {self._name(i)}") for i in self.team]
+        columns = [
+            self._outputs.column_of(rewards[i], f"reward of {self._name(i)}") for i in self.team
+        ]
         agent_reward = torch.stack([c.to(torch.float32) for c in columns], 1)  # [E, N, 1]
         return Stepped(
             self._seen(observations),
             agent_reward,
             self._team_reward(agent_reward),
-            self._column(terminated, "done").to(torch.bool),
+            self._outputs.column_of(terminated, "done").to(torch.bool),
             infos,
         )
 
@@ -341,40 +319,18 @@ class VmasSimulation:
         """Return the name of agent i."""
         return self.simulator.agents[i].name
 
-    def _wrong(self, of: str, message: str) -> ConfigError:
-        """Return the error of a method's result.
-
-        Args:
-            of: the result; its first word is the method.
-            message: what was expected, and what was got.
-        """
-        line = defined_at(self.simulator.scenario, of.split()[0])
-        return ConfigError(f"VMAS scenario {self.task.name!r}: {of}: {message}{line}")
-
-    def _column(self, value: Tensor, of: str) -> Tensor:
-        """Return a number for each environment as [E, 1]; one number is for all of them."""
-        if value.numel() == 1:
-            return value.reshape(1, 1).expand(self.n_envs, 1)
-        if value.shape not in ((self.n_envs,), (self.n_envs, 1)):
-            raise self._wrong(
-                of,
-                f"expected a shape of [{self.n_envs}] or [{self.n_envs}, 1], got "
-                f"{list(value.shape)}",
-            )
-        return value.reshape(-1, 1)
-
     def _team_reward(self, agent_reward: Tensor) -> Tensor:
         """Return the team's reward [E, 1] from the agents' rewards [E, N, 1]."""
         if self.task.team_reward == "shared":
             return agent_reward[:, 0]
         return agent_reward.mean(1) if self.task.team_reward == "mean" else agent_reward.sum(1)
 
-    def _seen(self, observations: list[Tensor | dict[str, Tensor]]) -> Seen:
+    def _seen(self, observations: list[Observation]) -> Seen:
         """Return the team's observations and the state, given all agents' observations."""
-        team = [self._observation(observations[i], self._name(i)) for i in self.team]
+        team = [self._outputs.observation_of(i, observations[i]) for i in self.team]
         self.observation_sizes = [part.shape[1] for part in team]
         observation = stacked(team)  # [E, N, O]
-        mask = self._mask(self.team, [mask_in(observations[i]) for i in self.team])
+        mask = self._outputs.masks_of(self.team, [observations[i] for i in self.team])
         self.mask_dim = 0 if mask is None else self.n_actions
         if self.task.state == "observations":
             return Seen(observation, observation.flatten(1), mask)
@@ -384,48 +340,13 @@ class VmasSimulation:
         """Return observation [E, M, O] and mask [E, M, A], or None, of some agents now."""
         seen = [self.simulator.scenario.observation(self.simulator.agents[i]) for i in indices]
         parts = [
-            self._observation(part, self._name(i)) for i, part in zip(indices, seen, strict=True)
+            self._outputs.observation_of(i, part) for i, part in zip(indices, seen, strict=True)
         ]
-        return stacked(parts), self._mask(indices, list(map(mask_in, seen)))
+        return stacked(parts), self._outputs.masks_of(indices, seen)
 
     def n_actions_of(self, i: int) -> int:
         """Return the number of actions of agent i."""
         return self.simulator.action_space[i].n
-
-    def _mask(self, indices: list[int], given: list[Tensor | None]) -> Tensor | None:
-        """Return the action mask of agents, float32 [E, M, A]; None if all are available.
-
-        Args:
-            indices: of the agents.
-            given: the entries ``action_mask`` of their observations, [E, number of actions] each.
-        """
-        counts = [self.n_actions_of(i) for i in indices]
-        if all(mask is None for mask in given) and len({*counts}) == 1:
-            return None
-        masks = []
-        for i, mask, count in zip(indices, given, counts, strict=True):
-            if mask is None:
-                mask = torch.ones(self.n_envs, count, device=self.device)
-            if mask.shape != (self.n_envs, count):
-                raise self._wrong(
-                    f"observation of {self._name(i)}",
-                    f"expected {MASK!r} of [{self.n_envs}, {count}], for {count} actions, got "
-                    f"{list(mask.shape)}",
-                )
-            masks.append(padded((mask != 0).to(torch.float32), max(counts)))
-        return torch.stack(masks, 1)
-
-    def _observation(self, observation: Tensor | dict[str, Tensor], agent: str) -> Tensor:
-        """Return one agent's observation as float32 [E, O]; entries are concatenated."""
-        if isinstance(observation, dict):
-            parts = [self._observation(part, agent) for k, part in observation.items() if k != MASK]
-            return torch.cat(parts, -1)
-        if observation.shape[:1] != (self.n_envs,):
-            raise self._wrong(
-                f"observation of {agent}",
-                f"expected a shape of [{self.n_envs}, ...], got {list(observation.shape)}",
-            )
-        return columns_of(observation)
 
     def team_info(self) -> dict[tuple[str, ...], Tensor]:
         """Return the team's infos of the last step by key, float32 [E, N, ...].
@@ -433,115 +354,7 @@ class VmasSimulation:
         Raises:
             ConfigError: if the agents' infos differ in their keys or shapes.
         """
-        infos = [dict(self._flat_info(self.infos[i])) for i in self.team]
-        described = [{key: list(v.shape[1:]) for key, v in info.items()} for info in infos]
-        if any(shapes != described[0] for shapes in described):
-            raise self._wrong(
-                "info", f"expected the same entries for all agents of the team, got {described}"
-            )
-        return {key: torch.stack([info[key] for info in infos], 1) for key in infos[0]}
-
-    def _flat_info(self, info: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-        """Yield the entries of an agent's infos by key: float32 [E, ...], or [E, 1] of [E]."""
-        for name, value in info.items():
-            if isinstance(value, dict):
-                yield from (((name, *key), part) for key, part in self._flat_info(value))
-            elif not isinstance(value, Tensor):
-                raise self._wrong(
-                    f"info {name!r}", f"expected a tensor, got {type(value).__name__}"
-                )
-            elif value.dim() < 2:
-                yield (name,), self._column(value, f"info {name!r}").to(torch.float32)
-            else:
-                yield (name,), value.to(torch.float32)
-
-    def random_state(self) -> dict[str, Tensor]:
-        """Return the state of the random stream as tensors."""
-        torch_state, numpy_state, python_state, *cuda = self._random_state
-        _, words, *rest = numpy_state
-        _, python_words, gauss = python_state
-        state = {
-            "random torch": torch_state,
-            "random numpy words": torch.from_numpy(words.astype(np.int64)),
-            "random numpy rest": torch.tensor(rest, dtype=torch.float64),
-            "random python words": torch.tensor(python_words),
-            "random python gauss": torch.tensor(
-                [] if gauss is None else [gauss], dtype=torch.float64
-            ),
-        }
-        if cuda:
-            state["random cuda"] = cuda[0]
-        return state
-
-    def set_random_state(self, state: Mapping[str, Tensor]) -> None:
-        """Set the random stream to a state that ``random_state`` returned.
-
-        A state saved on the CPU has no numbers of a GPU: a seed for them is drawn from it.
-        """
-        words = state["random numpy words"].numpy().astype(np.uint32)
-        place, has_gauss, gauss = state["random numpy rest"].tolist()
-        python_words = tuple(state["random python words"].tolist())
-        python_gauss = state["random python gauss"].tolist()
-        self._random_state[:3] = [
-            state["random torch"].clone(),
-            ("MT19937", words, int(place), int(has_gauss), gauss),
-            (3, python_words, python_gauss[0] if python_gauss else None),
-        ]
-        if self.device.type == "cuda":
-            self._random_state[3] = self._cuda_state(state)
-
-    def _cuda_state(self, state: Mapping[str, Tensor]) -> Tensor:
-        if "random cuda" in state:
-            return state["random cuda"].clone()
-        generator = torch.Generator()
-        generator.set_state(state["random torch"])
-        seed = int(torch.randint(2**62, (), generator=generator))
-        return torch.Generator(self.device).manual_seed(seed).get_state()
-
-    def seed(self, seed: int) -> None:
-        """Start a new random stream."""
-        self._random_state = self._seeded_state(seed)
-
-    def _seeded_state(self, seed: int) -> list:
-        """Return the seeded states of torch, NumPy, Python and, on a GPU, CUDA."""
-        state = [
-            torch.Generator().manual_seed(seed).get_state(),
-            np.random.RandomState(seed).get_state(),
-            random.Random(seed).getstate(),
-        ]
-        if self.device.type == "cuda":
-            state.append(torch.Generator(self.device).manual_seed(seed).get_state())
-        return state
-
-    @contextmanager
-    def own_randomness(self) -> Iterator[None]:
-        """Let VMAS draw from this simulation's random stream within a ``with`` block.
-
-        VMAS itself has one random stream for the whole process, which is restored afterwards.
-        """
-        shared = Environment.vmas_random_state
-        outside, shared[:] = list(shared), self._random_state[:3]
-        on_cuda = self.device.type == "cuda"
-        if on_cuda:
-            outside_cuda = torch.cuda.get_rng_state(self.device)
-            torch.cuda.set_rng_state(self._random_state[3], self.device)
-        try:
-            yield
-        finally:
-            self._random_state[:3], shared[:] = list(shared), outside
-            if on_cuda:
-                self._random_state[3] = torch.cuda.get_rng_state(self.device)
-                torch.cuda.set_rng_state(outside_cuda, self.device)
-
-    @contextmanager
-    def randomness_kept(self) -> Iterator[None]:
-        """Restore the random stream after a ``with`` block."""
-        before = list(self._random_state)
-        try:
-            with self.own_randomness():
-                yield
-        finally:
-            self._random_state = before
+        return self._outputs.infos_of([self.infos[i] for i in self.team])
 
 
 def world_state(env: Environment) -> Tensor:
@@ -551,55 +364,3 @@ def world_state(env: Environment) -> Tensor:
         body = entity.state
         parts += [body.pos, body.vel, body.rot, body.ang_vel]  # [E, 2], [E, 2], [E, 1], [E, 1]
     return torch.cat(parts, -1)
-
-
-def mask_in(observation: Tensor | dict[str, Tensor]) -> Tensor | None:
-    """Return the action mask in an agent's observation; None if there is none."""
-    return observation.get(MASK) if isinstance(observation, dict) else None
-
-
-def padded(value: Tensor, size: int) -> Tensor:
-    """Return numbers [E, n] as [E, size], with zeros behind them."""
-    n = value.shape[1]
-    return value if n == size else torch.cat([value, value.new_zeros(len(value), size - n)], 1)
-
-
-def stacked(parts: list[Tensor]) -> Tensor:
-    """Return the observations [E, n] of N agents as [E, N, O], with zeros behind shorter ones."""
-    size = max(part.shape[1] for part in parts)
-    return torch.stack([padded(part, size) for part in parts], 1)
-
-
-def columns_of(value: Tensor) -> Tensor:
-    """Return numbers [E, ...] as float32 [E, O]."""
-    return (value[:, None] if value.dim() == 1 else value.flatten(1)).to(torch.float32)
-
-
-def failing_line(error: Exception, scenario: BaseScenario) -> str:
-    """Return file, number and text of the line of the scenario's code that raised an error.
-
-    If there is none, the line of VMAS that raised it, the agent that it was about, and the
-    scenario's method whose result it read.
-    """
-    packages = packages_of(scenario)
-    frames = list(traceback.walk_tb(error.__traceback__))
-    own = [at for at in frames if is_own_module(at[0].f_globals.get("__name__", ""), packages)]
-    frame, number = (own or frames)[-1]
-    line = line_of(frame.f_code.co_filename, number)
-    if own:
-        return line
-    agents = [at[0].f_locals["agent"].name for at in frames if "agent" in at[0].f_locals]
-    about = f" for {agents[-1]}" if agents else ""
-    lines = [_three_lines(frame.f_code.co_filename, number) for frame, number in frames]
-    called = CALLED.findall(" ".join(lines))
-    return f"{line}{about}{defined_at(scenario, called[-1]) if called else ''}"
-
-
-def _three_lines(file: str, number: int) -> str:
-    """Return the text of three lines, on which a call may be spread."""
-    return "".join(linecache.getline(file, number + i) for i in range(3))
-
-
-def defined_at(scenario: BaseScenario, method: str) -> str:
-    """Return where a scenario's method is defined, as the end of a message."""
-    return f"; {method} is defined at {line_of_definition(getattr(type(scenario), method))}"

@@ -104,7 +104,7 @@ class VmasReplay:
             return numbers
 
         unpack_state(self._present(walks=walks), self._step.numbers, packed)
-        own, before = self.simulation.own_randomness(), torch.get_rng_state()
+        own, before = self.simulation.random_stream.in_vmas(), torch.get_rng_state()
         replayed = torch.full((self.simulation.n_envs,), e)
         replaced = DrawMode(source) if self._draws else nullcontext()
         with own, as_environments(replayed), spawning(key), replaced:

@@ -39,7 +39,7 @@ class EagerState:
 
     def seed(self, seed: int) -> None:
         """Restart all random numbers from a seed."""
-        self.simulation.seed(seed)
+        self.simulation.random_stream.seed(seed)
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of all values that later steps depend on.
@@ -54,7 +54,7 @@ class EagerState:
         vmas = snapshot(self.simulation.simulator, self._begun)
         kept = {f"{PREFIX}{path}": value for path, value in vmas.items()}
         own = {"steps": self.steps.clone(), "ended": self.ended.clone()}
-        return {**kept, **self.simulation.random_state(), **own}
+        return {**kept, **self.simulation.random_stream.get_state(), **own}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a dictionary that ``state`` returned.
@@ -64,7 +64,7 @@ class EagerState:
         """
         values = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
         restore(self.simulation.simulator, values)
-        self.simulation.set_random_state(state)
+        self.simulation.random_stream.set_state(state)
         self.steps.copy_(state["steps"])
         self.ended.copy_(state["ended"])
 

@@ -148,7 +148,7 @@ class EnvState:
             name: tensor.clone(memory_format=torch.contiguous_format)
             for name, tensor in self._tensors.items()
         }
-        return {**copies, **self.fresh.simulation.random_state()}
+        return {**copies, **self.fresh.simulation.random_stream.get_state()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue from a dictionary that ``state`` of an engine with the same numbers returned.
@@ -168,4 +168,4 @@ class EnvState:
             tensor.copy_(state[name])
         self.fresh.taken = int(self.resets.sum())
         self._taken.take()
-        self.fresh.simulation.set_random_state(state)
+        self.fresh.simulation.random_stream.set_state(state)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from vmas.simulator.environment.environment import Environment, local_seed
 from vmas.simulator.utils import ScenarioUtils
 
 from qmix_trl.envs.compiled.engines.pool import shares_draws
@@ -98,8 +97,7 @@ def _changes_more(simulation: VmasSimulation) -> bool:
     """Return whether a reset changes more than tensors [E, ..], or may take another way."""
     before = _Before(simulation)
     packages = packages_of(simulation.simulator.scenario)
-    randomness = local_seed(Environment.vmas_random_state)
-    with simulation.own_randomness(), randomness, audited(packages) as audit, Reads() as reads:
+    with simulation.random_stream.everywhere(), audited(packages) as audit, Reads() as reads:
         simulation.pure_reset()
     chances = [chance for chance in audit.chances if chance != FROM_TORCH]
     return reads.found or bool(chances) or before.changed_more(walk(simulation.simulator))
@@ -178,12 +176,12 @@ def reset_together(simulation: VmasSimulation, mask: Tensor) -> bool:
         whether it is done; if the reset changed more than tensors [E, ..], it is undone.
     """
     before, saved = _Before(simulation), snapshot(simulation.simulator)
-    random_state = simulation.random_state()
+    random_state = simulation.random_stream.get_state()
     simulation.reset()
     after = walk(simulation.simulator)
     if before.changed_more(after):
         restore(simulation.simulator, saved)
-        simulation.set_random_state(random_state)
+        simulation.random_stream.set_state(random_state)
         return False
     merged: dict[int, Tensor] = {}  # by tensor: several places may hold the same one
     for path in before.written(after):

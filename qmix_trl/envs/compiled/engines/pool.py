@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from vmas.simulator.environment.environment import Environment, local_seed
 
 from qmix_trl.envs.compiled.compiled_step import CompiledStep
 from qmix_trl.envs.compiled.engines.packed_state import pack
@@ -72,8 +71,7 @@ def shares_draws(simulation: VmasSimulation) -> bool:
     """
     simulation.reset()
     before = walk(simulation.simulator)
-    randomness = local_seed(Environment.vmas_random_state)
-    with simulation.own_randomness(), randomness, SharedDraws(simulation.n_envs) as watch:
+    with simulation.random_stream.everywhere(), SharedDraws(simulation.n_envs) as watch:
         generators = _python_generators()
         simulation.pure_reset()
         drawn = watch.found or generators != _python_generators()
@@ -293,5 +291,5 @@ class FreshStates:
 
     def reseed(self, seed: int) -> None:
         """Restart the random numbers from a seed, and draw a new pool."""
-        self.simulation.seed(seed)
+        self.simulation.random_stream.seed(seed)
         self.renew()

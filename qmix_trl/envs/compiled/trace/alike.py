@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vmas.simulator.environment.environment import Environment, local_seed
 
 from qmix_trl.envs.compiled.trace.carried import is_forgotten
 from qmix_trl.envs.compiled.trace.draws import OTHER_DRAWS, DrawMode
@@ -93,14 +92,14 @@ def check_alike(
     Raises:
         Untraceable: if they do.
     """
-    start, n_envs = simulation.random_state(), simulation.n_envs
+    start, n_envs = simulation.random_stream.get_state(), simulation.n_envs
     other = VmasSimulation(simulation.task, n_envs, 0, simulation.device)
     written = [path for path in read if path in paths.of_resets and path not in carried]
     kept = [path for path in read if not path.startswith(JOINTS)]
     for trial in range(TRIALS):
         e = (17 * trial + 5) % n_envs
         for each in (simulation, other):
-            each.set_random_state(start)
+            each.random_stream.set_state(start)
             _reset(each, None, trial)
         # Also the tensors that resets leave as they are.
         paths.copy_into(other.simulator, _copies(paths.read(simulation.simulator)))
@@ -125,7 +124,7 @@ def check_alike(
             is_alike = is_close(value, value[:1].expand_as(value))
             if not is_alike and not is_forgotten(simulation, paths, path):
                 raise Untraceable(f"its resets tell environments apart: {path}")
-    simulation.set_random_state(start)
+    simulation.random_stream.set_state(start)
 
 
 def check_any_number(
@@ -142,12 +141,12 @@ def check_any_number(
     Raises:
         Untraceable: if they do.
     """
-    start, common = some.random_state(), set[int]()
+    start, common = some.random_stream.get_state(), set[int]()
     written = [path for path in paths.tensors if path in paths.of_resets and path not in carried]
     for _ in range(2):  # at first to see which draws have a size that depends on the number
         shapes = []
         for each in (some, others):
-            each.set_random_state(start)
+            each.random_stream.set_state(start)
             shapes.append(_reset(each, None, TRIALS, common))
         common = {i for i, (a, b) in enumerate(zip(*shapes, strict=False)) if a == b}
     of_some, of_others = _rows(some, written), _rows(others, written)
@@ -156,7 +155,7 @@ def check_any_number(
         # One trial at each start; the build has made more.
         if not is_alike and not is_forgotten(others, paths, path, trials=1):
             raise Untraceable(f"its resets depend on the number of environments: {path}")
-    some.set_random_state(start)
+    some.random_stream.set_state(start)
 
 
 def _copies(values: Iterable[Tensor]) -> list[Tensor]:
@@ -184,9 +183,8 @@ def _reset(
     Returns:
         the shapes of the draws.
     """
-    stream = local_seed(Environment.vmas_random_state)
     draws = EqualDraws(simulation.n_envs, seed, common)
-    with simulation.own_randomness(), stream, draws:
+    with simulation.random_stream.everywhere(), draws:
         simulation.pure_reset(e)
     return draws.shapes
 

@@ -40,7 +40,7 @@ def carried_over(
             tensors does not have numbers of each environment.
     """
     carried = tuple(path for path in read if path not in paths.of_resets)
-    start, step = simulation.random_state(), random_step(simulation)
+    start, step = simulation.random_stream.get_state(), random_step(simulation)
 
     def reset() -> Outcome:
         simulation.reset()
@@ -56,7 +56,7 @@ def carried_over(
         for name in _differing(outcomes(simulation, paths, paths.tensors, reset)):
             if not is_forgotten(simulation, paths, name):
                 raise Untraceable(f"its resets depend on what went before: {name}")
-    simulation.set_random_state(start)
+    simulation.random_stream.set_state(start)
     return carried
 
 
@@ -108,13 +108,14 @@ def outcomes(
         run: runs the simulation and returns its tensors.
     """
     simulator, found = simulation.simulator, []
-    state, drawn = [value.clone() for value in paths.read(simulator)], simulation.random_state()
+    state = [value.clone() for value in paths.read(simulator)]
+    drawn = simulation.random_stream.get_state()
     generator = torch.Generator().manual_seed(0)
     constants = [partial(_full, number=number) for number in NUMBERS]
     scattered = [partial(_random, scale=scale, generator=generator) for scale in SCALES]
     for fill in (torch.clone, *constants, *scattered):  # first as it is
         paths.copy_into(simulator, state)
-        simulation.set_random_state(drawn)
+        simulation.random_stream.set_state(drawn)
         slots = walk(simulator).slots
         for path in filled:
             if path in slots:

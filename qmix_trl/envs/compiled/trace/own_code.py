@@ -1,7 +1,6 @@
 """The code and the data that a scenario brings: everything outside of the installed libraries."""
 
 import dis
-import linecache
 import site
 import sys
 import sysconfig
@@ -13,6 +12,7 @@ from typing import Any
 from vmas.simulator.scenario import BaseScenario
 
 from qmix_trl.envs.compiled.trace.leaves import digest
+from qmix_trl.envs.user_code import line_at
 
 # Their objects hold a simulation's state only where ``walk`` says so.
 LIBRARIES = frozenset(sys.stdlib_module_names) - {"__main__"} | {
@@ -168,5 +168,4 @@ def module_data(module: types.ModuleType) -> dict[str, Any]:
 
 def describe_line(frame: types.FrameType) -> str:
     """Return file, line number and text of the line that a frame is at."""
-    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({text})"
+    return line_at(frame, frame.f_lineno)

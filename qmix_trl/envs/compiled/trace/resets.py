@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 from torch import Tensor
-from vmas.simulator.environment.environment import Environment, local_seed
 
 from qmix_trl.envs.compiled.trace.audit import TORCHS, audited, may_be_read
 from qmix_trl.envs.compiled.trace.carried import is_forgotten
@@ -40,9 +39,8 @@ def chances(simulation: VmasSimulation) -> Chances:
         simulation: left in another state.
     """
     packages = packages_of(simulation.simulator.scenario)
-    randomness = local_seed(Environment.vmas_random_state)
     reads = ReadsOfPython(packages)
-    with simulation.own_randomness(), randomness, audited(packages) as audit, reads:
+    with simulation.random_stream.everywhere(), audited(packages) as audit, reads:
         simulation.pure_reset()
     draws = any(chance != TORCHS for chance in audit.chances)
     return Chances(draws, bool(reads.found), audit.names(walk(simulation.simulator)))
@@ -54,11 +52,11 @@ def values_chosen(simulation: VmasSimulation) -> set[str]:
     Args:
         simulation: left in another state, its random numbers as before.
     """
-    start, first, found = simulation.random_state(), walk(simulation.simulator), set()
+    start, first, found = simulation.random_stream.get_state(), walk(simulation.simulator), set()
     for _ in range(CHOICE_RESETS):
         simulation.reset()
         found |= differing(first, walk(simulation.simulator))
-    simulation.set_random_state(start)
+    simulation.random_stream.set_state(start)
     return found
 
 
@@ -77,14 +75,14 @@ def check_memoryless(
     Raises:
         Untraceable: if they differ in a value that may be read.
     """
-    start, step = simulation.random_state(), random_step(simulation)
+    start, step = simulation.random_stream.get_state(), random_step(simulation)
     outcomes = []
     for n_rounds in HISTORIES:
         for _ in range(n_rounds):
             step()
             simulation.reset()
             step()
-        simulation.set_random_state(start)
+        simulation.random_stream.set_state(start)
         simulation.reset()
         simulation.observe()
         outcomes.append(_outcome(simulation, paths))
@@ -95,7 +93,7 @@ def check_memoryless(
         for path, value in tensors.items()
         if not same(value, others.get(path)) and not is_forgotten(simulation, paths, path)
     ]
-    simulation.set_random_state(start)
+    simulation.random_stream.set_state(start)
     if remembered:
         raise Untraceable(f"its resets depend on what went before: {remembered[0]}")
 

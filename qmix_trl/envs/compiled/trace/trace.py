@@ -148,7 +148,7 @@ def find_settable_state(simulation: VmasSimulation) -> StatePaths:
     Raises:
         Untraceable: if it cannot.
     """
-    with simulation.own_randomness(), simulation.limited("resets of"):
+    with simulation.random_stream.in_vmas(), simulation.limited("resets of"):
         paths = find_state(simulation.simulator, random_step(simulation))
     contents = walk(simulation.simulator)
     held = {path: slot.value for path in paths.tensors if (slot := contents.slots.get(path))}
