@@ -47,7 +47,7 @@ class ParameterPlaces:
             return
         own = []
         try:
-            for name, tensor in (*params._parameters.items(), *params._buffers.items()):
+            for name, tensor in _named(params):
                 holder, key = self._holders[name]
                 own.append((holder, key, holder[key]))
                 holder[key] = tensor
@@ -55,3 +55,16 @@ class ParameterPlaces:
         finally:
             for holder, key, tensor in reversed(own):  # of a shared module one place has two names
                 holder[key] = tensor
+
+
+def _named(params: TensorDictBase, before: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of nested parameters by the names of ``state_dict``.
+
+    They are read from the TensorDict, in which ``to_module`` puts others in their places: the
+    parameters that ``nn.Module`` lists stay the loss's own.
+    """
+    for key, entry in params.items():
+        if isinstance(entry, Tensor):
+            yield f"{before}{key}", entry
+        else:
+            yield from _named(entry, f"{before}{key}.")

@@ -526,16 +526,26 @@ def test_vmap_over_the_weights_of_several_losses(case):
     batch = batch_for(losses[0])
     expected = torch.stack([value(loss, batch) for loss in losses])
     loss = losses[0]
-    parts = [part for part in ("agent", "mixer") if getattr(loss, f"{part}_params") is not None]
-    names = [f"{t}{part}_params" for part in parts for t in ("", "target_")]
-    stacked = {name: torch.stack([getattr(x, name).data for x in losses]) for name in names}
+    stacked = torch.stack([TensorDict.from_module(x).data for x in losses])
 
     def with_weights(weights):
-        given = copy.copy(loss)
-        given._modules = {**loss._modules, **weights}
-        return given(batch)["loss"]
+        with weights.to_module(loss):
+            return loss(batch)["loss"]
 
     torch.testing.assert_close(torch.vmap(with_weights)(stacked), expected)
+    assert value(loss, batch) == expected[0]
+
+
+@every_case
+def test_weights_put_in_place_by_to_module_get_the_gradients(case):
+    loss, other, expected = (make_loss(case, seed=seed) for seed in (0, 1, 1))
+    batch = batch_for(loss)
+    with TensorDict.from_module(other).to_module(loss):
+        loss(batch)["loss"].backward()
+    expected(batch)["loss"].backward()
+    assert all(x.grad is None for x in loss.parameters())
+    for found, right in zip(other.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, right.grad, rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
