@@ -170,13 +170,13 @@ def greedy_action(values: Tensor, action_mask: Tensor | None) -> Tensor:
 
     Args:
         values: float [.., A].
-        action_mask: bool [.., A], True = available, or None if all are.
+        action_mask: bool, or numbers 0 and 1, [.., A], True = available, or None if all are.
 
     Returns:
         int64 [..].
     """
     if action_mask is not None:
-        values = values.masked_fill(~action_mask, -torch.inf)
+        values = values.masked_fill(~action_mask.bool(), -torch.inf)
     return values.argmax(-1)
 
 

@@ -17,7 +17,7 @@ from qmix_trl.chosen import named
 from qmix_trl.functional import greedy_action, keep_where, lambda_returns
 from qmix_trl.keys import next_key
 from qmix_trl.loss_outputs import loss_outputs
-from qmix_trl.mixers.inputs import SUPPLIED, MixerInputs, as_module, input_names
+from qmix_trl.mixers.inputs import SUPPLIED, MixerInputs, as_module, input_names, total_key
 from qmix_trl.parameter_places import ParameterPlaces
 from qmix_trl.rows import RowKeys, Rows, read_rows, required
 from qmix_trl.unroll import at_true_next, unrolled
@@ -184,6 +184,7 @@ class QMixLoss(LossModule):
     ) -> None:
         """Set agents and mixers, with their targets; those that are absent are None."""
         self._places: dict[str, ParameterPlaces] = {}
+        self._memory_keys: tuple[NestedKey, ...] = ()  # with which the agent's memory was checked
         self._called_with_tensors: set[str] = set()  # mixers that are no TensorDictModules
         networks: list[nn.Module | None] = [agent, mixer, None, None]
         if weighting is not None:
@@ -234,8 +235,7 @@ class QMixLoss(LossModule):
             k.action,
             *map(next_key, (self._reward_key, k.terminated)),
         ]
-        memory = {keys.HIDDEN: k.hidden, keys.LAST_ACTION: k.last_action}
-        carried = [key for default, key in memory.items() if default in self.agent.in_keys]
+        carried = [key for key in (k.hidden, k.last_action) if self._agent_reads(key)]
         optional = [k.action_mask, *map(next_key, (k.action_mask, k.done)), k.is_init, *carried]
         optional += [*self._mask_keys, k.cut_steps, k.priority_weight]
         return list(dict.fromkeys([*needed, *optional]))
@@ -310,6 +310,12 @@ class QMixLoss(LossModule):
     def _supplies(self, name: str) -> bool:
         """Return whether the mixer reads an attribute of ``MixerInputs``."""
         return name in [read for _, read in self._mixer_reads]
+
+    def _agent_reads(self, key: NestedKey) -> bool:
+        """Return whether the agent reads its memory ``key``, under this name or its default one."""
+        k = self.tensor_keys
+        default = {k.hidden: keys.HIDDEN, k.last_action: keys.LAST_ACTION}[key]
+        return not {key, default}.isdisjoint(self.agent.in_keys)
 
     @property
     def _reward_key(self) -> NestedKey:
@@ -393,6 +399,9 @@ class QMixLoss(LossModule):
             ValueError: if the batch is not two-dimensional, an entry has another shape, or
                 ``burn_in`` leaves no step to learn from.
         """
+        if self._memory_keys != (self.tensor_keys.hidden, self.tensor_keys.last_action):
+            self._check_agent_memory()
+            self._memory_keys = (self.tensor_keys.hidden, self.tensor_keys.last_action)
         others = self._others
         for key in (*others, *map(next_key, others)):
             if batch.get(key, None) is None:
@@ -403,11 +412,12 @@ class QMixLoss(LossModule):
                 )
         if self.loss_mask_key not in ("auto", None):
             required(batch, self.loss_mask_key, "or take loss_mask_key='auto'")
+        reads_last_action = self._agent_reads(self.tensor_keys.last_action)
         rows = read_rows(
             batch,
             self.tensor_keys,
             masks=self._mask_keys,
-            n_actions=self.agent.n_actions if keys.LAST_ACTION in self.agent.in_keys else None,
+            n_actions=self.agent.n_actions if reads_last_action else None,
             reward=self._reward_key,
             needs_state=self._needs_state,
             others=others,
@@ -432,8 +442,31 @@ class QMixLoss(LossModule):
             weight = required(batch, key, "or take use_prioritized_weights='auto'")
         return None if weight is None else weight.reshape(len(weight), -1, 1)
 
+    def _check_agent_memory(self) -> None:
+        """Refuse an agent with a memory that is not among the entries that the loss reads.
+
+        Raises:
+            ValueError: if there is one: each row would begin without it.
+        """
+        k = self.tensor_keys
+        read = {keys.HIDDEN, keys.LAST_ACTION, k.hidden, k.last_action}
+        memory = getattr(self.agent, "memory_spec", {}).keys(True, True)
+        unread = [key for key in memory if key not in read]
+        if unread:
+            raise ValueError(
+                f"QMixLoss: expected an agent whose memory is {k.hidden!r} and {k.last_action!r}, "
+                f"got {', '.join(map(repr, unread))}; name yours by set_keys(hidden=...), and join "
+                "several tensors to one"
+            )
+
     def _check(self, rows: Rows, total: Tensor) -> None:
-        """Raise if rewards would broadcast."""
+        """Raise if the mixer returns no Q_tot [B, T, 1], or rewards would broadcast."""
+        expected = (*rows.mask.shape, 1)
+        if self.mixer is not None and getattr(total, "shape", None) != expected:
+            found = list(total.shape) if isinstance(total, Tensor) else type(total).__name__
+            raise ValueError(
+                f"QMixLoss: expected a mixer that returns Q_tot {list(expected)}, got {found}"
+            )
         if rows.reward.shape != total.shape:
             raise ValueError(
                 f"QMixLoss: expected ('next', {self._reward_key!r}) with {total.shape[-1]} rewards "
@@ -476,7 +509,7 @@ class QMixLoss(LossModule):
             if name.removeprefix("target_") in self._called_with_tensors:
                 return mixer.module(*read)
             entries = dict(zip(mixer.in_keys, read, strict=True))
-            return mixer(TensorDict(entries, inputs.action.shape[:2])).get(mixer.out_keys[0])
+            return mixer(TensorDict(entries, inputs.action.shape[:2])).get(total_key(mixer))
 
     def _target(self, rows: Rows, online_value: Tensor, online_hidden: Tensor | None) -> Tensor:
         """Return the targets [B, T, M]."""

@@ -81,6 +81,7 @@ class SequenceRows(Transform):
         self.others = tuple(others)
         self._tail: TensorDictBase | None = None
         self._stored: set[NestedKey] | None = None
+        self._layout: dict[NestedKey, tuple[torch.Size, torch.dtype]] | None = None
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return, for ``state_dict``, the entries of rows, and the steps that precede the next."""
@@ -149,7 +150,7 @@ class SequenceRows(Transform):
         goes_on = ~batch.get(self.row_keys.is_init)[:, 0, 0]  # [E]
         for key in [key for key in self._carried if key in present]:
             rows.set(key, keep_where(goes_on, batch.get(key)[:, 0]))
-        self._check_stored(set(rows.keys(True, True)))
+        self._check_stored(rows)
         is_one_row = required(tensordict, self.row_keys.action).dim() == 2
         return rows[0] if is_one_row else rows
 
@@ -257,20 +258,30 @@ class SequenceRows(Transform):
                 "extend_buffer=True) with an InitTracker"
             )
 
-    def _check_stored(self, stored: set[NestedKey]) -> None:
-        """Refuse rows with other entries than earlier ones: the buffer would fill in garbage.
+    def _check_stored(self, rows: TensorDictBase) -> None:
+        """Refuse rows [E] unlike earlier ones: the buffer would fill in garbage.
 
         Raises:
             KeyError: if entries are missing or new.
+            ValueError: if an entry has another shape or dtype.
         """
+        layout = {key: (x.shape[1:], x.dtype) for key, x in rows.items(True, True)}
         if self._stored is None:
-            self._stored = stored
-        if stored != self._stored:
-            differing = ", ".join(map(repr, sorted(stored ^ self._stored, key=str)))
+            self._stored = set(layout)
+        if layout.keys() != self._stored:
+            differing = ", ".join(map(repr, sorted(layout.keys() ^ self._stored, key=str)))
             raise KeyError(
                 "SequenceRows: expected the entries of the batches before, got a batch that "
                 f"differs in {differing}; give all batches the same entries"
             )
+        first = self._layout = self._layout or layout
+        for key, found in layout.items():
+            if found != first[key]:
+                expected, got = (f"{list(shape)} {dtype}" for shape, dtype in (first[key], found))
+                raise ValueError(
+                    f"SequenceRows: expected rows of {key!r} as in the batches before, {expected}, "
+                    f"got {got}; give all batches the same number of steps"
+                )
 
     def _check_memory(self, batch: TensorDictBase) -> None:
         """Refuse a batch that shows its first memory at every step.

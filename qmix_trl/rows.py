@@ -79,10 +79,14 @@ class _Reader:
         self.batch = batch
         numbers = required(batch, action)  # [B, T, N]
         if numbers.dim() != 3:
+            hint = "; of single transitions give batch.unsqueeze(1)" if numbers.dim() == 2 else ""
             raise ValueError(
                 f"expected a batch of shape [B, T], got {list(numbers.shape[:-1])}: actions are "
-                f"numbers [B, T, N], got {action!r} of shape {list(numbers.shape)}"
+                f"numbers [B, T, N], got {action!r} of shape {list(numbers.shape)}{hint}"
             )
+        if numbers.is_floating_point():
+            raise ValueError(f"expected {action!r} of integers, got {numbers.dtype}")
+        self.action = numbers
         self.shape = numbers.shape[:2]
         self.mask = torch.ones(self.shape, dtype=torch.bool, device=numbers.device)  # [B, T]
         for key in masks:
@@ -118,15 +122,31 @@ class _Reader:
         entry = self.optional(key)
         return None if entry is None else keep_where(self.mask[:, 0], entry[:, 0])
 
+    def action_mask(self, key: NestedKey) -> Tensor | None:
+        """Return an action mask bool [B, T, N, A], or None if it is missing.
+
+        Raises:
+            ValueError: if it has another shape.
+        """
+        mask = self.optional(key)
+        if mask is None:
+            return None
+        if mask.dim() != 4 or mask.shape[:3] != self.action.shape:
+            raise ValueError(
+                f"expected {key!r} of shape {[*self.action.shape, 'A']}, got {list(mask.shape)}"
+            )
+        return mask.bool()
+
     def next_action_mask(self, key: NestedKey) -> Tensor | None:
         """Return the next step's action mask, or None if the batch has no action mask.
 
         Raises:
             KeyError: if the batch has a mask of this step alone.
+            ValueError: if it has another shape.
         """
-        if self.optional(key) is None:
-            return self.optional(next_key(key))
-        return required(self.batch, next_key(key))
+        if self.optional(key) is not None:
+            required(self.batch, next_key(key))
+        return self.action_mask(next_key(key))
 
 
 SET_KEYS = "name yours by set_keys of the loss"
@@ -191,10 +211,11 @@ def read_rows(
 
     Raises:
         KeyError: if an entry is missing.
-        ValueError: if the batch is not two-dimensional, or a flag has another shape.
+        ValueError: if the batch is not two-dimensional, actions are no integers, or an entry has
+            another shape.
     """
     read = _Reader(batch, keys.action, masks)
-    mask, action = read.mask, read.now(keys.action)
+    mask, action = read.mask, read.valid(read.action).long()
     terminated = done = read.flags(next_key(keys.terminated))  # [B, T, 1]
     ended = read.optional_flags(next_key(keys.done))
     if ended is not None:
@@ -213,6 +234,11 @@ def read_rows(
         return keep_where(goes_on, entry) if ends else entry
 
     observation, next_observation = required(batch, keys.observation), continued(keys.observation)
+    if observation.shape[:3] != action.shape:
+        raise ValueError(
+            f"expected {keys.observation!r} of shape {[*action.shape, 'O']}, as {keys.action!r} "
+            f"has, got {list(observation.shape)}"
+        )
     last_action = None
     if n_actions is not None:
         first_action = read.first(keys.last_action)  # [B, N, A]
@@ -228,7 +254,7 @@ def read_rows(
         hidden=read.first(keys.hidden),
         is_init=is_init,
         action=action,
-        action_mask=read.optional(keys.action_mask),
+        action_mask=read.action_mask(keys.action_mask),
         next_action_mask=read.next_action_mask(keys.action_mask),
         state=read.now(keys.state) if needs_state else None,
         next_state=continued(keys.state) if needs_state else None,

@@ -1,5 +1,7 @@
 """The action values of agents at the steps of replay rows."""
 
+from typing import Any
+
 import torch
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
@@ -15,16 +17,37 @@ def unrolled(agent: TensorDictModuleBase, rows: Rows, burn_in: int) -> tuple[Ten
         agent: with ``unroll``.
         rows: of T steps.
         burn_in: the number of first steps without gradient.
+
+    Raises:
+        ValueError: if the agent returns something else.
     """
     sequence = (rows.observation, rows.last_action, rows.is_init)
     if burn_in == 0:
-        return agent.unroll(*sequence, rows.hidden)
+        found = agent.unroll(*sequence, rows.hidden)
+        _check_values(agent, rows, found)
+        return found
     with torch.no_grad():
         burnt = agent.unroll(*_range_of(sequence, slice(burn_in)), rows.hidden)
     hidden = None if burnt[1] is None else burnt[1][:, -1]
     value, hidden = agent.unroll(*_range_of(sequence, slice(burn_in, None)), hidden)
     hidden = None if hidden is None else torch.cat([burnt[1], hidden], 1)
     return torch.cat([burnt[0], value], 1), hidden
+
+
+def _check_values(agent: TensorDictModuleBase, rows: Rows, found: Any) -> None:
+    """Refuse an unroll that is not the action values [B, T+1, N, A] and hidden states, or None.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    expected = [*rows.observation.shape[:3], agent.n_actions]
+    is_pair = isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], Tensor)
+    if not is_pair or list(found[0].shape) != expected:
+        got = list(found[0].shape) if is_pair else type(found).__name__
+        raise ValueError(
+            f"{type(agent).__name__}.unroll: expected action values {expected}, of the T + 1 "
+            f"observations of each row, and hidden states or None, got {got}"
+        )
 
 
 def _range_of(sequence: tuple[Tensor | None, ...], steps: slice) -> list[Tensor | None]:

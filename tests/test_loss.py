@@ -1,5 +1,6 @@
 """The loss: golden numbers, padding, resets and truncations inside rows, and every switch."""
 
+import copy
 from itertools import pairwise
 
 import numpy as np
@@ -8,12 +9,12 @@ import reference
 import torch
 from loss_tools import A, N, O, S, cut, make_loss, random_batch, some_ends
 from tensordict import TensorDict
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch.nn.utils import get_total_norm
 from torchrl.modules import QMixer as TorchRLQMixer
 from torchrl.modules import VDNMixer as TorchRLVDNMixer
 
-from qmix_trl import QMixer, QMixLoss, RecurrentAgent, VDNMixer
+from qmix_trl import FeedforwardAgent, QMixer, QMixLoss, RecurrentAgent, VDNMixer
 from qmix_trl.keys import (
     ACTION,
     ACTION_MASK,
@@ -498,8 +499,130 @@ def test_a_mixer_without_in_keys_is_refused():
 def test_a_missing_entry_and_a_flat_batch_are_refused():
     with pytest.raises(KeyError, match="state"):
         make_loss()(random_batch(2, 3).exclude(STATE))
-    with pytest.raises(ValueError, match=r"\[B, T\], got \[6\]"):
+    with pytest.raises(ValueError, match=r"\[B, T\], got \[6\].*give batch\.unsqueeze\(1\)"):
         make_loss()(random_batch(2, 3).reshape(-1))
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        (ACTION, lambda x: x.double(), r"'action'\) of integers, got torch\.float64"),
+        (ACTION, lambda x: x[..., :1], r"of shape \[2, 3, 1, 'O'\], .* got \[2, 3, 2, 3\]"),
+        (ACTION_MASK, lambda x: x[:, :, 0], r"of shape \[2, 3, 2, 'A'\], got \[2, 3, 4\]"),
+    ],
+)
+def test_entries_of_another_shape_or_kind_are_refused(key, change, message):
+    batch = random_batch(2, 3)
+    batch[key] = change(batch[key])
+    with pytest.raises(ValueError, match=message):
+        make_loss()(batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64])
+def test_masks_of_numbers_and_short_integers_count_as_their_values(dtype):
+    batch = random_batch(2, 3)
+    other = batch.clone()
+    for key in (ACTION_MASK, next_key(ACTION_MASK)):
+        other[key] = batch[key].to(dtype)
+    other[ACTION] = batch[ACTION].to(torch.uint8)
+    loss = make_loss()
+    assert loss(other)["loss"] == loss(batch)["loss"]
+    assert loss(batch.exclude(ACTION_MASK, next_key(ACTION_MASK)))["loss"] != loss(batch)["loss"]
+
+
+class Short(FeedforwardAgent):
+    """An agent that unrolls the first T observations of T + 1."""
+
+    def unroll(self, observation, last_action, is_init, hidden):
+        last_action = None if last_action is None else last_action[:, :-1]
+        return super().unroll(observation[:, :-1], last_action, is_init[:, :-1], hidden)
+
+
+class Alone(FeedforwardAgent):
+    """An agent whose unroll returns action values alone."""
+
+    def unroll(self, *sequence):
+        return super().unroll(*sequence)[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Short, r"Short\.unroll: expected action values \[2, 4, 2, 4\], .* got \[2, 3, 2, 4\]"),
+        (Alone, r"Alone\.unroll: expected action values \[2, 4, 2, 4\], .* got Tensor"),
+    ],
+)
+def test_an_unroll_of_another_shape_is_refused(kind, message):
+    loss = QMixLoss(kind(N, O, A, dtype=torch.float64), VDNMixer(), gamma=0.9)
+    with pytest.raises(ValueError, match=message):
+        loss(random_batch(2, 3))
+
+
+def test_a_memory_under_other_names_is_read_by_set_keys_and_else_refused():
+    torch.manual_seed(0)
+    agent = RecurrentAgent(N, O, A, hidden_dim=6, use_last_action=True, dtype=torch.float64)
+    renamed = copy.deepcopy(agent)
+    spec = renamed.memory_spec
+    for key, name in ((HIDDEN, ("agents", "memory")), (LAST_ACTION, ("agents", "before"))):
+        spec[name] = spec[key]
+        del spec[key]
+        renamed.in_keys = [name if x == key else x for x in renamed.in_keys]
+    batch = random_batch(2, 3)
+    batch[HIDDEN] = torch.rand(2, 3, N, 6, dtype=torch.float64)
+    batch[LAST_ACTION] = torch.eye(A, dtype=torch.float64)[torch.randint(A, (2, 3, N))]
+    expected = QMixLoss(agent, VDNMixer(), gamma=0.9)(batch)["loss"]
+    assert QMixLoss(agent, VDNMixer(), gamma=0.9)(batch.exclude(HIDDEN))["loss"] != expected
+    loss = QMixLoss(renamed, VDNMixer(), gamma=0.9)
+    with pytest.raises(ValueError, match=r"memory is .*, got .*'before'.* by set_keys"):
+        loss(batch)
+    loss.set_keys(hidden=("agents", "memory"), last_action=("agents", "before"))
+    batch.rename_key_(HIDDEN, ("agents", "memory"))
+    batch.rename_key_(LAST_ACTION, ("agents", "before"))
+    assert loss(batch)["loss"] == expected
+    assert loss(batch.select(*loss.in_keys, strict=False))["loss"] == expected
+
+
+class Flat(VDNMixer):
+    """A mixer that returns values without their last axis."""
+
+    def forward(self, chosen):
+        return super().forward(chosen)[..., 0]
+
+
+def test_a_mixer_that_returns_another_shape_is_refused():
+    loss = QMixLoss(FeedforwardAgent(N, O, A, dtype=torch.float64), Flat(), gamma=0.9)
+    with pytest.raises(ValueError, match=r"returns Q_tot \[2, 3, 1\], got \[2, 3\]"):
+        loss(random_batch(2, 3))
+
+
+def test_a_mixer_of_several_modules_writes_q_tot_by_its_name():
+    """A chain of a state's value and a sum equals one mixer of both."""
+
+    class Both(torch.nn.Module):
+        in_keys = (CHOSEN_ACTION_VALUE, STATE)
+
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def forward(self, chosen, state):
+            return chosen.sum(-2) + self.value(state)
+
+    torch.manual_seed(0)
+    agent = FeedforwardAgent(N, O, A, dtype=torch.float64)
+    value = torch.nn.Linear(S, 1, dtype=torch.float64)
+    batch = random_batch(2, 3)
+    expected = QMixLoss(agent, Both(value), gamma=0.9)(batch)["loss"]
+
+    def chain(total):
+        return TensorDictSequential(
+            TensorDictModule(value, [STATE], ["value"]),
+            TensorDictModule(lambda q, v: q.sum(-2) + v, [CHOSEN_ACTION_VALUE, "value"], [total]),
+        )
+
+    assert QMixLoss(agent, chain(TOTAL_VALUE), gamma=0.9)(batch)["loss"] == expected
+    with pytest.raises(TypeError, match=r"writes Q_tot as 'chosen_action_value'.* got .*'value'"):
+        QMixLoss(agent, chain("total"), gamma=0.9)
 
 
 def test_the_reference_itself_ignores_padding():

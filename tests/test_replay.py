@@ -403,6 +403,28 @@ def test_a_batch_without_a_mask_is_all_valid_and_one_without_is_init_is_refused(
         packed_and_back(batch.exclude(IS_INIT), SequenceRows(max_steps=LIMIT))
 
 
+@pytest.mark.parametrize("storage", ["memory", "memmap"])
+def test_a_batch_of_another_number_of_steps_or_dtype_is_refused_and_not_stored(storage, tmp_path):
+    folder = tmp_path if storage == "memmap" else None
+    rows = SequenceRows(max_steps=LIMIT)
+    replay = make_replay(
+        rows, capacity_rows=9, batch_rows=2, seed=0, storage=storage, folder=folder
+    )
+    batch = slices(LIMIT, 1)[0]
+    replay.extend(batch)
+    n_rows = len(replay)
+    message = r"rows of .* as in the batches before, \[.*\] torch\..*, got \[.*\] torch\..*; give"
+    for other in (batch[:, :-1], batch.clone().apply_(lambda x: x)):
+        if other.shape == batch.shape:
+            other[OBSERVATION] = other[OBSERVATION].double()
+            other[next_key(OBSERVATION)] = other[next_key(OBSERVATION)].double()
+        with pytest.raises(ValueError, match=message):
+            replay.extend(other)
+        assert len(replay) == n_rows
+    replay.extend(batch)
+    assert len(replay) == 2 * n_rows
+
+
 # ---------------------------------------------------------------------- the entries of a batch
 
 

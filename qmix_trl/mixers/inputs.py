@@ -104,9 +104,15 @@ def as_module(mixer: nn.Module) -> TensorDictModuleBase:
     """Return the mixer as a TensorDictModule that reads its ``in_keys`` and writes Q_tot.
 
     Raises:
-        TypeError: if it is not a TensorDictModule and has no ``in_keys``.
+        TypeError: if it is not a TensorDictModule and has no ``in_keys``, or it writes several
+            entries and none of them is Q_tot by its name.
     """
     if isinstance(mixer, TensorDictModuleBase):
+        if len(mixer.out_keys) != 1 and keys.TOTAL_VALUE not in mixer.out_keys:
+            raise TypeError(
+                f"QMixLoss: expected a mixer that writes Q_tot as {keys.TOTAL_VALUE!r}, or one "
+                f"entry alone, got {mixer.out_keys}; name it so, or call mixer.select_out_keys"
+            )
         return mixer
     if not hasattr(mixer, "in_keys"):
         raise TypeError(
@@ -114,3 +120,8 @@ def as_module(mixer: nn.Module) -> TensorDictModuleBase:
             "without in_keys; wrap it: TensorDictModule(mixer, in_keys=[...], out_keys=[...])"
         )
     return TensorDictModule(mixer, in_keys=list(mixer.in_keys), out_keys=[keys.TOTAL_VALUE])
+
+
+def total_key(mixer: TensorDictModuleBase) -> NestedKey:
+    """Return the entry that holds Q_tot among those that a mixer writes."""
+    return keys.TOTAL_VALUE if keys.TOTAL_VALUE in mixer.out_keys else mixer.out_keys[0]
