@@ -122,6 +122,20 @@ class _Reader:
         entry = self.optional(key)
         return None if entry is None else keep_where(self.mask[:, 0], entry[:, 0])
 
+    def of_agents(self, key: NestedKey) -> Tensor:
+        """Return an entry [B, T, N, ..] as it is.
+
+        Raises:
+            ValueError: if it has other agents or steps than the actions.
+        """
+        entry = required(self.batch, key)
+        if entry.shape[:3] != self.action.shape:
+            raise ValueError(
+                f"expected {key!r} of shape {[*self.action.shape, 'O']}, as the actions have, got "
+                f"{list(entry.shape)}"
+            )
+        return entry
+
     def action_mask(self, key: NestedKey) -> Tensor | None:
         """Return an action mask bool [B, T, N, A], or None if it is missing.
 
@@ -233,12 +247,7 @@ def read_rows(
         entry = required(batch, next_key(key))
         return keep_where(goes_on, entry) if ends else entry
 
-    observation, next_observation = required(batch, keys.observation), continued(keys.observation)
-    if observation.shape[:3] != action.shape:
-        raise ValueError(
-            f"expected {keys.observation!r} of shape {[*action.shape, 'O']}, as {keys.action!r} "
-            f"has, got {list(observation.shape)}"
-        )
+    observation, next_observation = read.of_agents(keys.observation), continued(keys.observation)
     last_action = None
     if n_actions is not None:
         first_action = read.first(keys.last_action)  # [B, N, A]

@@ -106,8 +106,9 @@ class Update:
             parameters and targets. Several ranks take no graph.
 
     Raises:
-        ValueError: if a graph is asked for without a GPU, with an optimiser that is not
-            capturable or a loss that writes priorities, or ``compile`` is not a boolean.
+        ValueError: if the target updater is of another loss, a graph is asked for without a GPU,
+            with an optimiser that is not capturable or a loss that writes priorities, or
+            ``compile`` is not a boolean.
         RuntimeError: at the capture, if it fails and ``cuda_graph`` is True.
         OutOfMemoryError: of torch, at the capture, if the device has no room for the graph.
 
@@ -135,6 +136,7 @@ class Update:
         self.target_updater = target_updater
         if not max_grad_norm > 0:
             raise ValueError(f"Update: expected max_grad_norm above 0, got {max_grad_norm}")
+        self._check_target_updater()
         self.max_grad_norm = max_grad_norm
         self.targets_in_graph = type(target_updater) in CAPTURABLE_UPDATERS
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -145,6 +147,20 @@ class Update:
         self.must_be_graph = cuda_graph is True
         self.no_graph = self._reason_against_graph() if cuda_graph else "cuda_graph is False"
         self._graph: tuple[TensorDictBase, StepGraph] | None = None  # with its static input
+
+    def _check_target_updater(self) -> None:
+        """Refuse a target updater of another loss, which would leave this one's targets alone.
+
+        Raises:
+            ValueError: if it is one.
+        """
+        updater = self.target_updater
+        updated = getattr(updater, "loss_module", self.loss)
+        if updated is not self.loss or not hasattr(updater, "step"):
+            raise ValueError(
+                "Update: expected a target updater of this loss, such as "
+                f"make_soft_updater(loss, tau=0.01), got {type(updater).__name__} of another"
+            )
 
     def _join(self, ranks: Ranks) -> None:
         """Begin with the first rank's numbers, and bound targets by the rewards of all ranks."""

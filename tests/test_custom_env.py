@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from recipe_tools import RECIPES, check_told, evaluated, run, summary, tiny
-from team_tools import LIMIT
+from team_tools import LIMIT, AnyEnv, Layout
 from torchrl.envs import ParallelEnv
 from train_tools import wait_for_the_table
 
@@ -104,6 +104,20 @@ def test_a_file_on_the_command_line_is_relative_to_the_current_folder(folder, mo
     typed = [section("elsewhere.py:make"), "env.make=mine.py:make"]
     assert load_config(tiny(folder), typed) == expected
     assert expected.env.make == f"{folder / 'envs' / 'mine.py'}:make"
+
+
+def made_in_python(*, first=0):
+    """Make one environment of the tests."""
+    return AnyEnv(Layout(n_envs=None), first)
+
+
+def test_a_function_itself_makes_environments():
+    settings = {"n_envs": 2, "max_steps": LIMIT, "state": "world", "team_reward": "mean", "seed": 0}
+    assert make_env("custom", make=made_in_python, **settings).rollout(3).shape == (2, 3)
+    with pytest.raises(ConfigError, match=r"made_in_python: env\.make_kwargs\.size"):
+        make_env("custom", make=made_in_python, make_kwargs={"size": 3}, **settings)
+    with pytest.raises(ConfigError, match="expected 1 with a function itself, got 2; name it"):
+        make_env("custom", make=made_in_python, processes=2, **settings)
 
 
 def test_several_environments_of_one_function(folder):

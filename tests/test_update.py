@@ -86,6 +86,14 @@ def test_a_norm_that_stops_all_learning_is_refused(max_grad_norm):
         Update(None, None, None, max_grad_norm=max_grad_norm)
 
 
+def test_a_target_updater_of_another_loss_is_refused():
+    loss, other = make_loss(), make_loss()
+    adam = torch.optim.Adam(loss.parameters())
+    for updater in (make_soft_updater(other, tau=0.1), None):
+        with pytest.raises(ValueError, match=r"expected a target updater of this loss, .* got "):
+            Update(loss, adam, updater, max_grad_norm=1.0)
+
+
 @pytest.mark.parametrize("max_grad_norm", [0.01, 1e6])
 def test_update_clips_agent_and_mixer_together_and_steps(max_grad_norm):
     loss, batch = make_loss(), random_batch(3, 4)

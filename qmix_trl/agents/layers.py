@@ -197,7 +197,7 @@ def carried(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
     if value is None:
         raise KeyError(
             f"expected the agent's memory {key!r}, got {list(tensordict.keys(True, True))}; act in "
-            "with_memory(env, agent)"
+            "with_memory(env, agent), over an environment with TorchRL's InitTracker()"
         )
     return value
 

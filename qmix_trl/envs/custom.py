@@ -1,7 +1,7 @@
 """Environments that a function of the user's makes, as teams under the canonical contract."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase, SerialEnv
 from qmix_trl import keys
 from qmix_trl.envs.contract import check_sizes
 from qmix_trl.envs.team import TeamEnv
-from qmix_trl.envs.user_code import failing_line, load_function, split_name
+from qmix_trl.envs.user_code import failing_line, load_function, name_of, split_name
 from qmix_trl.envs.workers import Workers
 from qmix_trl.errors import ConfigError, nearest, one_line
 from qmix_trl.functional import greedy_action
@@ -24,7 +24,7 @@ TRIED_STEPS = 2
 
 def make_env(
     *,
-    make: str,
+    make: str | Callable[..., EnvBase],
     n_envs: int,
     max_steps: int,
     state: str,
@@ -42,7 +42,7 @@ def make_env(
     other makes one, without a batch, and is called E times.
 
     Args:
-        make: "path/to/file.py:function" or "module:function".
+        make: "path/to/file.py:function" or "module:function"; or the function, for one process.
         n_envs: E.
         max_steps: the time limit in steps; reaching it truncates.
         state: "world", the environment's entry ``state``; or "observations".
@@ -60,9 +60,14 @@ def make_env(
             team, their first steps fail, or a size does not fit them.
     """
     check_sizes(n_envs=n_envs, max_steps=max_steps, processes=processes)
+    if callable(make) and processes > 1:
+        raise ConfigError(
+            f"env.processes: expected 1 with a function itself, got {processes}; name it by "
+            "path/to/file.py:function or module:function, so that other processes find it"
+        )
     maker = EnvMaker(make, dict(make_kwargs or {}), torch.device(device))
     of_team = {"group": group, "state": state, "team_reward": team_reward, "max_steps": max_steps}
-    with errors_told(make):
+    with errors_told(name_of(make) if callable(make) else make):
         maker.check()
         at_once = maker.takes("n_envs")
         tried = TeamEnv(maker(n_envs=n_envs) if at_once else maker(), **of_team)
@@ -89,21 +94,25 @@ class EnvMaker:
         device: which it gets if it has a parameter of that name.
     """
 
-    make: str
+    make: str | Callable[..., EnvBase]
     kwargs: dict[str, Any]
     device: torch.device
 
     def __call__(self, **sizes: int) -> EnvBase:
         """Return an environment, or several in a batch if their number is given."""
         ours = {"device": self.device} if self.takes("device") else {}
-        return load_function(self.make)(**ours, **sizes, **self.kwargs)
+        return self._function(**ours, **sizes, **self.kwargs)
+
+    @property
+    def _function(self) -> Callable[..., EnvBase]:
+        return self.make if callable(self.make) else load_function(self.make)
 
     def takes(self, name: str) -> bool:
         """Return whether the function has a parameter of a name."""
         return name in self._parameters()
 
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(load_function(self.make)).parameters
+        return inspect.signature(self._function).parameters
 
     def check(self) -> None:
         """Refuse keywords that do not fit the function.

@@ -19,7 +19,7 @@ from qmix_trl.envs.make_team import make_team
 from qmix_trl.envs.process_team import ProcessTeam
 from qmix_trl.envs.python_team import PythonTeam
 from qmix_trl.envs.single_env import Shown
-from qmix_trl.envs.user_code import load_function
+from qmix_trl.envs.user_code import load_function, name_of
 from qmix_trl.errors import ConfigError, check_extra, nearest
 
 OTHERS = ("no_op", "random")
@@ -109,7 +109,7 @@ def make_env(
 def path_of(scenario: str | Callable[..., Any]) -> str:
     """Return "module:function" or "path/to/file.py:function" of a scenario."""
     if callable(scenario):
-        return f"{scenario.__module__}:{getattr(scenario, '__name__', type(scenario).__name__)}"
+        return name_of(scenario)
     return scenario if ":" in scenario else f"{scenario}:{FUNCTION}"
 
 

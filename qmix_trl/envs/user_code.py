@@ -7,6 +7,7 @@ import linecache
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -29,6 +30,12 @@ def split_name(spec: str) -> tuple[str, str]:
         return spec, ""
     where, _, name = spec.rpartition(":")
     return where, name
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Return "module:function" of a function or a class."""
+    name = getattr(function, "__name__", type(function).__name__)
+    return f"{function.__module__}:{name}"
 
 
 def load_module(where: str) -> ModuleType:
