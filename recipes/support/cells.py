@@ -38,9 +38,10 @@ TASKS = (
 )
 BENCHMARL = "benchmarl_qmix"
 COMPARED = ("qmix", "vdn", "iql")  # the default
+_BASE = "{name: qmix, mixing_embed_dim: 32, hypernet_layers: 2, hypernet_embed_dim: 64}"
 VARIANTS = {  # what each changes in QMIX's configuration of a task; it has none of its own
-    "qfix": "mixer={name: qfix, base: {name: vdn}, embed_dim: 64}",
-    "qplex": "mixer={name: qplex, base: {name: vdn}, n_heads: 10}",
+    "qfix": f"mixer={{name: qfix, base: {_BASE}, embed_dim: 64}}",
+    "qplex": f"mixer={{name: qplex, base: {_BASE}, n_heads: 10}}",
     "cw_qmix": "loss.weighting={name: central, alpha: 0.75, embed_dim: 64}",
     "ow_qmix": "loss.weighting={name: optimistic, alpha: 0.5, embed_dim: 64}",
 }
