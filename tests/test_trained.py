@@ -1,5 +1,7 @@
 """Agents and mixers of runs: loaded from a run's folder alone, last or best."""
 
+import shutil
+
 import pytest
 import torch
 from recipe_tools import AGENTS, COMBINATIONS, MIXERS, evaluated, game, run, summary
@@ -74,6 +76,7 @@ def test_a_users_file_that_is_gone_is_not_needed(tmp_path):
     )
     folder = run(tmp_path, env)
     mine.unlink()
+    shutil.rmtree(folder / "source")
     with pytest.raises(ConfigError, match="expected a file"):
         load_config(folder / "config.yaml")
     assert load_agent(folder).n_actions == 2  # the two-step game: 2 agents, 2 actions
